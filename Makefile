@@ -1,0 +1,58 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+# Both set themselves up in .venv from the hashed pins in requirements/.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint types layers check-lock lock clean
+
+# -- set-up ---------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AgentWrit needs Python 3.11 or newer: set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.broker: $(BIN)/python requirements/broker.txt pyproject.toml
+	@echo "Setting up $(VENV) (once)"
+	@$(PIP) install --require-hashes --requirement requirements/broker.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.broker requirements/dev.txt
+	@echo "Adding what the tests need (once)"
+	@$(PIP) install --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+# -- run ------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.broker
+	@$(BIN)/agentwrit dev -- $(BIN)/python examples/order_worker.py --customer cust-7291 --order ord-4823
+
+# -- prove ----------------------------------------------------------------------------------------
+
+test: lint types layers
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	@$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	@$(BIN)/lint-imports
+
+# -- maintain -------------------------------------------------------------------------------------
+
+# Needs uv. The lock files carry pins and hashes, and no index address.
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet
+
+lock:
+	@$(LOCK) --extra broker --group dev pyproject.toml --output-file requirements/dev.txt
+	@$(LOCK) --extra broker --group build --constraint requirements/dev.txt pyproject.toml --output-file requirements/broker.txt
+
+clean:
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

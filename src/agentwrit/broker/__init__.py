@@ -1,0 +1,1 @@
+"""The broker: an HTTP service over a store, assembled in `bootstrap`."""

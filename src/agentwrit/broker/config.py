@@ -1,0 +1,209 @@
+"""The broker's settings: AGENTWRIT_* variables, or the same names in a TOML file (`data_dir = "…"`).
+
+A variable outranks the file. A bad value stops the start and is named; so is a name that the file should not have. A
+variable that nobody knows is only reported, because an environment is shared with others.
+"""
+
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from agentwrit.domain import spiffe_id
+from agentwrit.domain.errors import ConfigurationError
+
+PREFIX: Final = "AGENTWRIT_"
+
+# Settings of the SDK and the command line, which share the prefix.
+CLIENT_NAMES: Final = frozenset({"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET"})
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class _BadValue(Exception):
+    """Says what a value should have been."""
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise _BadValue("a text that is not empty")
+    return value
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value == "" else _text(value)
+
+
+def _integer(low: int, high: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+            raise _BadValue(f"a whole number from {low} to {high}")
+        return number
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise _BadValue(f"one of {', '.join(choices)}")
+        return value.lower()
+
+    return read
+
+
+def _optional_path(value: object) -> Path | None:
+    return None if value == "" else Path(_text(value)).expanduser()
+
+
+def _path(value: object) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _url(value: object) -> str | None:
+    if value == "":
+        return None
+    url = _text(value).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise _BadValue("an http or https URL, for example https://broker.example.com")
+    return url
+
+
+def _trust_domain(value: object) -> str:
+    if not isinstance(value, str) or not spiffe_id.is_trust_domain(value):
+        raise _BadValue("a SPIFFE trust domain: lowercase letters, digits, dots, hyphens, underscores")
+    return value
+
+
+def _list(value: object) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise _BadValue("a list of texts, in a variable separated by commas")
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def _networks(value: object) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(item) for item in _list(value))
+    except ValueError:
+        raise _BadValue("addresses or networks, for example 10.0.0.0/8, separated by commas") from None
+
+
+def _setting(default: Any, read: Callable[[object], Any], *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"read": read})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings, checked. Times are in seconds."""
+
+    admin_secret: str | None = _setting(None, _optional_text, secret=True)
+    master_key: str | None = _setting(None, _optional_text, secret=True)
+    data_dir: Path = _setting(Path("agentwrit-data"), _path)
+    database_url: str | None = _setting(None, _optional_text, secret=True)
+    public_url: str | None = _setting(None, _url)
+    host: str = _setting("127.0.0.1", _text)
+    port: int = _setting(8080, _integer(0, 65535))
+    workers: int = _setting(1, _integer(1, 1024))
+    issuer: str = _setting("agentwrit", _text)
+    audience: tuple[str, ...] = _setting((), _list)
+    trust_domain: str = _setting("agentwrit.local", _trust_domain)
+    default_ttl: int = _setting(300, _integer(1, 365 * 86_400))
+    max_ttl: int = _setting(86_400, _integer(1, 365 * 86_400))
+    max_lifetime: int = _setting(86_400, _integer(1, 365 * 86_400))
+    app_token_ttl: int = _setting(1800, _integer(60, 86_400))
+    admin_token_ttl: int = _setting(300, _integer(1, 86_400))
+    trusted_proxies: tuple[Network, ...] = _setting((), _networks)
+    tls_cert: Path | None = _setting(None, _optional_path)
+    tls_key: Path | None = _setting(None, _optional_path)
+    tls_client_ca: Path | None = _setting(None, _optional_path)
+    log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
+    log_format: str = _setting("console", _one_of("console", "json"))
+    metrics_host: str = _setting("127.0.0.1", _text)
+    metrics_port: int | None = _setting(None, _integer(1, 65535))
+
+    @property
+    def default_audience(self) -> tuple[str, ...]:
+        """Whom tokens are for, unless somebody says otherwise."""
+        return self.audience or (self.issuer,)
+
+
+_READERS: Final[dict[str, Callable[[object], Any]]] = {item.name: item.metadata["read"] for item in fields(Config)}
+
+
+def load(environ: Mapping[str, str], file: Path | None = None) -> Config:
+    """Read the settings.
+
+    Raises:
+        ConfigurationError: one line that names the setting and says what it takes.
+    """
+    values: dict[str, Any] = {}
+    for name, value in (_read_file(file) if file is not None else {}).items():
+        values[name] = _checked(f"{name} in {file}", _READERS[name], value)
+    for name, read in _READERS.items():
+        variable = PREFIX + name.upper()
+        if variable in environ:
+            values[name] = _checked(variable, read, environ[variable])
+    config = Config(**values)
+    _check_together(config)
+    return config
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """A line for each AGENTWRIT_ variable that means nothing to us, with the nearest name that does."""
+    known = sorted({PREFIX + name.upper() for name in _READERS} | {PREFIX + name for name in CLIENT_NAMES})
+    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    return [f"{name} is not a setting{_nearest(name, known)}" for name in strangers]
+
+
+def from_environment(file: Path | None = None) -> Config:
+    return load(os.environ, file)
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"the configuration file {file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the configuration file {file} is not TOML: {error}") from error
+    for name in content:
+        if name not in _READERS:
+            raise ConfigurationError(f"{name} in {file} is not a setting{_nearest(name, sorted(_READERS))}")
+    return content
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f": did you mean {matches[0]}?" if matches else ""
+
+
+def _checked(name: str, read: Callable[[object], Any], value: object) -> Any:
+    try:
+        return read(value)
+    except _BadValue as expected:
+        raise ConfigurationError(f"{name} takes {expected}") from None
+
+
+def _check_together(config: Config) -> None:
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise ConfigurationError("AGENTWRIT_TLS_CERT and AGENTWRIT_TLS_KEY are set together or not at all")
+    if config.tls_client_ca is not None and config.tls_cert is None:
+        raise ConfigurationError("AGENTWRIT_TLS_CLIENT_CA needs AGENTWRIT_TLS_CERT and AGENTWRIT_TLS_KEY")
+    if config.default_ttl > config.max_ttl:
+        raise ConfigurationError("AGENTWRIT_DEFAULT_TTL is larger than AGENTWRIT_MAX_TTL: lower it, or raise the other")
+    if config.database_url is not None:
+        raise ConfigurationError("AGENTWRIT_DATABASE_URL: this version has the embedded store only; unset it")
+    if config.workers > 1:
+        raise ConfigurationError("AGENTWRIT_WORKERS: the embedded store serves one worker; set it to 1")

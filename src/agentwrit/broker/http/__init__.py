@@ -1,0 +1,1 @@
+"""The edge: bytes in, a service called, bytes out. Nothing is decided here."""

@@ -1,0 +1,58 @@
+"""What apps do: logging in, and launching agents."""
+
+from collections.abc import Sequence
+
+from agentwrit.broker.http import wire
+from agentwrit.broker.http.edge import Resource
+from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
+from agentwrit.broker.http.launching import launch_token_answer
+from agentwrit.broker.http.rate_limits import RateLimiter
+from agentwrit.broker.services.apps import AppService
+from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.launch_tokens import LaunchTokenService
+from agentwrit.domain import app
+from agentwrit.domain.errors import RateLimited, Unauthorized
+from agentwrit.domain.grant import GrantKind
+
+
+class AppRoutes:
+    """Routes under /v1/app."""
+
+    def __init__(self, apps: AppService, launch_tokens: LaunchTokenService, authenticator: Authenticator) -> None:
+        self._apps = apps
+        self._launch_tokens = launch_tokens
+        self._authenticator = authenticator
+        self._attempts = RateLimiter(per_second=10 / 60, burst=3)
+
+    def resources(self) -> Sequence[Resource]:
+        return [
+            Resource("/v1/app/auth", {"POST": self.authenticate}),
+            Resource("/v1/app/launch-tokens", {"POST": self.create_launch_token}),
+        ]
+
+    async def authenticate(self, exchange: Exchange) -> Answer:
+        request = await exchange.body(wire.AppAuth)
+        try:
+            issued = await self._apps.authenticate(exchange.caller, request.client_id, request.client_secret)
+        except Unauthorized:
+            # Only now: a right secret is never limited, so nobody can lock an app out by naming it.
+            retry_after = self._attempts.take((exchange.caller.network, request.client_id))
+            if retry_after is not None:
+                await self._apps.rate_limited(exchange.caller)
+                raise RateLimited("too many failed logins for this client", retry_after=retry_after) from None
+            raise
+        return json_answer(
+            {
+                "access_token": issued.access_token,
+                "expires_in": issued.expires_in,
+                "token_type": "Bearer",
+                "scopes": issued.grant.scope,
+            }
+        )
+
+    async def create_launch_token(self, exchange: Exchange) -> Answer:
+        principal = await self._authenticator.require(
+            exchange.caller, exchange.bearer(), GrantKind.APP, app.LAUNCH_TOKENS_SCOPE
+        )
+        request = await exchange.body(wire.CreateLaunchToken)
+        return await launch_token_answer(self._launch_tokens, exchange.caller, principal, request)

@@ -1,0 +1,80 @@
+"""The audit log on the wire."""
+
+from collections.abc import Mapping, Sequence
+
+from agentwrit.broker.http import wire
+from agentwrit.broker.http.edge import Resource
+from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
+from agentwrit.broker.services.audit import MAX_LIMIT, AuditService
+from agentwrit.broker.storage.base import EventQuery
+from agentwrit.domain import audit, timestamps
+from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.errors import InvalidRequest
+
+
+class AuditRoutes:
+    """Routes under /v1/audit."""
+
+    def __init__(self, events: AuditService) -> None:
+        self._events = events
+
+    def resources(self) -> Sequence[Resource]:
+        return [Resource("/v1/audit/events", {"GET": self.events})]
+
+    async def events(self, exchange: Exchange) -> Answer:
+        principal = await self._events.authorize(exchange.caller, exchange.bearer())
+        query = _event_query(exchange)
+        events, total = await self._events.events(principal, query)
+        return json_answer(
+            {
+                "events": [audit.record(event) for event in events],
+                "total": total,
+                "offset": query.offset,
+                "limit": query.limit,
+            }
+        )
+
+
+def _event_query(exchange: Exchange) -> EventQuery:
+    """The filters. A bad one is an error: ignored, it would show more than was asked for."""
+    given = exchange.query(
+        "agent_id", "task_id", "event_type", "outcome", "since", "until", "limit", "offset", "after"
+    )
+    return EventQuery(
+        agent_id=given.get("agent_id"),
+        task_id=given.get("task_id"),
+        event_type=_choice(given, "event_type", EventType),
+        outcome=_choice(given, "outcome", Outcome),
+        since=_time(given, "since"),
+        until=_time(given, "until"),
+        after=_event_id(given),
+        limit=integer_parameter(given, "limit", 100, low=1, high=MAX_LIMIT),
+        offset=integer_parameter(given, "offset", 0, low=0, high=wire.MAX_INTEGER),
+    )
+
+
+def _choice(given: Mapping[str, str], name: str, choices: type[EventType] | type[Outcome]) -> str | None:
+    text = given.get(name)
+    if text is not None and text not in set(choices):
+        raise InvalidRequest(f"{name} has no such value", hint=f"one of {', '.join(choices)}")
+    return text
+
+
+def _time(given: Mapping[str, str], name: str) -> str | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    try:
+        return timestamps.rfc3339_micros(timestamps.parse_rfc3339(text))
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{name} is not an RFC 3339 time", hint="for example 2026-01-31T23:59:59Z") from None
+
+
+def _event_id(given: Mapping[str, str]) -> int:
+    text = given.get("after")
+    if text is None:
+        return 0
+    try:
+        return audit.parse_event_id(text)
+    except ValueError:
+        raise InvalidRequest("after is not an event id", hint="for example evt-000001") from None

@@ -1,0 +1,143 @@
+"""What the operator does: logging in, keeping apps, launching agents, reading the log."""
+
+from collections.abc import Sequence
+
+from agentwrit.broker.http import wire
+from agentwrit.broker.http.edge import Resource
+from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
+from agentwrit.broker.http.launching import launch_token_answer
+from agentwrit.broker.http.rate_limits import RateLimiter
+from agentwrit.broker.services.apps import AppService
+from agentwrit.broker.services.authentication import Authenticator, Principal
+from agentwrit.broker.services.launch_tokens import LaunchTokenService
+from agentwrit.broker.services.operators import OperatorService
+from agentwrit.domain import operator, timestamps
+from agentwrit.domain.errors import InvalidRequest, RateLimited
+from agentwrit.domain.grant import GrantKind
+
+
+class OperatorRoutes:
+    """Routes under /v1/admin."""
+
+    def __init__(
+        self,
+        operators: OperatorService,
+        apps: AppService,
+        launch_tokens: LaunchTokenService,
+        authenticator: Authenticator,
+    ) -> None:
+        self._operators = operators
+        self._apps = apps
+        self._launch_tokens = launch_tokens
+        self._authenticator = authenticator
+        self._attempts = RateLimiter(per_second=5, burst=10)
+
+    def resources(self) -> Sequence[Resource]:
+        return [
+            Resource("/v1/admin/auth", {"POST": self.authenticate}),
+            Resource("/v1/admin/apps", {"POST": self.register_app, "GET": self.list_apps}),
+            Resource(
+                "/v1/admin/apps/{app_id}", {"GET": self.show_app, "PUT": self.update_app, "DELETE": self.remove_app}
+            ),
+            Resource("/v1/admin/apps/{app_id}/secret", {"POST": self.rotate_secret}),
+            Resource("/v1/admin/launch-tokens", {"POST": self.create_launch_token}),
+        ]
+
+    async def authenticate(self, exchange: Exchange) -> Answer:
+        request = await exchange.body(wire.AdminAuth)
+        # Taken before the password is looked at, which is slow: waiting in line does not get around the limit.
+        client = exchange.caller.network
+        retry_after = self._attempts.take(client)
+        if retry_after is not None:
+            raise RateLimited("too many failed logins from this address", retry_after=retry_after)
+        issued = await self._operators.authenticate(exchange.caller, request.secret)
+        self._attempts.give_back(client)
+        return json_answer(
+            {"access_token": issued.access_token, "expires_in": issued.expires_in, "token_type": "Bearer"}
+        )
+
+    async def register_app(self, exchange: Exchange) -> Answer:
+        principal = await self._operator(exchange)
+        request = await exchange.body(wire.RegisterApp)
+        new = await self._apps.register(
+            exchange.caller, principal, name=request.name, scopes=request.scopes, token_ttl=request.token_ttl
+        )
+        return json_answer(
+            {
+                "app_id": new.app.app_id,
+                "client_id": new.app.client_id,
+                "client_secret": new.client_secret,
+                "scopes": new.app.scopes,
+                "token_ttl": new.app.token_ttl,
+            },
+            status=201,
+        )
+
+    async def list_apps(self, exchange: Exchange) -> Answer:
+        await self._operator(exchange)
+        parameters = exchange.query("limit", "offset")
+        limit = integer_parameter(parameters, "limit", 0, low=1, high=wire.MAX_INTEGER) or None
+        offset = integer_parameter(parameters, "offset", 0, low=0, high=wire.MAX_INTEGER)
+        apps, total = await self._apps.list(limit=limit, offset=offset)
+        return json_answer({"apps": [wire.app(app) for app in apps], "total": total})
+
+    async def show_app(self, exchange: Exchange) -> Answer:
+        await self._operator(exchange)
+        return json_answer(wire.app(await self._apps.get(exchange.path_params["app_id"])))
+
+    async def update_app(self, exchange: Exchange) -> Answer:
+        principal = await self._operator(exchange)
+        request = await exchange.body(wire.UpdateApp)
+        app, grants_ended = await self._apps.update(
+            exchange.caller,
+            principal,
+            exchange.path_params["app_id"],
+            scopes=request.scopes,
+            token_ttl=request.token_ttl,
+            keep_grants=_keep_grants(exchange),
+        )
+        return json_answer({**wire.app(app), "grants_ended": grants_ended})
+
+    async def remove_app(self, exchange: Exchange) -> Answer:
+        principal = await self._operator(exchange)
+        app = await self._apps.deregister(exchange.caller, principal, exchange.path_params["app_id"])
+        return json_answer(
+            {
+                "app_id": app.app_id,
+                "status": app.status,
+                "deregistered_at": timestamps.rfc3339(app.deregistered_at),
+            }
+        )
+
+    async def rotate_secret(self, exchange: Exchange) -> Answer:
+        principal = await self._operator(exchange)
+        request = await exchange.optional_body(wire.RotateSecret)
+        new = await self._apps.rotate_secret(
+            exchange.caller, principal, exchange.path_params["app_id"], overlap=request.overlap
+        )
+        until = new.app.previous_secret_until
+        return json_answer(
+            {
+                "app_id": new.app.app_id,
+                "client_id": new.app.client_id,
+                "client_secret": new.client_secret,
+                "previous_secret_expires_at": timestamps.rfc3339(until) if until else None,
+            }
+        )
+
+    async def create_launch_token(self, exchange: Exchange) -> Answer:
+        principal = await self._operator(exchange)
+        request = await exchange.body(wire.CreateLaunchToken)
+        return await launch_token_answer(self._launch_tokens, exchange.caller, principal, request)
+
+    async def _operator(self, exchange: Exchange) -> Principal:
+        return await self._authenticator.require(
+            exchange.caller, exchange.bearer(), GrantKind.OPERATOR, operator.LAUNCH_TOKENS_SCOPE
+        )
+
+
+def _keep_grants(exchange: Exchange) -> bool:
+    text = exchange.query("keep_grants").get("keep_grants", "false")
+    if text not in ("true", "false"):
+        raise InvalidRequest("keep_grants takes true or false")
+    return text == "true"

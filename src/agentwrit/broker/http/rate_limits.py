@@ -1,0 +1,47 @@
+"""How often somebody may be wrong: token buckets, in a table that no stranger can grow."""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Final
+
+MAX_BUCKETS: Final = 10_000
+
+
+class RateLimiter:
+    """`burst` failures at once, and then `per_second` more each second, for each key.
+
+    When the table is full the bucket that was used longest ago is forgotten; a full bucket is the same as none, so
+    only a stranger with more addresses than the table has places gains by that.
+    """
+
+    def __init__(
+        self, *, per_second: float, burst: int, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._monotonic = monotonic
+        self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: Hashable) -> int | None:
+        """Take a permit. None, or if there is none left the seconds after which there will be."""
+        permits = self._permits(key)
+        if permits < 1:
+            return max(1, math.ceil((1 - permits) / self._per_second))
+        self._put(key, permits - 1)
+        return None
+
+    def give_back(self, key: Hashable) -> None:
+        """Return a permit: the attempt was no failure."""
+        self._put(key, min(self._burst, self._permits(key) + 1))
+
+    def _permits(self, key: Hashable) -> float:
+        permits, at = self._buckets.get(key, (self._burst, 0.0))
+        return min(self._burst, permits + (self._monotonic() - at) * self._per_second)
+
+    def _put(self, key: Hashable, permits: float) -> None:
+        self._buckets[key] = (permits, self._monotonic())
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets.popitem(last=False)

@@ -1,0 +1,80 @@
+"""What machines ask of the broker: its health, its counts and its public keys."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from agentwrit._version import __version__
+from agentwrit.broker.http.edge import Resource
+from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
+from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.metrics import CONTENT_TYPE, Metrics
+from agentwrit.broker.storage.base import Store
+from agentwrit.domain.errors import Unavailable
+
+HEALTH_TIMEOUT_SECONDS = 2
+JWKS_MAX_AGE_SECONDS = 300
+
+
+class ServiceRoutes:
+    """Routes that need no credential and say nothing of anybody's."""
+
+    def __init__(
+        self, store: Store, keys: SigningKeys, metrics: Metrics, *, is_stopping: Callable[[], bool], has_metrics: bool
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._metrics = metrics
+        self._is_stopping = is_stopping
+        self._has_metrics = has_metrics
+        self._started_at = time.monotonic()
+
+    def resources(self) -> Sequence[Resource]:
+        always = [
+            Resource("/v1/health", {"GET": self.health}),
+            Resource("/livez", {"GET": self.livez}),
+            Resource("/readyz", {"GET": self.readyz}),
+            Resource("/.well-known/jwks.json", {"GET": self.jwks}),
+        ]
+        return [*always, Resource("/v1/metrics", {"GET": self.metrics})] if self._has_metrics else always
+
+    async def health(self, exchange: Exchange) -> Answer:
+        count = await self._event_count()
+        is_ok = count is not None and self._store.is_writable()
+        content = {
+            "status": "ok" if is_ok else "degraded",
+            "version": __version__,
+            "uptime": int(time.monotonic() - self._started_at),
+            "db_connected": is_ok,
+            "audit_events_count": count or 0,
+        }
+        return json_answer(content, status=200 if is_ok else 503)
+
+    async def livez(self, exchange: Exchange) -> Answer:
+        """Whether the process answers at all. Nothing that a restart would not mend."""
+        return json_answer({"status": "ok"})
+
+    async def readyz(self, exchange: Exchange) -> Answer:
+        """Whether requests should be sent here."""
+        if self._is_stopping():
+            raise Unavailable("the broker is stopping")
+        if await self._event_count() is None or not self._store.is_writable():
+            raise Unavailable("the store is out of reach")
+        return json_answer({"status": "ok"})
+
+    async def metrics(self, exchange: Exchange) -> Answer:
+        return Answer(body=self._metrics.render(), media_type=CONTENT_TYPE)
+
+    async def jwks(self, exchange: Exchange) -> Answer:
+        answer = json_answer(self._keys.jwks)
+        answer.headers = {"cache-control": f"public, max-age={JWKS_MAX_AGE_SECONDS}"}
+        answer.media_type = "application/jwk-set+json"  # RFC 7517 §8.5.2
+        return answer
+
+    async def _event_count(self) -> int | None:
+        """How many events there are, or None if the store does not say, or not soon."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+                return await self._store.read(lambda snapshot: snapshot.event_count())
+        except (Unavailable, TimeoutError):
+            return None

@@ -1,0 +1,81 @@
+"""What agents and resource servers do: registering, and validating, renewing and releasing tokens."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from agentwrit.broker.http import wire
+from agentwrit.broker.http.edge import Resource
+from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
+from agentwrit.broker.metrics import Metrics
+from agentwrit.broker.services.registration import Application, RegistrationService
+from agentwrit.broker.services.tokens import TokenService
+from agentwrit.domain import challenge
+from agentwrit.domain.errors import InvalidRequest
+from agentwrit.domain.jwk import PUBLIC_KEY_BYTES
+
+# One answer for every reason: a stranger learns nothing of a token by asking.
+_INVALID: Final = json_answer({"valid": False, "error": "token is invalid or expired"})
+
+
+class TokenRoutes:
+    """The life of an agent's token."""
+
+    def __init__(self, registration: RegistrationService, tokens: TokenService, metrics: Metrics) -> None:
+        self._registration = registration
+        self._tokens = tokens
+        self._valid = metrics.validations.labels("valid")
+        self._invalid = metrics.validations.labels("invalid")
+
+    def resources(self) -> Sequence[Resource]:
+        return [
+            Resource("/v1/token/validate", {"POST": self.validate}),
+            Resource("/v1/challenge", {"GET": self.challenge}),
+            Resource("/v1/register", {"POST": self.register}),
+            Resource("/v1/token/renew", {"POST": self.renew}),
+            Resource("/v1/token/release", {"POST": self.release}),
+        ]
+
+    async def validate(self, exchange: Exchange) -> Answer:
+        request = await exchange.body(wire.Validate)
+        claims = await self._tokens.validate(request.token)
+        if claims is None:
+            self._invalid.inc()
+            return _INVALID
+        self._valid.inc()
+        return json_answer({"valid": True, "claims": wire.claims(claims)})
+
+    async def challenge(self, exchange: Exchange) -> Answer:
+        return json_answer({"nonce": self._registration.challenge(), "expires_in": challenge.LIFETIME_SECONDS})
+
+    async def register(self, exchange: Exchange) -> Answer:
+        request = await exchange.body(wire.Register)
+        public_key = wire.decode_base64(request.public_key, field="public_key")
+        if len(public_key) != PUBLIC_KEY_BYTES:
+            raise InvalidRequest(f"public_key is not the base64 of {PUBLIC_KEY_BYTES} raw Ed25519 bytes")
+        issued = await self._registration.register(
+            exchange.caller,
+            Application(
+                launch_token=request.launch_token,
+                nonce=request.nonce,
+                public_key=public_key,
+                signature=wire.decode_base64(request.signature, field="signature"),
+                orch_id=request.orch_id,
+                task_id=request.task_id,
+                requested_scope=tuple(request.requested_scope),
+            ),
+        )
+        return json_answer(
+            {
+                "agent_id": issued.grant.subject,
+                "access_token": issued.access_token,
+                "expires_in": issued.expires_in,
+            }
+        )
+
+    async def renew(self, exchange: Exchange) -> Answer:
+        issued = await self._tokens.renew(exchange.caller, exchange.bearer())
+        return json_answer({"access_token": issued.access_token, "expires_in": issued.expires_in})
+
+    async def release(self, exchange: Exchange) -> Answer:
+        await self._tokens.release(exchange.caller, exchange.bearer())
+        return Answer(status=204)

@@ -1,0 +1,126 @@
+"""The bodies of requests and answers: names and types, exactly as they stand on the wire."""
+
+import base64
+import binascii
+from typing import TypeVar
+
+import msgspec
+
+from agentwrit.domain import launch_token, timestamps
+from agentwrit.domain.app import App
+from agentwrit.domain.claims import Claims
+from agentwrit.domain.errors import InvalidRequest
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+# Times and counts that a caller sends stay where every part of the broker can compute with them.
+MAX_INTEGER = 2**31 - 1
+
+
+class AdminAuth(msgspec.Struct, frozen=True):
+    secret: str
+
+
+class AppAuth(msgspec.Struct, frozen=True):
+    client_id: str
+    client_secret: str
+
+
+class RegisterApp(msgspec.Struct, frozen=True):
+    name: str
+    scopes: list[str]
+    token_ttl: int | None = None
+
+
+class UpdateApp(msgspec.Struct, frozen=True):
+    scopes: list[str] | None = None
+    token_ttl: int | None = None
+
+
+class RotateSecret(msgspec.Struct, frozen=True):
+    overlap: int = 0
+
+
+class CreateLaunchToken(msgspec.Struct, frozen=True):
+    agent_name: str
+    allowed_scope: list[str]
+    max_ttl: int | None = None
+    single_use: bool = True
+    max_uses: int | None = None
+    ttl: int = launch_token.DEFAULT_TTL_SECONDS
+    audience: list[str] = []
+
+
+class Register(msgspec.Struct, frozen=True):
+    launch_token: str
+    nonce: str
+    public_key: str
+    signature: str
+    orch_id: str
+    task_id: str
+    requested_scope: list[str]
+
+
+class Validate(msgspec.Struct, frozen=True):
+    token: str
+
+
+def decode(body: bytes, schema: type[B]) -> B:
+    """Read a request's body.
+
+    Raises:
+        InvalidRequest: it is not JSON, not an object, or a field is missing, empty, out of range or of the wrong type.
+            Names the field.
+    """
+    try:
+        body.decode("utf-8")  # RFC 8259 §8.1; the decoder looks only at the fields that it knows
+        request = msgspec.json.decode(body, type=schema)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the body is not what this route takes: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("the body is not JSON") from None
+    for field in msgspec.structs.fields(schema):
+        value = getattr(request, field.name)
+        if field.required and not value:
+            raise InvalidRequest(f"{field.name} is required and must not be empty")
+        if isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER:
+            raise InvalidRequest(f"{field.name} is out of range")
+    return request
+
+
+def decode_optional(body: bytes, schema: type[B]) -> B:
+    """As `decode`, for a body that may be left out."""
+    return decode(body or b"{}", schema)
+
+
+def decode_base64(text: str, *, field: str) -> bytes:
+    """The bytes of a field in base64 (RFC 4648 §4).
+
+    Raises:
+        InvalidRequest: it is not base64. Names `field`.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"{field} is not base64") from None
+
+
+def app(record: App) -> dict[str, object]:
+    """An app as it is shown."""
+    return {
+        "app_id": record.app_id,
+        "name": record.name,
+        "client_id": record.client_id,
+        "scopes": record.scopes,
+        "token_ttl": record.token_ttl,
+        "status": record.status,
+        "created_at": timestamps.rfc3339(record.created_at),
+        "updated_at": timestamps.rfc3339(record.updated_at),
+    }
+
+
+def claims(held: Claims) -> dict[str, object]:
+    """A token's claims as they are shown: `scope` is a list here."""
+    shown = msgspec.to_builtins(held)
+    shown["scope"] = held.scopes
+    return dict(shown)

@@ -1,0 +1,315 @@
+"""Apps: registering, changing and ending them, and logging them in."""
+
+import hmac
+import secrets
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from agentwrit.broker.config import Config
+from agentwrit.broker.services.authentication import Principal, app_subject
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, end_grant, revoke_grant
+from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
+from agentwrit.domain import app as app_rules
+from agentwrit.domain import launch_token, scope
+from agentwrit.domain.app import App, AppStatus
+from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.errors import Conflict, InvalidRequest, InvalidTTL, NotFound, Unauthorized
+from agentwrit.domain.grant import EndReason, Grant, GrantKind
+
+
+class NewAppSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """An app with its client secret, which is shown this once."""
+
+    app: App
+    client_secret: str
+
+    def __repr__(self) -> str:
+        return f"NewAppSecret(app_id={self.app.app_id!r})"
+
+
+class AppService:
+    """What the operator does with apps, and how apps log in."""
+
+    def __init__(self, store: Store, denials: DenialLog, issuer: TokenIssuer, config: Config) -> None:
+        self._store = store
+        self._denials = denials
+        self._issuer = issuer
+        self._config = config
+
+    async def register(
+        self, caller: Caller, operator: Principal, *, name: str, scopes: Sequence[str], token_ttl: int | None
+    ) -> NewAppSecret:
+        """Register an app under a name that no active app has.
+
+        Raises:
+            InvalidRequest, InvalidTTL: an argument is not what it should be.
+            Conflict: the name is taken.
+        """
+        app_rules.check_name(name)
+        ceiling = scope.parse_list(scopes, field="scopes")
+        ttl = _check_token_ttl(self._config.app_token_ttl if token_ttl is None else token_ttl)
+        secret = secrets.token_hex(launch_token.SECRET_BYTES)
+
+        def register(transaction: Transaction) -> NewAppSecret:
+            if transaction.active_app_by_name(name) is not None:
+                raise Conflict(f"an app named {name} exists", hint="choose another name, or remove that app first")
+            now = int(transaction.now)
+            app = App(
+                app_id=f"app-{secrets.token_hex(8)}",
+                name=name,
+                client_id=f"client-{secrets.token_hex(8)}",
+                secret_hash=launch_token.fingerprint(secret),
+                scopes=ceiling,
+                token_ttl=ttl,
+                status=AppStatus.ACTIVE,
+                created_at=now,
+                updated_at=now,
+            )
+            transaction.put_app(app)
+            transaction.record(_event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered"))
+            return NewAppSecret(app=app, client_secret=secret)
+
+        return await self._store.write(register)
+
+    async def list(self, *, limit: int | None, offset: int) -> tuple[Sequence[App], int]:
+        """Apps in the order of their registration, and how many there are in all."""
+        return await self._store.read(
+            lambda snapshot: (snapshot.apps(limit=limit, offset=offset), snapshot.app_count())
+        )
+
+    async def get(self, app_id: str) -> App:
+        """One app, active or not.
+
+        Raises:
+            NotFound: there is none of this id.
+        """
+        app = await self._store.read(lambda snapshot: snapshot.app(app_id))
+        if app is None:
+            raise _no_such_app()
+        return app
+
+    async def update(
+        self,
+        caller: Caller,
+        operator: Principal,
+        app_id: str,
+        *,
+        scopes: Sequence[str] | None,
+        token_ttl: int | None,
+        keep_grants: bool,
+    ) -> tuple[App, int]:
+        """Change an app's ceiling, its token's life, or both. Returns the app and how many grants that ended.
+
+        A narrower ceiling ends the live grants that exceed it, unless `keep_grants`.
+
+        Raises:
+            InvalidRequest, InvalidTTL: an argument is not what it should be, or there is none.
+            NotFound: there is no such active app.
+        """
+        if scopes is None and token_ttl is None:
+            raise InvalidRequest("give scopes, token_ttl or both")
+        ceiling = None if scopes is None else scope.parse_list(scopes, field="scopes")
+        ttl = None if token_ttl is None else _check_token_ttl(token_ttl)
+
+        def update(transaction: Transaction) -> tuple[App, int]:
+            before = _active(transaction, app_id)
+            app = msgspec.structs.replace(
+                before,
+                scopes=before.scopes if ceiling is None else ceiling,
+                token_ttl=before.token_ttl if ttl is None else ttl,
+                updated_at=int(transaction.now),
+            )
+            transaction.put_app(app)
+
+            def exceeds(grant: Grant) -> bool:
+                return grant.kind is GrantKind.AGENT and not scope.scope_is_subset(grant.scope, app.scopes)
+
+            ended = 0 if keep_grants else _end_grants(transaction, app, EndReason.CEILING_NARROWED, exceeds)
+            if app.scopes != before.scopes:
+                transaction.record(_ceiling_event(caller, operator, before, app, ended))
+            if app.token_ttl != before.token_ttl:
+                transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed"))
+            return app, ended
+
+        return await self._store.write(update)
+
+    async def rotate_secret(
+        self, caller: Caller, operator: Principal, app_id: str, *, overlap: int
+    ) -> NewAppSecret:
+        """Give an app a new secret; the old one, and tokens issued on it, work for `overlap` seconds more.
+
+        Raises:
+            InvalidRequest: the overlap is out of range.
+            NotFound: there is no such active app.
+        """
+        if not 0 <= overlap <= app_rules.MAX_OVERLAP_SECONDS:
+            raise InvalidRequest(f"overlap takes 0 to {app_rules.MAX_OVERLAP_SECONDS} seconds")
+        secret = secrets.token_hex(launch_token.SECRET_BYTES)
+
+        def rotate(transaction: Transaction) -> NewAppSecret:
+            before = _active(transaction, app_id)
+            now = int(transaction.now)
+            app = msgspec.structs.replace(
+                before,
+                secret_hash=launch_token.fingerprint(secret),
+                previous_secret_hash=before.secret_hash if overlap else b"",
+                previous_secret_until=now + overlap if overlap else 0,
+                updated_at=now,
+            )
+            transaction.put_app(app)
+            for grant in transaction.live_grants(GrantQuery(app_id=app_id, kind=GrantKind.APP), now):
+                if overlap and grant.credential == before.secret_hash:
+                    revoke_grant(transaction, grant, effective_at=now + overlap)
+                else:
+                    end_grant(transaction, grant, EndReason.SECRET_ROTATED)
+            transaction.record(
+                _event(caller, operator, EventType.APP_SECRET_ROTATED, app, f"the old secret works for {overlap} s more")
+            )
+            return NewAppSecret(app=app, client_secret=secret)
+
+        return await self._store.write(rotate)
+
+    async def deregister(self, caller: Caller, operator: Principal, app_id: str) -> App:
+        """End an app and every credential that came through it. Ending it again changes nothing.
+
+        Raises:
+            NotFound: there is none of this id.
+        """
+
+        def deregister(transaction: Transaction) -> App:
+            before = transaction.app(app_id)
+            if before is None:
+                raise _no_such_app()
+            if not before.is_active:
+                return before
+            now = int(transaction.now)
+            app = msgspec.structs.replace(
+                before, status=AppStatus.INACTIVE, updated_at=now, deregistered_at=max(1, now)
+            )
+            transaction.put_app(app)
+            ended = _end_grants(transaction, app, EndReason.APP_DEREGISTERED, lambda grant: True)
+            event = _event(caller, operator, EventType.APP_DEREGISTERED, app, "an app was removed")
+            transaction.record(msgspec.structs.replace(event, data={**event.data, "grants_ended": ended}))
+            return app
+
+        return await self._store.write(deregister)
+
+    async def authenticate(self, caller: Caller, client_id: str, client_secret: str) -> IssuedToken:
+        """An app token, for the app's secret.
+
+        Raises:
+            Unauthorized: unknown id, wrong secret or inactive app: which, nobody is told, and neither does time.
+        """
+        fingerprint = launch_token.fingerprint(client_secret)
+
+        def authenticate(transaction: Transaction) -> IssuedToken:
+            now = transaction.now
+            app = transaction.app_by_client_id(client_id)
+            is_right = (app or _NOBODY).accepts(fingerprint, now)
+            if app is None or not is_right:
+                raise _login_failed(caller, app)
+            is_current = hmac.compare_digest(app.secret_hash, fingerprint)
+            grant = self._issuer.new_grant(
+                GrantKind.APP,
+                app_subject(app.app_id),
+                app_rules.TOKEN_SCOPES,
+                ttl=app.token_ttl,
+                now=now,
+                ends_at=None if is_current else app.previous_secret_until,
+                app=app,
+                audience=(self._config.issuer,),
+            )
+            grant = msgspec.structs.replace(grant, credential=fingerprint)
+            transaction.put_grant(grant)
+            transaction.record(
+                caller.event(
+                    EventType.APP_AUTHENTICATED, principal=grant.subject, app_id=app.app_id, sid=grant.sid
+                )
+            )
+            return self._issuer.token(grant, now)
+
+        return await self._denials.write(authenticate)
+
+    async def rate_limited(self, caller: Caller) -> None:
+        """Record that too many wrong secrets were tried from one place."""
+        event = caller.event(EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many wrong secrets")
+        await self._denials.record(StrangerDenied(Unauthorized("too many attempts"), caller, event))
+
+
+# Compared with where there is no app, so that an unknown id takes as long as a wrong secret.
+_NOBODY = App(
+    app_id="",
+    name="",
+    client_id="",
+    secret_hash=bytes(32),
+    scopes=(),
+    token_ttl=0,
+    status=AppStatus.INACTIVE,
+    created_at=0,
+    updated_at=0,
+)
+
+
+def _active(transaction: Transaction, app_id: str) -> App:
+    app = transaction.app(app_id)
+    if app is None or not app.is_active:
+        raise _no_such_app()
+    return app
+
+
+def _no_such_app() -> NotFound:
+    return NotFound("no such app", hint="`agentwrit app list` shows the apps that there are")
+
+
+def _check_token_ttl(ttl: int) -> int:
+    low, high = app_rules.MIN_TOKEN_TTL_SECONDS, app_rules.MAX_TOKEN_TTL_SECONDS
+    if not low <= ttl <= high:
+        raise InvalidTTL(f"token_ttl takes {low} to {high} seconds")
+    return ttl
+
+
+def _end_grants(
+    transaction: Transaction, app: App, reason: EndReason, condition: Callable[[Grant], bool]
+) -> int:
+    ended = 0
+    for grant in transaction.live_grants(GrantQuery(app_id=app.app_id), transaction.now):
+        if condition(grant):
+            end_grant(transaction, grant, reason)
+            ended += 1
+    return ended
+
+
+def _event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:
+    return caller.event(
+        event_type,
+        detail=detail,
+        principal=operator.claims.sub,
+        app_id=app.app_id,
+        sid=operator.claims.sid,
+        data={"name": app.name, "scopes": list(app.scopes), "token_ttl": app.token_ttl},
+    )
+
+
+def _ceiling_event(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
+    return caller.event(
+        EventType.SCOPES_CEILING_UPDATED,
+        detail="an app's ceiling was changed",
+        principal=operator.claims.sub,
+        app_id=app.app_id,
+        sid=operator.claims.sid,
+        data={"before": list(before.scopes), "after": list(app.scopes), "grants_ended": ended},
+    )
+
+
+def _login_failed(caller: Caller, app: App | None) -> StrangerDenied:
+    # An id that is not ours is not recorded: people have been known to put the secret in its place.
+    event = caller.event(
+        EventType.APP_AUTH_FAILED,
+        Outcome.DENIED,
+        detail="the client id is unknown" if app is None else "the secret is wrong, or the app is not active",
+        app_id=app.app_id if app is not None else "",
+    )
+    return StrangerDenied(Unauthorized("the client id or the client secret was not accepted"), caller, event)

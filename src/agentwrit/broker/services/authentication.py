@@ -1,0 +1,159 @@
+"""Bearer tokens: who is calling, and may they."""
+
+from functools import lru_cache
+from typing import Final
+
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.liveness import Liveness
+from agentwrit.domain import claims as claims_rules
+from agentwrit.domain import scope
+from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.claims import Claims
+from agentwrit.domain.errors import InsufficientScope, InvalidToken, Refusal, TokenRevoked, Unauthorized
+from agentwrit.domain.grant import GrantKind
+from agentwrit.domain.operator import SUBJECT as OPERATOR_SUBJECT
+
+GENUINE_TOKENS_REMEMBERED: Final = 8192
+
+_APP_PREFIX: Final = "app:"
+
+
+def kind_of(claims: Claims) -> GrantKind:
+    """Whose token it is. Scopes do not say: an agent's may look like an operator's."""
+    if claims.sub == OPERATOR_SUBJECT:
+        return GrantKind.OPERATOR
+    return GrantKind.APP if claims.sub.startswith(_APP_PREFIX) else GrantKind.AGENT
+
+
+def app_subject(app_id: str) -> str:
+    """The `sub` of an app's own tokens."""
+    return _APP_PREFIX + app_id
+
+
+class Principal:
+    """Someone who presented a token that holds."""
+
+    def __init__(self, kid: str, claims: Claims) -> None:
+        self.kid = kid
+        self.claims = claims
+        self.kind = kind_of(claims)
+
+    @property
+    def app_id(self) -> str:
+        """The app that this is, or empty."""
+        return self.claims.sub.removeprefix(_APP_PREFIX) if self.kind is GrantKind.APP else ""
+
+
+class Authenticator:
+    """Checks tokens: genuine, in time, alive."""
+
+    def __init__(
+        self, keys: SigningKeys, issuer: str, clock: Clock, liveness: Liveness, denials: DenialLog
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._clock = clock
+        self._liveness = liveness
+        self._denials = denials
+        # What a signature says does not change, so it is checked once; everything else is checked each time.
+        self._read_genuine = lru_cache(GENUINE_TOKENS_REMEMBERED)(self._read)
+
+    def genuine(self, token: str) -> Principal:
+        """Who a token speaks for, if we issued it and its time is not over. It may have been revoked.
+
+        Raises:
+            InvalidToken: it is not.
+        """
+        principal = self._read_genuine(token)
+        claims_rules.check_time(principal.claims, self._clock.now())
+        return principal
+
+    async def alive(self, token: str) -> Principal:
+        """Who a token speaks for, if it is genuine, in time and not revoked.
+
+        Raises:
+            InvalidToken: it is not.
+        """
+        principal = self.genuine(token)
+        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
+            raise InvalidToken("the token has been revoked")
+        return principal
+
+    async def is_grant_dead(self, principal: Principal) -> bool:
+        """Whether the principal's grant has ended; a token that was merely superseded does not count."""
+        return await self._liveness.is_grant_dead(principal.kid, principal.claims, self._clock.now())
+
+    async def bearer(self, caller: Caller, token: str | None) -> Principal:
+        """Who is calling (RFC 6750 §2.1).
+
+        Raises:
+            Unauthorized: no token, or none that holds.
+            TokenRevoked: a genuine one, in time, whose grant has ended or that has been superseded.
+        """
+        try:
+            if token is None:
+                raise InvalidToken("no bearer token")
+            principal = self.genuine(token)
+        except InvalidToken as invalid:
+            raise await self.refused(caller, invalid) from None
+        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
+            raise await self.revoked(caller, principal)
+        return principal
+
+    async def require(self, caller: Caller, token: str | None, kind: GrantKind, required: str) -> Principal:
+        """Who is calling, if it is the right kind of caller and holds the scope.
+
+        Raises:
+            Unauthorized, TokenRevoked: as `bearer`.
+            InsufficientScope: it does not.
+        """
+        principal = await self.bearer(caller, token)
+        if principal.kind is not kind or not scope.scope_is_subset([required], principal.claims.scopes):
+            raise await self.insufficient(caller, principal, required)
+        return principal
+
+    async def insufficient(self, caller: Caller, principal: Principal, required: str) -> Refusal:
+        """Record that a caller may not do what it asked for. Returns what to tell it."""
+        event = caller.event(
+            EventType.SCOPE_VIOLATION,
+            Outcome.DENIED,
+            detail="the token does not have the scope that this route needs",
+            principal=principal.claims.sub,
+            app_id=principal.app_id,
+            sid=principal.claims.sid,
+            data={"scope_required": [required], "scope_held": list(principal.claims.scopes)},
+        )
+        error = InsufficientScope("the token does not have the scope that this route needs", required=required)
+        return await self._denials.record(StrangerDenied(error, caller, event))
+
+    async def refused(self, caller: Caller, invalid: InvalidToken) -> Refusal:
+        """Record that a token was not accepted, and why. Returns what to tell the caller: not why."""
+        event = caller.event(EventType.TOKEN_AUTH_FAILED, Outcome.DENIED, detail=invalid.reason)
+        error = Unauthorized("a valid bearer token is needed")
+        return await self._denials.record(StrangerDenied(error, caller, event))
+
+    async def revoked(self, caller: Caller, principal: Principal) -> Refusal:
+        """Record that a dead token was used. Returns what to tell the caller."""
+        held = principal.claims
+        event = caller.event(
+            EventType.TOKEN_REVOKED_ACCESS,
+            Outcome.DENIED,
+            detail="a token was used after its end",
+            principal=held.sub,
+            app_id=principal.app_id,
+            agent_id=held.sub if principal.kind is GrantKind.AGENT else "",
+            task_id=held.task_id,
+            orch_id=held.orch_id,
+            sid=held.sid,
+            data={"jti": held.jti},
+        )
+        return await self._denials.record(StrangerDenied(TokenRevoked(), caller, event))
+
+    def _read(self, token: str) -> Principal:
+        kid, payload = self._keys.verifier.verify(token)
+        claims = claims_rules.decode(payload)
+        claims_rules.check_issuer(claims, self._issuer)
+        return Principal(kid, claims)

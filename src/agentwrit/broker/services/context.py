@@ -1,0 +1,67 @@
+"""Who is asking: what every use case needs to know to record what was done."""
+
+import ipaddress
+
+import msgspec
+
+from agentwrit.domain.audit import Draft, EventType, Outcome
+
+EventData = dict[str, str | int | list[str]]
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request came from. `route` is the method and the template of its path."""
+
+    address: str = ""
+    route: str = ""
+    request_id: str = ""
+    trace_id: str = ""
+
+    @property
+    def network(self) -> str:
+        """The address, or for IPv6 its /64: what one stranger has to themselves."""
+        try:
+            address = ipaddress.ip_address(self.address)
+        except ValueError:
+            return self.address
+        if isinstance(address, ipaddress.IPv4Address):
+            return self.address
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+
+    def event(
+        self,
+        event_type: EventType,
+        outcome: Outcome = Outcome.SUCCESS,
+        *,
+        detail: str = "",
+        principal: str = "",
+        app_id: str = "",
+        agent_id: str = "",
+        task_id: str = "",
+        orch_id: str = "",
+        sid: str = "",
+        data: EventData | None = None,
+    ) -> Draft:
+        """An event of this request, ready to be recorded."""
+        return Draft(
+            event_type=event_type,
+            outcome=outcome,
+            detail=detail,
+            resource=self.route,
+            principal=principal,
+            app_id=app_id,
+            agent_id=agent_id,
+            task_id=task_id,
+            orch_id=orch_id,
+            sid=sid,
+            client_address=self.address,
+            request_id=self.request_id,
+            trace_id=self.trace_id,
+            data=data or {},
+        )
+
+    def at(self, route: str) -> "Caller":
+        """The same caller, at a route."""
+        return msgspec.structs.replace(self, route=route)

@@ -1,0 +1,171 @@
+"""Launch tokens: handing out the right to register agents."""
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from agentwrit.broker.config import Config
+from agentwrit.broker.services.authentication import Principal
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.storage.base import Denied, Store, Transaction
+from agentwrit.domain import launch_token, scope
+from agentwrit.domain.app import App
+from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.errors import InvalidRequest, InvalidTTL, ScopeViolation, Unauthorized
+from agentwrit.domain.grant import GrantKind
+from agentwrit.domain.launch_token import LaunchToken
+
+MAX_AGENT_NAME_LENGTH = 256
+MAX_USES = 1_000_000
+MAX_AUDIENCES = 16
+
+
+class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of a launch token. `max_ttl`: seconds that its agents' tokens live; `ttl`: that it lives itself.
+
+    `max_uses` None: once if `single_use`, else as often as wanted.
+    """
+
+    agent_name: str
+    allowed_scope: Sequence[str]
+    max_ttl: int | None = None
+    single_use: bool = True
+    max_uses: int | None = None
+    ttl: int = launch_token.DEFAULT_TTL_SECONDS
+    audience: Sequence[str] = ()
+
+
+class NewLaunchToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A launch token, for whoever asked for it: `secret` is shown this once."""
+
+    secret: str
+    record: LaunchToken
+
+    def __repr__(self) -> str:
+        return "NewLaunchToken(…)"
+
+
+class LaunchTokenService:
+    """Issues launch tokens, to apps within their ceiling and to the operator."""
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self._store = store
+        self._config = config
+
+    async def issue(self, caller: Caller, principal: Principal, policy: LaunchPolicy) -> NewLaunchToken:
+        """Make a launch token.
+
+        Raises:
+            InvalidRequest, InvalidTTL: the policy is not one.
+            ScopeViolation: it allows more than the app may.
+            Unauthorized: the app is not active.
+        """
+        allowed = scope.parse_list(policy.allowed_scope, field="allowed_scope")
+        max_ttl, ttl = self._lifetimes(policy)
+        max_uses = _max_uses(policy)
+        _check_agent_name(policy.agent_name)
+        audience = check_audience(policy.audience)
+        secret = secrets.token_hex(launch_token.SECRET_BYTES)
+
+        def issue(transaction: Transaction) -> NewLaunchToken:
+            app = self._app(transaction, principal)
+            if app is not None:
+                _check_ceiling(caller, principal, app, allowed)
+            now = int(transaction.now)
+            record = LaunchToken(
+                token_hash=launch_token.fingerprint(secret),
+                app_id=app.app_id if app is not None else "",
+                client_id=app.client_id if app is not None else "",
+                agent_name=policy.agent_name,
+                allowed_scope=allowed,
+                audience=audience,
+                max_ttl=max_ttl,
+                max_uses=max_uses,
+                uses=0,
+                created_at=now,
+                expires_at=now + ttl,
+            )
+            transaction.put_launch_token(record)
+            transaction.record(
+                caller.event(
+                    EventType.LAUNCH_TOKEN_ISSUED,
+                    principal=principal.claims.sub,
+                    app_id=record.app_id,
+                    sid=principal.claims.sid,
+                    detail="a launch token was issued",
+                    data={
+                        "agent_name": policy.agent_name,
+                        "allowed_scope": list(allowed),
+                        "max_ttl": max_ttl,
+                        "max_uses": max_uses,
+                        "ttl": ttl,
+                    },
+                )
+            )
+            return NewLaunchToken(secret=secret, record=record)
+
+        return await self._store.write(issue)
+
+    def _app(self, transaction: Transaction, principal: Principal) -> App | None:
+        """The app that asks, or None for the operator."""
+        if principal.kind is GrantKind.OPERATOR:
+            return None
+        app = transaction.app(principal.app_id)
+        if app is None or not app.is_active:
+            raise Unauthorized("the app is not active")
+        return app
+
+    def _lifetimes(self, policy: LaunchPolicy) -> tuple[int, int]:
+        max_ttl = self._config.default_ttl if policy.max_ttl is None else policy.max_ttl
+        if max_ttl < 1:
+            raise InvalidTTL("max_ttl must be at least 1 second")
+        if policy.ttl < 1:
+            raise InvalidTTL("ttl must be at least 1 second")
+        return min(max_ttl, self._config.max_ttl), min(policy.ttl, launch_token.MAX_TTL_SECONDS)
+
+
+def check_audience(audience: Sequence[str]) -> tuple[str, ...]:
+    """`audience`, if tokens can be for it.
+
+    Raises:
+        InvalidRequest: they cannot.
+    """
+    if len(audience) > MAX_AUDIENCES or any(not 0 < len(item) <= 256 or not item.isprintable() for item in audience):
+        raise InvalidRequest(f"audience takes up to {MAX_AUDIENCES} printable names of 1 to 256 characters")
+    return tuple(audience)
+
+
+def _check_agent_name(name: str) -> None:
+    if len(name) > MAX_AGENT_NAME_LENGTH or not name.isprintable():
+        raise InvalidRequest(f"agent_name takes 1 to {MAX_AGENT_NAME_LENGTH} printable characters")
+
+
+def _max_uses(policy: LaunchPolicy) -> int:
+    if policy.max_uses is None:
+        return 1 if policy.single_use else 0
+    if not 1 <= policy.max_uses <= MAX_USES or (policy.single_use and policy.max_uses != 1):
+        raise InvalidRequest(f"max_uses takes 1 to {MAX_USES}, and more than 1 only with single_use false")
+    return policy.max_uses
+
+
+def _check_ceiling(caller: Caller, principal: Principal, app: App, allowed: Sequence[str]) -> None:
+    exceeding = scope.uncovered(allowed, app.scopes)
+    if exceeding:
+        event = caller.event(
+            EventType.SCOPE_CEILING_EXCEEDED,
+            Outcome.DENIED,
+            principal=principal.claims.sub,
+            app_id=app.app_id,
+            sid=principal.claims.sid,
+            detail="the launch token would allow more than the app's ceiling",
+            data={
+                "scope_requested": list(allowed),
+                "scope_held": list(app.scopes),
+                "scope_exceeding": list(exceeding),
+            },
+        )
+        raise Denied(
+            ScopeViolation("allowed_scope exceeds the app's ceiling", hint="the operator can widen the app's scopes"),
+            event,
+        )

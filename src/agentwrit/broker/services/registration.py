@@ -1,0 +1,193 @@
+"""Registration: an agent proves its key and gets its identity, its grant and its first token."""
+
+import os
+
+import msgspec
+
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.config import Config
+from agentwrit.broker.keystore import MasterKey
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
+from agentwrit.broker.storage.base import Denied, Transaction
+from agentwrit.domain import challenge, launch_token, scope, spiffe_id
+from agentwrit.domain.app import App
+from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.errors import InvalidChallenge, ScopeViolation, Unauthorized
+from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.jws import is_signature
+from agentwrit.domain.launch_token import LaunchToken
+
+
+class Application(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent brings to be registered. `public_key`: 32 bytes; `signature`: over the nonce's 32 bytes."""
+
+    launch_token: str
+    nonce: str
+    public_key: bytes
+    signature: bytes
+    orch_id: str
+    task_id: str
+    requested_scope: tuple[str, ...]
+
+
+class RegistrationService:
+    """Registers agents."""
+
+    def __init__(
+        self, denials: DenialLog, issuer: TokenIssuer, clock: Clock, config: Config, master_key: MasterKey
+    ) -> None:
+        self._denials = denials
+        self._issuer = issuer
+        self._clock = clock
+        self._config = config
+        self._nonce_key = master_key.derive("nonce")
+
+    def challenge(self) -> str:
+        """A fresh nonce to sign. Handing it out keeps no state."""
+        return challenge.mint(self._nonce_key, self._clock.now(), os.urandom(challenge.RANDOM_BYTES))
+
+    async def register(self, caller: Caller, application: Application) -> IssuedToken:
+        """Register an agent, in one transaction.
+
+        Raises:
+            InvalidRequest: a field is not what it should be.
+            Unauthorized: the launch token, the nonce or the signature is not good; which, nobody is told.
+            ScopeViolation: more is asked for than the launch token, or by now the app, may give.
+        """
+        spiffe_id.check_segment(application.orch_id, field="orch_id")
+        spiffe_id.check_segment(application.task_id, field="task_id")
+        requested = scope.parse_list(application.requested_scope, field="requested_scope")
+        is_proven = _is_proven(application)
+
+        def register(transaction: Transaction) -> IssuedToken:
+            now = transaction.now
+            token = transaction.launch_token(launch_token.fingerprint(application.launch_token))
+            if token is None or not token.is_usable(now):
+                raise _refused(caller, application, "the launch token is unknown, used up or expired")
+            app = transaction.app(token.app_id) if token.app_id else None
+            if token.app_id and (app is None or not app.is_active):
+                raise _refused(caller, application, "the app that the launch token is from is not active")
+            _check_scope(caller, application, token, app)
+            self._spend_nonce(transaction, caller, application)
+            if not is_proven:
+                raise _refused(caller, application, "the signature is not by that key over that nonce")
+            transaction.put_launch_token(launch_token.used(token))
+            grant = self._grant(application, requested, token, app, now)
+            transaction.put_grant(grant)
+            issued = self._issuer.token(grant, now)
+            _record(transaction, caller, grant)
+            return issued
+
+        return await self._denials.write(register)
+
+    def _spend_nonce(self, transaction: Transaction, caller: Caller, application: Application) -> None:
+        try:
+            nonce = challenge.verify(self._nonce_key, application.nonce, transaction.now)
+        except InvalidChallenge as invalid:
+            raise _refused(caller, application, invalid.reason) from None
+        if not transaction.spend_nonce(nonce, challenge.expires_at(nonce)):
+            raise _refused(caller, application, "the nonce was used before")
+
+    def _grant(
+        self,
+        application: Application,
+        requested: tuple[str, ...],
+        token: LaunchToken,
+        app: App | None,
+        now: float,
+    ) -> Grant:
+        instance = os.urandom(spiffe_id.INSTANCE_BYTES)
+        agent_id = spiffe_id.for_agent(
+            self._config.trust_domain, application.orch_id, application.task_id, instance
+        )
+        grant = self._issuer.new_grant(
+            GrantKind.AGENT,
+            agent_id,
+            requested,
+            ttl=token.max_ttl,
+            now=now,
+            ends_at=int(now) + self._config.max_lifetime,
+            app=app,
+            audience=token.audience,
+        )
+        return msgspec.structs.replace(
+            grant,
+            orch_id=application.orch_id,
+            task_id=application.task_id,
+            agent_name=token.agent_name,
+            public_key=application.public_key,
+        )
+
+
+def _is_proven(application: Application) -> bool:
+    """Whether the signature is right. The nonce's own merits are another question."""
+    try:
+        message = bytes.fromhex(application.nonce)
+    except ValueError:
+        return False
+    return is_signature(application.signature, message, application.public_key)
+
+
+def _refused(caller: Caller, application: Application, reason: str) -> StrangerDenied:
+    """A refusal that tells the caller the same, whatever the reason: that goes to the audit log."""
+    event = caller.event(
+        EventType.REGISTRATION_POLICY_VIOLATION,
+        Outcome.DENIED,
+        detail=reason,
+        orch_id=application.orch_id,
+        task_id=application.task_id,
+    )
+    error = Unauthorized(
+        "the registration was not accepted",
+        hint="it takes a live launch token, a fresh nonce and a signature over its 32 bytes",
+    )
+    return StrangerDenied(error, caller, event)
+
+
+def _check_scope(caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:
+    """Within the launch token, and within the ceiling that the app has by now."""
+    ceilings = [(EventType.REGISTRATION_POLICY_VIOLATION, "launch token", token.allowed_scope)]
+    if app is not None:
+        ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", app.scopes))
+    for event_type, name, held in ceilings:
+        exceeding = scope.uncovered(application.requested_scope, held)
+        if exceeding:
+            event = caller.event(
+                event_type,
+                Outcome.DENIED,
+                detail=f"the requested scope exceeds the {name}",
+                app_id=token.app_id,
+                orch_id=application.orch_id,
+                task_id=application.task_id,
+                data={
+                    "scope_requested": list(application.requested_scope),
+                    "scope_held": list(held),
+                    "scope_exceeding": list(exceeding),
+                },
+            )
+            raise Denied(ScopeViolation(f"requested_scope exceeds the {name}"), event)
+
+
+def _record(transaction: Transaction, caller: Caller, grant: Grant) -> None:
+    registered = caller.event(
+        EventType.AGENT_REGISTERED,
+        detail="an agent was registered",
+        principal=grant.subject,
+        app_id=grant.app_id,
+        agent_id=grant.subject,
+        task_id=grant.task_id,
+        orch_id=grant.orch_id,
+        sid=grant.sid,
+        data={"agent_name": grant.agent_name, "scope": list(grant.scope), "ends_at": grant.ends_at},
+    )
+    transaction.record(registered)
+    transaction.record(
+        msgspec.structs.replace(
+            registered,
+            event_type=EventType.TOKEN_ISSUED,
+            detail="a token was issued",
+            data={"jti": grant.jti, "scope": list(grant.scope), "exp": grant.exp},
+        )
+    )

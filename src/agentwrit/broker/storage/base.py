@@ -1,0 +1,188 @@
+"""What the broker asks of a store, and what a store guarantees.
+
+Every change is a *unit of work*: a plain function over a `Transaction`, given to `Store.write`.
+
+Atomicity
+    A unit happens whole or not at all. What it raises is what `write` raises, and nothing of it is left, with one
+    exception: a unit that raises `Denied` leaves the events that `Denied` carries, and nothing else.
+Durability
+    `write` returns, or raises `Denied`'s error, after the commit is on disk. kill -9 at any moment loses nothing that was
+    answered.
+Isolation
+    Units are serialised: each sees all that was committed before it, and they run in the order of their commits.
+    `read` sees one committed state, at least as new as the last `write` that was answered when it began.
+Announcement
+    The revocations of a commit are announced to the store's listener after they are durable and before any `write` of
+    that commit returns. So whoever was answered can rely on it that every later check knows.
+Failure
+    A store that cannot be reached or written raises `Unavailable`, and nothing was done. State that was altered behind
+    the broker's back raises `TamperedRecord` when it is read.
+
+A unit may run more than once if its commit fails before it is durable, so it must have no effect but on its
+transaction; and it may run on any thread, so it must not wait for anything.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from agentwrit.domain.app import App
+from agentwrit.domain.audit import Draft, Event
+from agentwrit.domain.errors import AgentWritError, Refusal
+from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.launch_token import LaunchToken
+from agentwrit.domain.operator import Operator
+from agentwrit.domain.revocation import Revocation
+from agentwrit.domain.signing_key import StoredKey
+
+T = TypeVar("T")
+
+
+class Denied(AgentWritError):
+    """Raised by a unit of work: undo all of it, keep `events`, and tell the caller `error`."""
+
+    def __init__(self, error: Refusal, *events: Draft) -> None:
+        super().__init__(error.detail)
+        self.error = error
+        self.events = events
+
+
+class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events to list, newest last. None means any; `since` and `until` are inclusive (RFC 3339, micros).
+
+    `after`: only events behind this sequence number (keyset paging); `app_id` limits to what concerns one app.
+    """
+
+    agent_id: str | None = None
+    task_id: str | None = None
+    event_type: str | None = None
+    outcome: str | None = None
+    app_id: str | None = None
+    since: str | None = None
+    until: str | None = None
+    after: int = 0
+    limit: int = 100
+    offset: int = 0
+
+
+class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which live grants to find. None means any."""
+
+    app_id: str | None = None
+    kind: GrantKind | None = None
+
+
+class Snapshot(Protocol):
+    """One committed state, to read."""
+
+    def operator(self, name: str) -> Operator | None: ...
+
+    def app(self, app_id: str) -> App | None: ...
+
+    def app_by_client_id(self, client_id: str) -> App | None: ...
+
+    def active_app_by_name(self, name: str) -> App | None: ...
+
+    def apps(self, *, limit: int | None = None, offset: int = 0) -> Sequence[App]:
+        """Apps in the order of their registration, inactive ones included; `limit` None for all."""
+        ...
+
+    def app_count(self) -> int: ...
+
+    def launch_token(self, token_hash: bytes) -> LaunchToken | None: ...
+
+    def grant(self, sid: str) -> Grant | None: ...
+
+    def live_grants(self, query: GrantQuery, now: float) -> Sequence[Grant]:
+        """The grants that have not ended and whose current token has not expired."""
+        ...
+
+    def signing_keys(self) -> Sequence[StoredKey]:
+        """All keys, the newest first."""
+        ...
+
+    def revocations(self, now: float) -> Iterator[Revocation]:
+        """The entries that an unexpired token can still meet."""
+        ...
+
+    def events(self, query: EventQuery) -> Sequence[Event]: ...
+
+    def event_count(self, query: EventQuery | None = None) -> int:
+        """How many events match, whatever the query's paging says."""
+        ...
+
+
+class Transaction(Snapshot, Protocol):
+    """A state in the making. `put_*` inserts, or replaces what has the same key."""
+
+    @property
+    def now(self) -> float:
+        """The time of this transaction (Unix seconds). It never runs backwards, not even across restarts."""
+        ...
+
+    def put_operator(self, operator: Operator) -> None: ...
+
+    def put_app(self, app: App) -> None: ...
+
+    def put_launch_token(self, token: LaunchToken) -> None: ...
+
+    def put_grant(self, grant: Grant) -> None: ...
+
+    def put_signing_key(self, key: StoredKey) -> None: ...
+
+    def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
+        """Remember that `nonce` was used, until it expires. False when it had been used before."""
+        ...
+
+    def revoke(self, revocation: Revocation) -> None:
+        """Announced when committed. A second entry for one thing adds to the first: see `RevocationIndex`."""
+        ...
+
+    def record(self, draft: Draft) -> None:
+        """Append an event to the audit log. It is committed with everything else in this unit, or not at all."""
+        ...
+
+    def purge(self, limit: int) -> int:
+        """Forget up to `limit` rows that time has made meaningless. Returns how many: fewer than `limit`, and it is done.
+
+        These are nonces and launch tokens that expired, and grants and revocations an hour after the last token that
+        they can touch.
+        """
+        ...
+
+
+RevocationListener = Callable[[Sequence[Revocation]], None]
+
+
+class Store(Protocol):
+    """A store, open. Safe to use from many tasks of one event loop."""
+
+    async def write(self, unit: Callable[[Transaction], T]) -> T:
+        """Run one unit of work and wait until it is durable.
+
+        Raises:
+            Refusal: what the unit raised, or the error of the `Denied` that it raised.
+            Unavailable: the store cannot be written, or too many units wait already. Nothing was done.
+        """
+        ...
+
+    async def read(self, query: Callable[[Snapshot], T]) -> T:
+        """Ask one committed state.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        ...
+
+    def listen(self, listener: RevocationListener) -> None:
+        """Announce the revocations of every later commit to `listener`; it must not fail and must not wait."""
+        ...
+
+    def is_writable(self) -> bool:
+        """Whether the last attempt to commit worked."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what waits and close. Later calls raise `Unavailable`."""
+        ...

@@ -1,0 +1,240 @@
+"""A store in memory, for tests: the port's guarantees but for durability, and faults where a test wants them."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.storage.base import (
+    Denied,
+    EventQuery,
+    GrantQuery,
+    RevocationListener,
+    Snapshot,
+    Transaction,
+)
+from agentwrit.domain import audit
+from agentwrit.domain.app import App
+from agentwrit.domain.errors import Unavailable
+from agentwrit.domain.grant import Grant
+from agentwrit.domain.launch_token import LaunchToken
+from agentwrit.domain.operator import Operator
+from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
+from agentwrit.domain.signing_key import StoredKey
+
+T = TypeVar("T")
+
+
+class MemoryStore:
+    """The `Store` over dictionaries. `fault` is called with "begin", "commit" and "read", and may raise what it likes.
+
+    Raised at "commit" it undoes the unit, as a disk that is full does.
+    """
+
+    def __init__(self, clock: Clock, *, fault: Callable[[str], None] = lambda point: None) -> None:
+        self._clock = clock
+        self._fault = fault
+        self._tables = _Tables()
+        self._listeners: list[RevocationListener] = []
+        self._is_writable = True
+        self._is_closed = False
+
+    async def write(self, unit: Callable[[Transaction], T]) -> T:
+        self._check_open()
+        with self._watched():
+            self._fault("begin")
+        transaction = _MemoryTransaction(self._tables, self._clock.now())
+        try:
+            value = unit(transaction)
+        except Denied as denied:
+            transaction.undo()
+            for event in denied.events:
+                transaction.record(event)
+            self._commit(transaction)
+            raise denied.error from None
+        except BaseException:
+            transaction.undo()
+            raise
+        self._commit(transaction)
+        return value
+
+    async def read(self, query: Callable[[Snapshot], T]) -> T:
+        self._check_open()
+        self._fault("read")
+        return query(_MemorySnapshot(self._tables))
+
+    def listen(self, listener: RevocationListener) -> None:
+        self._listeners.append(listener)
+
+    def is_writable(self) -> bool:
+        return self._is_writable and not self._is_closed
+
+    async def close(self) -> None:
+        self._is_closed = True
+
+    def _commit(self, transaction: "_MemoryTransaction") -> None:
+        try:
+            with self._watched():
+                self._fault("commit")
+        except BaseException:
+            transaction.undo()
+            raise
+        if transaction.revoked:
+            for listener in self._listeners:
+                listener(transaction.revoked)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._is_writable = False
+            raise
+        self._is_writable = True
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable("the broker is stopping")
+
+
+class _Tables:
+    def __init__(self) -> None:
+        self.operators: dict[str, Operator] = {}
+        self.apps: dict[str, App] = {}
+        self.launch_tokens: dict[bytes, LaunchToken] = {}
+        self.grants: dict[str, Grant] = {}
+        self.signing_keys: dict[str, StoredKey] = {}
+        self.nonces: dict[bytes, int] = {}
+        self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
+        self.events: dict[int, audit.Event] = {}
+
+
+class _MemorySnapshot:
+    def __init__(self, tables: _Tables) -> None:
+        self._tables = tables
+
+    def operator(self, name: str) -> Operator | None:
+        return self._tables.operators.get(name)
+
+    def app(self, app_id: str) -> App | None:
+        return self._tables.apps.get(app_id)
+
+    def app_by_client_id(self, client_id: str) -> App | None:
+        return next((app for app in self._tables.apps.values() if app.client_id == client_id), None)
+
+    def active_app_by_name(self, name: str) -> App | None:
+        return next((app for app in self._tables.apps.values() if app.name == name and app.is_active), None)
+
+    def apps(self, *, limit: int | None = None, offset: int = 0) -> Sequence[App]:
+        return list(self._tables.apps.values())[offset:][:limit]
+
+    def app_count(self) -> int:
+        return len(self._tables.apps)
+
+    def launch_token(self, token_hash: bytes) -> LaunchToken | None:
+        return self._tables.launch_tokens.get(token_hash)
+
+    def grant(self, sid: str) -> Grant | None:
+        return self._tables.grants.get(sid)
+
+    def live_grants(self, query: GrantQuery, now: float) -> Sequence[Grant]:
+        return [
+            grant
+            for grant in self._tables.grants.values()
+            if grant.is_live(now)
+            and query.app_id in (None, grant.app_id)
+            and query.kind in (None, grant.kind)
+        ]
+
+    def signing_keys(self) -> Sequence[StoredKey]:
+        return sorted(self._tables.signing_keys.values(), key=lambda key: (-key.created_at, key.kid))
+
+    def revocations(self, now: float) -> Iterator[Revocation]:
+        return iter([entry for entry in self._tables.revocations.values() if entry.last_exp > now])
+
+    def events(self, query: EventQuery) -> Sequence[audit.Event]:
+        found = [event for event in self._matching(query) if event.sequence > query.after]
+        return found[query.offset :][: query.limit]
+
+    def event_count(self, query: EventQuery | None = None) -> int:
+        return sum(1 for _ in self._matching(query or EventQuery()))
+
+    def _matching(self, query: EventQuery) -> Iterator[audit.Event]:
+        return (
+            event
+            for event in self._tables.events.values()
+            if query.agent_id in (None, event.agent_id)
+            and query.task_id in (None, event.task_id)
+            and query.event_type in (None, event.event_type)
+            and query.outcome in (None, event.outcome)
+            and query.app_id in (None, event.app_id)
+            and (query.since is None or event.timestamp >= query.since)
+            and (query.until is None or event.timestamp <= query.until)
+        )
+
+
+class _MemoryTransaction(_MemorySnapshot):
+    def __init__(self, tables: _Tables, now: float) -> None:
+        super().__init__(tables)
+        self.now = now
+        self.revoked: list[Revocation] = []
+        self._undo_log: list[Callable[[], object]] = []
+
+    def undo(self) -> None:
+        while self._undo_log:
+            self._undo_log.pop()()
+        self.revoked.clear()
+
+    def put_operator(self, operator: Operator) -> None:
+        self._put(self._tables.operators, operator.name, operator)
+
+    def put_app(self, app: App) -> None:
+        self._put(self._tables.apps, app.app_id, app)
+
+    def put_launch_token(self, token: LaunchToken) -> None:
+        self._put(self._tables.launch_tokens, token.token_hash, token)
+
+    def put_grant(self, grant: Grant) -> None:
+        self._put(self._tables.grants, grant.sid, grant)
+
+    def put_signing_key(self, key: StoredKey) -> None:
+        self._put(self._tables.signing_keys, key.kid, key)
+
+    def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
+        if nonce in self._tables.nonces:
+            return False
+        self._put(self._tables.nonces, nonce, expires_at)
+        return True
+
+    def revoke(self, revocation: Revocation) -> None:
+        key = (revocation.kind, revocation.id)
+        known = self._tables.revocations.get(key)
+        joined = revocation if known is None else known.joined(revocation)
+        self._put(self._tables.revocations, key, joined)
+        self.revoked.append(joined)
+
+    def record(self, draft: audit.Draft) -> None:
+        sequence = len(self._tables.events)
+        prev_hash = self._tables.events[sequence].hash if sequence else audit.GENESIS_HASH
+        event = audit.append(draft, sequence=sequence + 1, prev_hash=prev_hash, now=self.now)
+        self._put(self._tables.events, event.sequence, event)
+
+    def purge(self, limit: int) -> int:
+        over, tables = int(self.now), self._tables
+        kept_until = over - RETENTION_SECONDS
+        forgettable: list[tuple[dict[Any, Any], Any]] = [
+            *((tables.nonces, key) for key, expires_at in tables.nonces.items() if expires_at <= over),
+            *((tables.launch_tokens, key) for key, token in tables.launch_tokens.items() if token.expires_at <= over),
+            *((tables.grants, key) for key, grant in tables.grants.items() if grant.exp <= kept_until),
+            *((tables.revocations, key) for key, entry in tables.revocations.items() if entry.last_exp <= kept_until),
+        ][:limit]
+        for table, key in forgettable:
+            self._undo_log.append(lambda table=table, key=key, row=table.pop(key): table.__setitem__(key, row))
+        return len(forgettable)
+
+    def _put(self, table: dict[Any, Any], key: Any, row: Any) -> None:
+        if key in table:
+            self._undo_log.append(lambda before=table[key]: table.__setitem__(key, before))
+        else:
+            self._undo_log.append(lambda: table.pop(key))
+        table[key] = row

@@ -1,0 +1,251 @@
+"""Rows of the SQLite schema, and the records that they hold."""
+
+import hmac
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from agentwrit.broker.storage.base import EventQuery, GrantQuery
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.domain import audit
+from agentwrit.domain.app import App
+from agentwrit.domain.errors import TamperedRecord
+from agentwrit.domain.grant import Grant
+from agentwrit.domain.launch_token import LaunchToken
+from agentwrit.domain.operator import Operator
+from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
+from agentwrit.domain.signing_key import StoredKey
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+_EVENT_COLUMNS = tuple(field.name for field in msgspec.structs.fields(audit.Event))
+_SELECT_EVENTS = f"SELECT {', '.join(_EVENT_COLUMNS)} FROM events"
+_INSERT_EVENT = (
+    f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})"
+)
+
+
+class AuditHead(NamedTuple):
+    """Where the audit log ends."""
+
+    sequence: int
+    hash: str
+
+    @classmethod
+    def load(cls, connection: sqlite3.Connection) -> "AuditHead":
+        row = connection.execute("SELECT sequence, hash FROM events ORDER BY sequence DESC LIMIT 1").fetchone()
+        return cls(0, audit.GENESIS_HASH) if row is None else cls(*row)
+
+
+class SqliteSnapshot:
+    """The `Snapshot` of whatever transaction `connection` is in."""
+
+    def __init__(self, connection: sqlite3.Connection, sealer: Sealer) -> None:
+        self._connection = connection
+        self._sealer = sealer
+
+    def operator(self, name: str) -> Operator | None:
+        return self._one("operators", Operator, "name = ?", name, name=name)
+
+    def app(self, app_id: str) -> App | None:
+        return self._one("apps", App, "app_id = ?", app_id, app_id=app_id)
+
+    def app_by_client_id(self, client_id: str) -> App | None:
+        return self._one("apps", App, "client_id = ?", client_id, client_id=client_id)
+
+    def active_app_by_name(self, name: str) -> App | None:
+        return self._one("apps", App, "name = ? AND status <> 'inactive'", name, name=name)
+
+    def apps(self, *, limit: int | None = None, offset: int = 0) -> Sequence[App]:
+        return self._all("apps", App, "1 ORDER BY position LIMIT ? OFFSET ?", -1 if limit is None else limit, offset)
+
+    def app_count(self) -> int:
+        [count] = self._connection.execute("SELECT count(*) FROM apps").fetchone()
+        return int(count)
+
+    def launch_token(self, token_hash: bytes) -> LaunchToken | None:
+        return self._one("launch_tokens", LaunchToken, "token_hash = ?", token_hash, token_hash=token_hash)
+
+    def grant(self, sid: str) -> Grant | None:
+        return self._one("grants", Grant, "sid = ?", sid, sid=sid)
+
+    def live_grants(self, query: GrantQuery, now: float) -> Sequence[Grant]:
+        where = _Where("ended_at = 0")
+        where.add("exp > ?", now)
+        where.add("app_id = ?", query.app_id)
+        where.add("kind = ?", query.kind)
+        return self._all("grants", Grant, where.sql, *where.values)
+
+    def signing_keys(self) -> Sequence[StoredKey]:
+        return self._all("signing_keys", StoredKey, "1 ORDER BY created_at DESC, kid")
+
+    def revocations(self, now: float) -> Iterator[Revocation]:
+        rows = self._connection.execute(
+            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE last_exp > ?", (now,)
+        )
+        for row in rows:
+            yield self._open_revocation(*row)
+
+    def events(self, query: EventQuery) -> Sequence[audit.Event]:
+        where = _events_where(query)
+        where.add("sequence > ?", query.after or None)
+        rows = self._connection.execute(
+            f"{_SELECT_EVENTS} WHERE {where.sql} ORDER BY sequence LIMIT ? OFFSET ?",
+            (*where.values, query.limit, query.offset),
+        )
+        return [_event(row) for row in rows]
+
+    def event_count(self, query: EventQuery | None = None) -> int:
+        where = _events_where(query or EventQuery())
+        [count] = self._connection.execute(
+            f"SELECT count(*) FROM events WHERE {where.sql}", tuple(where.values)
+        ).fetchone()
+        return int(count)
+
+    def _one(self, table: str, record_type: type[R], where: str, value: object, **key: object) -> R | None:
+        rows = self._all(table, record_type, where, value)
+        if not rows:
+            return None
+        # A genuine row in another's place is no better than a forged one.
+        if any(getattr(rows[0], name) != expected for name, expected in key.items()):
+            raise TamperedRecord(f"a row of {table} stands in another's place")
+        return rows[0]
+
+    def _all(self, table: str, record_type: type[R], where: str, *values: object) -> list[R]:
+        rows = self._connection.execute(f"SELECT body, mac FROM {table} WHERE {where}", values)
+        return [self._sealer.open(table, body, mac, record_type) for body, mac in rows]
+
+    def _open_revocation(self, kind: str, name: str, effective_at: int, last_exp: int, mac: bytes) -> Revocation:
+        revocation = Revocation(kind=RevocationKind(kind), id=name, effective_at=effective_at, last_exp=last_exp)
+        if not hmac.compare_digest(mac, self._sealer.seal("revocations", revocation)[1]):
+            raise TamperedRecord("a row of revocations was altered outside the broker")
+        return revocation
+
+
+class SqliteTransaction(SqliteSnapshot):
+    """The `Transaction` of the write transaction that `connection` is in. Knows the log's head and what it revoked."""
+
+    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, head: AuditHead, now: float) -> None:
+        super().__init__(connection, sealer)
+        self.head = head
+        self.now = now
+        self.revoked: list[Revocation] = []
+
+    def put_operator(self, operator: Operator) -> None:
+        self._put("operators", operator, "name", name=operator.name)
+
+    def put_app(self, app: App) -> None:
+        self._put(
+            "apps", app, "app_id", app_id=app.app_id, client_id=app.client_id, name=app.name, status=app.status.value
+        )
+
+    def put_launch_token(self, token: LaunchToken) -> None:
+        self._put("launch_tokens", token, "token_hash", token_hash=token.token_hash, expires_at=token.expires_at)
+
+    def put_grant(self, grant: Grant) -> None:
+        self._put(
+            "grants",
+            grant,
+            "sid",
+            sid=grant.sid,
+            kind=grant.kind.value,
+            app_id=grant.app_id,
+            ended_at=grant.ended_at,
+            exp=grant.exp,
+        )
+
+    def put_signing_key(self, key: StoredKey) -> None:
+        self._put("signing_keys", key, "kid", kid=key.kid, created_at=key.created_at)
+
+    def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
+        cursor = self._connection.execute(
+            "INSERT INTO nonces (nonce, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING", (nonce, expires_at)
+        )
+        return cursor.rowcount == 1
+
+    def revoke(self, revocation: Revocation) -> None:
+        row = self._connection.execute(
+            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE kind = ? AND id = ?",
+            (revocation.kind.value, revocation.id),
+        ).fetchone()
+        if row is not None:
+            revocation = self._open_revocation(*row).joined(revocation)
+        _, mac = self._sealer.seal("revocations", revocation)
+        self._connection.execute(
+            "INSERT OR REPLACE INTO revocations (kind, id, effective_at, last_exp, mac) VALUES (?, ?, ?, ?, ?)",
+            (revocation.kind.value, revocation.id, revocation.effective_at, revocation.last_exp, mac),
+        )
+        self.revoked.append(revocation)
+
+    def record(self, draft: audit.Draft) -> None:
+        event = audit.append(draft, sequence=self.head.sequence + 1, prev_hash=self.head.hash, now=self.now)
+        columns = [getattr(event, name) for name in _EVENT_COLUMNS]
+        columns[_EVENT_COLUMNS.index("data")] = msgspec.json.encode(event.data).decode()
+        self._connection.execute(_INSERT_EVENT, columns)
+        self.head = AuditHead(event.sequence, event.hash)
+
+    def purge(self, limit: int) -> int:
+        over = int(self.now)
+        count = 0
+        for table, key, column, before in (
+            ("nonces", "nonce", "expires_at", over),
+            ("launch_tokens", "token_hash", "expires_at", over),
+            ("grants", "sid", "exp", over - RETENTION_SECONDS),
+            ("revocations", "(kind, id)", "last_exp", over - RETENTION_SECONDS),
+        ):
+            columns = key.strip("()")
+            count += self._connection.execute(
+                f"DELETE FROM {table} WHERE {key} IN (SELECT {columns} FROM {table} WHERE {column} <= ? LIMIT ?)",
+                (before, limit - count),
+            ).rowcount
+        return count
+
+    def _put(self, table: str, record: msgspec.Struct, key: str, **columns: object) -> None:
+        body, mac = self._sealer.seal(table, record)
+        columns |= {"body": body, "mac": mac}
+        changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != key)
+        self._connection.execute(
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+            f" ON CONFLICT ({key}) DO UPDATE SET {changes}",
+            tuple(columns.values()),
+        )
+
+
+class _Where:
+    """A conjunction of conditions; those without a value fall away."""
+
+    def __init__(self, *conditions: str) -> None:
+        self._conditions = list(conditions)
+        self.values: list[object] = []
+
+    def add(self, condition: str, value: object | None) -> None:
+        if value is not None:
+            self._conditions.append(condition)
+            self.values.append(value)
+
+    @property
+    def sql(self) -> str:
+        return " AND ".join(self._conditions) or "1"
+
+
+def _events_where(query: EventQuery) -> _Where:
+    where = _Where()
+    where.add("agent_id = ?", query.agent_id)
+    where.add("task_id = ?", query.task_id)
+    where.add("event_type = ?", query.event_type)
+    where.add("outcome = ?", query.outcome)
+    where.add("app_id = ?", query.app_id)
+    where.add("timestamp >= ?", query.since)
+    where.add("timestamp <= ?", query.until)
+    return where
+
+
+def _event(row: tuple[Any, ...]) -> audit.Event:
+    columns = dict(zip(_EVENT_COLUMNS, row, strict=True))
+    try:
+        columns["data"] = msgspec.json.decode(columns["data"], type=dict[str, str | int | list[str]])
+        return msgspec.convert(columns, audit.Event)
+    except msgspec.DecodeError as error:
+        raise TamperedRecord(f"{audit.event_id(row[0])} was altered: {error}") from error

@@ -1,0 +1,77 @@
+"""Apps: the programs that launch agents, each with a ceiling that none of its agents exceeds.
+
+The rules:
+
+- A client secret is 256 random bits, shown once and stored as SHA-256 only. After a rotation the old one works until
+  its overlap ends, and so do the app tokens that were issued on it.
+- An app that was deregistered stays so. Its name may be taken again; its ids may not.
+"""
+
+import hmac
+import re
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from agentwrit.domain.errors import InvalidRequest
+
+DEFAULT_TOKEN_TTL_SECONDS: Final = 1800
+MIN_TOKEN_TTL_SECONDS: Final = 60
+MAX_TOKEN_TTL_SECONDS: Final = 86_400
+MAX_OVERLAP_SECONDS: Final = 30 * 86_400
+
+LAUNCH_TOKENS_SCOPE: Final = "app:launch-tokens:*"
+AGENTS_SCOPE: Final = "app:agents:*"
+AUDIT_SCOPE: Final = "app:audit:read"
+TOKEN_SCOPES: Final = (LAUNCH_TOKENS_SCOPE, AGENTS_SCOPE, AUDIT_SCOPE)
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{1,63}")
+
+
+class AppStatus(StrEnum):
+    """Whether an app may do anything."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+
+
+class App(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered app. Times are Unix seconds, `token_ttl` seconds; secrets are SHA-256 fingerprints."""
+
+    app_id: str
+    name: str
+    client_id: str
+    secret_hash: bytes
+    scopes: tuple[str, ...]
+    token_ttl: int
+    status: AppStatus
+    created_at: int
+    updated_at: int
+    previous_secret_hash: bytes = b""
+    previous_secret_until: int = 0
+    deregistered_at: int = 0
+
+    @property
+    def is_active(self) -> bool:
+        return self.status is AppStatus.ACTIVE
+
+    def accepts(self, secret_hash: bytes, now: float) -> bool:
+        """Whether this is the fingerprint of a secret that works now. Takes the same time whatever is compared."""
+        current = hmac.compare_digest(self.secret_hash, secret_hash)
+        previous = hmac.compare_digest(self.previous_secret_hash, secret_hash) and now < self.previous_secret_until
+        return (current or previous) and self.is_active
+
+
+def check_name(name: str) -> str:
+    """`name`, if an app can have it.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise InvalidRequest(
+            "name is not an app name",
+            hint="2 to 64 characters: a lowercase letter, then lowercase letters, digits and hyphens",
+        )
+    return name

@@ -1,0 +1,197 @@
+"""The audit log: every security event, in order, each chained to the one before.
+
+The rules:
+
+- An event's hash is SHA-256 over the RFC 8785 form of the event without `hash`. That form holds `prev_hash`, the hash
+  of the event before (64 zeros for the first), so no event can be altered, dropped, inserted or moved without breaking
+  the chain from there on.
+- Ids count from `evt-000001` without a gap.
+- The form holds the number of its schema (`version`): a field more is a new version, and old events keep theirs.
+- What a caller chose is stored as data in its own field and never decides where a field begins.
+- No secret, token or key is ever part of an event.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from agentwrit.domain import canonical, timestamps
+from agentwrit.domain.errors import TamperedRecord
+
+SCHEMA_VERSION: Final = 1
+GENESIS_HASH: Final = "0" * 64
+
+
+class EventType(StrEnum):
+    """What happened. The one list of the names that the log knows."""
+
+    ADMIN_AUTH = "admin_auth"
+    ADMIN_AUTH_FAILED = "admin_auth_failed"
+    ADMIN_SECRET_SET = "admin_secret_set"
+    LAUNCH_TOKEN_ISSUED = "launch_token_issued"
+    LAUNCH_TOKEN_DENIED = "launch_token_denied"
+    AGENT_REGISTERED = "agent_registered"
+    REGISTRATION_POLICY_VIOLATION = "registration_policy_violation"
+    TOKEN_ISSUED = "token_issued"
+    TOKEN_REVOKED = "token_revoked"
+    TOKEN_RENEWED = "token_renewed"
+    TOKEN_RELEASED = "token_released"
+    TOKEN_RENEWAL_FAILED = "token_renewal_failed"
+    DELEGATION_CREATED = "delegation_created"
+    RESOURCE_ACCESSED = "resource_accessed"
+    TOKEN_AUTH_FAILED = "token_auth_failed"
+    TOKEN_REVOKED_ACCESS = "token_revoked_access"
+    SCOPE_VIOLATION = "scope_violation"
+    SCOPE_CEILING_EXCEEDED = "scope_ceiling_exceeded"
+    DELEGATION_ATTENUATION_VIOLATION = "delegation_attenuation_violation"
+    SCOPES_CEILING_UPDATED = "scopes_ceiling_updated"
+    APP_REGISTERED = "app_registered"
+    APP_AUTHENTICATED = "app_authenticated"
+    APP_AUTH_FAILED = "app_auth_failed"
+    APP_UPDATED = "app_updated"
+    APP_SECRET_ROTATED = "app_secret_rotated"
+    APP_DEREGISTERED = "app_deregistered"
+    APP_RATE_LIMITED = "app_rate_limited"
+    SIGNING_KEY_CREATED = "signing_key_created"
+
+
+class Outcome(StrEnum):
+    """Whether it was done."""
+
+    SUCCESS = "success"
+    DENIED = "denied"
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """An event before it has its place in the log.
+
+    `detail` is a sentence for people, `resource` what was asked for (a route, as a rule). `principal` is who acted,
+    as far as that was proven; `data` holds what belongs to this type of event, as strings, integers and lists of
+    strings by name.
+    """
+
+    event_type: EventType
+    outcome: Outcome = Outcome.SUCCESS
+    detail: str = ""
+    resource: str = ""
+    principal: str = ""
+    app_id: str = ""
+    agent_id: str = ""
+    task_id: str = ""
+    orch_id: str = ""
+    sid: str = ""
+    deleg_depth: int = 0
+    deleg_chain_hash: str = ""
+    client_address: str = ""
+    request_id: str = ""
+    trace_id: str = ""
+    data: dict[str, str | int | list[str]] = {}
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An event in its place. The fields are those of `Draft`, and `sequence` counts from 1."""
+
+    sequence: int
+    timestamp: str
+    event_type: str
+    outcome: str
+    detail: str
+    resource: str
+    principal: str
+    app_id: str
+    agent_id: str
+    task_id: str
+    orch_id: str
+    sid: str
+    deleg_depth: int
+    deleg_chain_hash: str
+    client_address: str
+    request_id: str
+    trace_id: str
+    data: dict[str, str | int | list[str]]
+    prev_hash: str
+    hash: str = ""
+    version: int = SCHEMA_VERSION
+
+    @property
+    def id(self) -> str:
+        return event_id(self.sequence)
+
+
+def event_id(sequence: int) -> str:
+    """The name of the event at this place (1 for the first)."""
+    return f"evt-{sequence:06d}"
+
+
+def parse_event_id(text: str) -> int:
+    """The place of the event of this name.
+
+    Raises:
+        ValueError: no event is named so.
+    """
+    prefix, _, digits = text.partition("-")
+    if prefix != "evt" or not (digits.isascii() and digits.isdigit()) or event_id(int(digits)) != text:
+        raise ValueError("not an event id")
+    return int(digits)
+
+
+def append(draft: Draft, *, sequence: int, prev_hash: str, now: float) -> Event:
+    """Give a draft its place: the event `sequence`, after the one whose hash is `prev_hash`, at Unix time `now`."""
+    event = Event(
+        sequence=sequence,
+        timestamp=timestamps.rfc3339_micros(now),
+        event_type=draft.event_type.value,
+        outcome=draft.outcome.value,
+        detail=draft.detail,
+        resource=draft.resource,
+        principal=draft.principal,
+        app_id=draft.app_id,
+        agent_id=draft.agent_id,
+        task_id=draft.task_id,
+        orch_id=draft.orch_id,
+        sid=draft.sid,
+        deleg_depth=draft.deleg_depth,
+        deleg_chain_hash=draft.deleg_chain_hash,
+        client_address=draft.client_address,
+        request_id=draft.request_id,
+        trace_id=draft.trace_id,
+        data=draft.data,
+        prev_hash=prev_hash,
+    )
+    return msgspec.structs.replace(event, hash=compute_hash(event))
+
+
+def record(event: Event) -> dict[str, object]:
+    """The event as it is shown and exported: take `hash` away, and the RFC 8785 form of the rest has that hash."""
+    members = msgspec.structs.asdict(event)
+    del members["sequence"]
+    return {"id": event.id, **members}
+
+
+def compute_hash(event: Event) -> str:
+    """The hash that the event ought to have: hex SHA-256 of its RFC 8785 form without `hash`."""
+    members = record(event)
+    del members["hash"]
+    return hashlib.sha256(canonical.encode(members)).hexdigest()
+
+
+def verify(events: Iterable[Event], *, after: int = 0, prev_hash: str = GENESIS_HASH) -> int:
+    """Check a run of events that starts behind the event `after`, whose hash is `prev_hash`. Returns their number.
+
+    Raises:
+        TamperedRecord: an event is missing, out of place or altered. Names the first one that is wrong.
+    """
+    count = 0
+    for event in events:
+        count += 1
+        if event.sequence != after + count:
+            raise TamperedRecord(f"{event_id(after + count)} is missing: {event.id} stands in its place")
+        if event.prev_hash != prev_hash:
+            raise TamperedRecord(f"{event.id} does not follow the event before it")
+        if event.hash != compute_hash(event):
+            raise TamperedRecord(f"{event.id} was altered")
+        prev_hash = event.hash
+    return count

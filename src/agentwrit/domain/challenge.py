@@ -1,0 +1,53 @@
+"""Challenges (nonces) that authenticate themselves, so that handing them out keeps no state.
+
+A nonce is the lowercase hex of version(1) ‖ Unix seconds(4) ‖ random(11) ‖ HMAC-SHA-256 of these, cut to 16. It is
+fresh for 30 seconds. Whether it was used before is the store's to say: it keeps the bytes of used ones.
+"""
+
+import hmac
+import re
+from typing import Final
+
+from agentwrit.domain.errors import InvalidChallenge
+
+LIFETIME_SECONDS: Final = 30
+RANDOM_BYTES: Final = 11
+
+_VERSION = b"\x01"
+_TAG_BYTES = 16
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def mint(key: bytes, now: float, random: bytes) -> str:
+    """A fresh nonce. `now`: Unix seconds; `random`: 11 bytes from a CSPRNG; `key`: the broker's nonce key."""
+    body = _VERSION + int(now).to_bytes(4, "big") + random
+    return (body + _tag(key, body)).hex()
+
+
+def verify(key: bytes, nonce: str, now: float) -> bytes:
+    """The 32 bytes that a nonce spells, if it is ours and fresh.
+
+    Raises:
+        InvalidChallenge: it is not.
+    """
+    if _HEX.fullmatch(nonce) is None:
+        raise InvalidChallenge("the nonce is not 64 lowercase hex characters")
+    raw = bytes.fromhex(nonce)
+    body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
+    if not hmac.compare_digest(tag, _tag(key, body)):
+        raise InvalidChallenge("the nonce is not ours")
+    if body[:1] != _VERSION:
+        raise InvalidChallenge("the nonce has an unknown version")
+    age = now - int.from_bytes(body[1:5], "big")
+    if not -1 < age < LIFETIME_SECONDS:
+        raise InvalidChallenge("the nonce is not fresh")
+    return raw
+
+
+def expires_at(nonce: bytes) -> int:
+    """Unix seconds from which a nonce is no longer fresh, so that its use need not be remembered."""
+    return int.from_bytes(nonce[1:5], "big") + LIFETIME_SECONDS
+
+
+def _tag(key: bytes, body: bytes) -> bytes:
+    return hmac.digest(key, body, "sha256")[:_TAG_BYTES]

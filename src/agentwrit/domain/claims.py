@@ -1,0 +1,93 @@
+"""The claims of an access token (RFC 7519 §4.1, RFC 9068 §2.2) and when a token's time is right.
+
+The rules:
+
+- A token is valid while `nbf - leeway <= now < exp`. The leeway is for clocks that are behind; a token's end has none.
+- `jti` names the token, `sid` the grant it was issued on; neither is ever empty.
+- Inside the JWT `scope` is one space-separated string (RFC 9068 §2.2.3); to everybody else it is a list.
+"""
+
+from typing import Final
+
+import msgspec
+
+from agentwrit.domain.delegation import DelegationRecord
+from agentwrit.domain.errors import InvalidToken
+
+LEEWAY_SECONDS: Final = 5
+
+
+class Confirmation(msgspec.Struct, frozen=True):
+    """The key that a bound token belongs to (RFC 7800 §3.1): `jkt`, its thumbprint (RFC 9449 §6.1)."""
+
+    jkt: str
+
+
+class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a token says. Times are Unix seconds; where a token has no task, orchestrator or app, it says ""."""
+
+    iss: str
+    sub: str
+    aud: tuple[str, ...]
+    exp: int
+    nbf: int
+    iat: int
+    jti: str
+    sid: str
+    scope: str
+    client_id: str
+    task_id: str
+    orch_id: str
+    delegation_chain: tuple[DelegationRecord, ...] = ()
+    chain_hash: str = ""
+    cnf: Confirmation | None = None
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        return tuple(self.scope.split(" "))
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Claims).decode
+
+
+def encode(claims: Claims) -> bytes:
+    """The JWT claims set, as it is signed."""
+    return _encode(claims)
+
+
+def decode(payload: bytes) -> Claims:
+    """Read the claims set of a token whose signature was checked.
+
+    Raises:
+        InvalidToken: a required claim is missing, empty where it may not be, or of the wrong type.
+    """
+    try:
+        claims = _decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidToken("the claims are not those of an access token") from None
+    if not (claims.sub and claims.jti and claims.sid and claims.aud):
+        raise InvalidToken("a required claim is empty")
+    return claims
+
+
+def check_time(claims: Claims, now: float, *, leeway: float = LEEWAY_SECONDS) -> None:
+    """Refuse a token whose time is over or has not begun (RFC 7519 §4.1.4, §4.1.5). `now`, `leeway`: seconds.
+
+    Raises:
+        InvalidToken: now is not its time.
+    """
+    if now >= claims.exp:
+        raise InvalidToken("the token has expired")
+    if now < claims.nbf - leeway:
+        raise InvalidToken("the token is not valid yet")
+
+
+def check_issuer(claims: Claims, issuer: str) -> None:
+    """Refuse a token that somebody else issued (RFC 8725 §3.8).
+
+    Raises:
+        InvalidToken: `iss` is not `issuer`.
+    """
+    if claims.iss != issuer:
+        raise InvalidToken("the token has another issuer")

@@ -1,0 +1,171 @@
+"""Every failure that the project names, as one tree.
+
+::
+
+    AgentWritError
+    ├── Refusal                  what a broker answers with a problem document (RFC 9457)
+    │   ├── InvalidRequest       invalid_request
+    │   ├── InvalidTTL           invalid_ttl
+    │   ├── Unauthorized         unauthorized
+    │   ├── InsufficientScope    insufficient_scope
+    │   │   └── TokenRevoked     insufficient_scope
+    │   ├── ScopeViolation       scope_violation
+    │   ├── NotFound             not_found
+    │   ├── MethodNotAllowed     method_not_allowed
+    │   ├── Conflict             conflict
+    │   ├── PayloadTooLarge      payload_too_large
+    │   ├── RateLimited          rate_limited
+    │   ├── InternalError        internal_error
+    │   └── Unavailable          unavailable
+    ├── InvalidToken             why a token was not accepted: for the audit log, never for the caller
+    ├── InvalidChallenge         why a nonce was not accepted: likewise
+    ├── TamperedRecord           evidence or stored state that does not match its hash or MAC
+    ├── ConfigurationError       the broker or the command line cannot start as it was told to
+    └── ProblemResponseError, TransportError, CryptoError: the SDK's, in agentwrit.errors
+
+`error_code` is stable: it is what programs compare. Which HTTP status a code has is the edge's business
+(`agentwrit.broker.http.problems`).
+"""
+
+from typing import ClassVar
+
+
+class AgentWritError(Exception):
+    """Base of every error that AgentWrit raises on purpose."""
+
+
+class Refusal(AgentWritError):
+    """A request that was understood and is not going to be done.
+
+    `detail` is for people and for the caller: it never says why a credential was not accepted.
+    `hint` says what to do about it, where that is known.
+    """
+
+    error_code: ClassVar[str]
+
+    def __init__(self, detail: str, *, hint: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+
+
+class InvalidRequest(Refusal):
+    """Malformed JSON, a missing field, a bad scope, a bad identifier."""
+
+    error_code = "invalid_request"
+
+
+class InvalidTTL(Refusal):
+    """A time to live that is zero, negative or out of range."""
+
+    error_code = "invalid_ttl"
+
+
+class Unauthorized(Refusal):
+    """A bad, expired, consumed or missing credential: which of these, nobody is told."""
+
+    error_code = "unauthorized"
+
+
+class InsufficientScope(Refusal):
+    """A valid token without the scope that the endpoint needs (RFC 6750 §3.1)."""
+
+    error_code = "insufficient_scope"
+
+    def __init__(self, detail: str, *, required: str = "", hint: str | None = None) -> None:
+        super().__init__(detail, hint=hint)
+        self.required = required
+
+
+class TokenRevoked(InsufficientScope):
+    """A genuine, unexpired token of a grant that has ended, used as a bearer.
+
+    Published clients take this answer as the end of the grant, so it is told apart from other failures.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("token has been revoked")
+
+
+class ScopeViolation(Refusal):
+    """The requested scope exceeds the launch token's, the delegator's or the app's ceiling."""
+
+    error_code = "scope_violation"
+
+
+class NotFound(Refusal):
+    """No such app, agent or route."""
+
+    error_code = "not_found"
+
+
+class MethodNotAllowed(Refusal):
+    """The route exists, but not for this method (RFC 9110 §15.5.6)."""
+
+    error_code = "method_not_allowed"
+
+    def __init__(self, allowed: frozenset[str]) -> None:
+        super().__init__(f"this route answers {', '.join(sorted(allowed))}")
+        self.allowed = allowed
+
+
+class Conflict(Refusal):
+    """A name that is taken, or an idempotency key reused with another body."""
+
+    error_code = "conflict"
+
+
+class PayloadTooLarge(Refusal):
+    """A body over the limit, whether it was declared or streamed."""
+
+    error_code = "payload_too_large"
+
+
+class RateLimited(Refusal):
+    """Too many failed attempts. `retry_after`: seconds."""
+
+    error_code = "rate_limited"
+
+    def __init__(self, detail: str, *, retry_after: int, hint: str | None = None) -> None:
+        super().__init__(detail, hint=hint)
+        self.retry_after = retry_after
+
+
+class InternalError(Refusal):
+    """A defect in the broker. The log has the trace; the answer has none of it."""
+
+    error_code = "internal_error"
+
+
+class Unavailable(Refusal):
+    """The store cannot be reached or written, or the broker is full: nothing was done. `retry_after`: seconds."""
+
+    error_code = "unavailable"
+
+    def __init__(self, detail: str, *, retry_after: int = 1, hint: str | None = None) -> None:
+        super().__init__(detail, hint=hint)
+        self.retry_after = retry_after
+
+
+class InvalidToken(AgentWritError):
+    """A token that is not accepted. `reason` goes to the audit log and nowhere else."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class InvalidChallenge(AgentWritError):
+    """A nonce that is not ours, or no longer fresh. `reason` goes to the audit log and nowhere else."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class TamperedRecord(AgentWritError):
+    """Evidence or stored state that does not match its hash or MAC."""
+
+
+class ConfigurationError(AgentWritError):
+    """A setting, a file or a directory that the program cannot start with: one line that says what to do."""

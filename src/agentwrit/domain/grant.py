@@ -1,0 +1,120 @@
+"""Grants: what a token is issued on, what renewal moves along, and what dies.
+
+The rules of renewal:
+
+- A grant has one current token. Renewal replaces it: new jti, new times, everything else as it was. The grant's end
+  (`ends_at`) never moves, and no token is issued that would live for less than a second.
+- A token has one successor at most. Presented again within 30 seconds, because the first answer may have been lost, it
+  is answered with that same successor, as long as the successor lives and was not renewed itself.
+- Presented to renew in any other way, before its own exp, a superseded token is a stolen one: the grant ends
+  (RFC 9700 §4.14.2, for refresh tokens). After its exp it is merely expired.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+RETRY_WINDOW_SECONDS: Final = 30
+
+
+class GrantKind(StrEnum):
+    """Whose grant it is."""
+
+    AGENT = "agent"
+    APP = "app"
+    OPERATOR = "operator"
+
+
+class EndReason(StrEnum):
+    """Why a grant ended before its time."""
+
+    RELEASED = "released"
+    REVOKED = "revoked"
+    RENEWAL_REUSE = "renewal_reuse"
+    APP_DEREGISTERED = "app_deregistered"
+    CEILING_NARROWED = "ceiling_narrowed"
+    SECRET_ROTATED = "secret_rotated"
+
+
+class Renewal(StrEnum):
+    """What to do with a token that is presented to be renewed."""
+
+    SUCCEED = "succeed"
+    """Issue its successor."""
+    REPEAT = "repeat"
+    """Answer with the successor that it has already."""
+    REUSE = "reuse"
+    """Stolen: end the grant."""
+    REFUSE = "refuse"
+    """The grant has ended, or has less than a second left."""
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """One grant and its current token. Times are Unix seconds.
+
+    `subject` is who holds it; `app_id` is empty for what the operator launched; `ttl` is that of each of its tokens;
+    `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
+    app's grant was given on, so that the grant can die with that secret.
+    """
+
+    sid: str
+    kind: GrantKind
+    subject: str
+    app_id: str
+    client_id: str
+    scope: tuple[str, ...]
+    audience: tuple[str, ...]
+    ttl: int
+    created_at: int
+    ends_at: int
+    jti: str
+    iat: int
+    exp: int
+    task_id: str = ""
+    orch_id: str = ""
+    agent_name: str = ""
+    public_key: bytes = b""
+    credential: bytes = b""
+    previous_jti: str = ""
+    renewed_at: int = 0
+    ended_at: int = 0
+    end_reason: str = ""
+
+    @property
+    def is_ended(self) -> bool:
+        return self.ended_at > 0
+
+    def is_live(self, now: float) -> bool:
+        """Whether the grant has a token that is not over."""
+        return not self.is_ended and now < self.exp
+
+
+def decide_renewal(grant: Grant, presented_jti: str, now: float) -> Renewal:
+    """What to do with a genuine, unexpired token of `grant` that is presented to be renewed."""
+    if grant.is_ended:
+        return Renewal.REFUSE
+    if presented_jti == grant.jti:
+        return Renewal.SUCCEED if grant.ends_at - int(now) >= 1 else Renewal.REFUSE
+    is_retry = presented_jti == grant.previous_jti and now - grant.renewed_at <= RETRY_WINDOW_SECONDS
+    if is_retry and now < grant.exp:
+        return Renewal.REPEAT
+    return Renewal.REUSE
+
+
+def renewed(grant: Grant, jti: str, now: float) -> Grant:
+    """The grant after its current token was replaced by `jti`."""
+    at = int(now)
+    return msgspec.structs.replace(
+        grant,
+        previous_jti=grant.jti,
+        renewed_at=at,
+        jti=jti,
+        iat=at,
+        exp=min(at + grant.ttl, grant.ends_at),
+    )
+
+
+def ended(grant: Grant, reason: EndReason, now: float) -> Grant:
+    """The grant after its end."""
+    return msgspec.structs.replace(grant, ended_at=max(1, int(now)), end_reason=reason.value)

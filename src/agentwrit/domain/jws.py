@@ -1,0 +1,109 @@
+"""Compact JWS with Ed25519 (RFC 7515 §7.1, RFC 8037 §3.1), as strict as RFC 8725 asks.
+
+The rules:
+
+- The protected header is exactly `{"alg":"EdDSA","typ":…,"kid":…}`, in this order and spelling, and it is compared
+  whole with the header of each known key. What could stand in a header besides (`none`, `HS256`, `jwk`, `jku`,
+  `x5u`, `crit`, a kid that is a path, a member twice) is therefore refused by one comparison (RFC 8725 §3.1, §3.10).
+- A token is at most 8 KiB, which is checked before any other work.
+- All three parts are canonical base64url: a token has one spelling.
+- Signatures are checked by libsodium, which refuses small-order keys and non-canonical encodings (RFC 8032 §5.1.7).
+
+This module does not know what the payload means.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from nacl.bindings import crypto_sign_BYTES, crypto_sign_open
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey as _Ed25519
+
+from agentwrit.domain import base64url, jwk
+from agentwrit.domain.errors import InvalidToken
+
+MAX_TOKEN_BYTES: Final = 8192
+ALGORITHM: Final = "EdDSA"
+
+ACCESS_TOKEN: Final = "at+jwt"  # RFC 9068 §2.1
+
+
+class Signer(Protocol):
+    """Something that signs with one Ed25519 key; `kid` is the key's RFC 7638 thumbprint."""
+
+    @property
+    def kid(self) -> str: ...
+
+    def sign(self, message: bytes) -> bytes: ...
+
+
+class Ed25519Signer:
+    """A signer over a private key held in memory. `seed`: the key's 32 bytes (RFC 8032 §5.1.5)."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._key = _Ed25519(seed)
+        self.public_key = bytes(self._key.verify_key)
+        self.kid = jwk.thumbprint(self.public_key)
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message).signature
+
+    def __repr__(self) -> str:
+        return f"Ed25519Signer(kid={self.kid!r})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a private key is not pickled")
+
+
+class Verifier:
+    """Checks compact JWS of one type against a set of public keys. `keys`: 32-byte public keys by kid."""
+
+    def __init__(self, keys: Mapping[str, bytes], *, typ: str) -> None:
+        self._by_header = {encoded_header(kid, typ=typ): (kid, key) for kid, key in keys.items()}
+
+    def verify(self, token: str) -> tuple[str, bytes]:
+        """The kid and the payload of a genuine token.
+
+        Raises:
+            InvalidToken: anything at all is not as it should be.
+        """
+        if len(token) > MAX_TOKEN_BYTES:
+            raise InvalidToken("the token is larger than 8 KiB")
+        header, dot, rest = token.partition(".")
+        payload, dot2, signature = rest.partition(".")
+        if not dot or not dot2:
+            raise InvalidToken("not a compact JWS")
+        known = self._by_header.get(header)
+        if known is None:
+            raise InvalidToken("the header names no key of ours")
+        kid, key = known
+        try:
+            decoded_payload = base64url.decode(payload)
+            decoded_signature = base64url.decode(signature)
+        except ValueError:
+            raise InvalidToken("not canonical base64url") from None
+        if not is_signature(decoded_signature, f"{header}.{payload}".encode("ascii"), key):
+            raise InvalidToken("the signature does not match")
+        return kid, decoded_payload
+
+
+def sign(payload: bytes, signer: Signer, *, typ: str) -> str:
+    """The compact JWS of `payload` (RFC 7515 §5.1). The same payload and key give the same token."""
+    signing_input = f"{encoded_header(signer.kid, typ=typ)}.{base64url.encode(payload)}"
+    return f"{signing_input}.{base64url.encode(signer.sign(signing_input.encode('ascii')))}"
+
+
+def encoded_header(kid: str, *, typ: str) -> str:
+    """The protected header, encoded: the one that tokens by this key have."""
+    return base64url.encode(f'{{"alg":"{ALGORITHM}","typ":"{typ}","kid":"{kid}"}}'.encode("ascii"))
+
+
+def is_signature(signature: bytes, message: bytes, public_key: bytes) -> bool:
+    """Whether `signature` is the Ed25519 signature of `message` by the holder of `public_key` (32 bytes)."""
+    if len(signature) != crypto_sign_BYTES or len(public_key) != jwk.PUBLIC_KEY_BYTES:
+        return False
+    try:
+        crypto_sign_open(signature + message, public_key)
+    except BadSignatureError:
+        return False
+    return True

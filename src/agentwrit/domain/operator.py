@@ -1,0 +1,26 @@
+"""The operator: whoever runs the broker, known by a password.
+
+Unlike every other secret here the operator's may be chosen by a person, so it is stored as argon2id only.
+"""
+
+from typing import Final
+
+import msgspec
+
+SUBJECT: Final = "admin"
+
+MIN_SECRET_LENGTH: Final = 12
+
+LAUNCH_TOKENS_SCOPE: Final = "admin:launch-tokens:*"
+REVOKE_SCOPE: Final = "admin:revoke:*"
+AUDIT_SCOPE: Final = "admin:audit:*"
+TOKEN_SCOPES: Final = (LAUNCH_TOKENS_SCOPE, REVOKE_SCOPE, AUDIT_SCOPE)
+
+
+class Operator(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's stored password. `password_hash` is in PHC form (`$argon2id$…`); times are Unix seconds."""
+
+    name: str
+    password_hash: str
+    created_at: int
+    updated_at: int

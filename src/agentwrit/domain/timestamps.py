@@ -1,0 +1,26 @@
+"""Times as people and protocols write them: RFC 3339, in UTC."""
+
+from datetime import UTC, datetime
+
+
+def rfc3339(at: float) -> str:
+    """Unix seconds as `2026-01-31T23:59:59Z`, with microseconds where there are any."""
+    moment = datetime.fromtimestamp(at, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if moment.microsecond else "%Y-%m-%dT%H:%M:%SZ")
+
+
+def rfc3339_micros(at: float) -> str:
+    """Unix seconds as `2026-01-31T23:59:59.000000Z`: of one width, so that the order of the texts is that of the times."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_rfc3339(text: str) -> float:
+    """Unix seconds of an RFC 3339 time.
+
+    Raises:
+        ValueError: it is none, or it names no offset from UTC.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its offset from UTC, for example a Z at the end")
+    return moment.timestamp()
