@@ -16,9 +16,7 @@ CATCH_UP_RATE: Final = 0.5
 class Clock:
     """Unix seconds that never run backwards. `wall` and `monotonic` are where time comes from."""
 
-    def __init__(
-        self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._wall = wall
         self._monotonic = monotonic
         self._last = wall()

@@ -162,9 +162,9 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Config:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A line for each AGENTWRIT_ variable that means nothing to us, with the nearest name that does."""
-    known = sorted({PREFIX + name.upper() for name in _READERS} | {PREFIX + name for name in CLIENT_NAMES})
-    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
-    return [f"{name} is not a setting{_nearest(name, known)}" for name in strangers]
+    known = sorted({name.upper() for name in _READERS} | CLIENT_NAMES)
+    given = sorted(name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX))
+    return [f"{PREFIX}{name} is not a setting{_nearest(name, known, PREFIX)}" for name in given if name not in known]
 
 
 def from_environment(file: Path | None = None) -> Config:
@@ -184,9 +184,9 @@ def _read_file(file: Path) -> dict[str, object]:
     return content
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def _nearest(name: str, known: list[str], prefix: str = "") -> str:
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f": did you mean {matches[0]}?" if matches else ""
+    return f": did you mean {prefix}{matches[0]}?" if matches else ""
 
 
 def _checked(name: str, read: Callable[[object], Any], value: object) -> Any:

@@ -11,6 +11,7 @@ from agentwrit.domain.errors import ConfigurationError
 
 MASTER_KEY_FILE: Final = "master.key"
 LOCK_FILE: Final = "lock"
+DATABASE_FILE: Final = "agentwrit.db"
 
 
 class DataDirectory:
@@ -28,6 +29,11 @@ class DataDirectory:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{self.path / MASTER_KEY_FILE} cannot be read: {error}") from error
+
+    @property
+    def database(self) -> Path:
+        """Where the database is, or will be."""
+        return self.path / DATABASE_FILE
 
     def create_master_key(self) -> str:
         """Make the key file, durably: what is wrapped under a key that a power cut takes away is lost."""
@@ -77,7 +83,7 @@ def _make_private(path: Path) -> None:
         return
     # A directory that is ours alone is made private; one that holds other things is not ours to close.
     others = [entry.name for entry in path.iterdir() if entry.name not in (LOCK_FILE, MASTER_KEY_FILE)]
-    if any(not name.startswith("agentwrit.db") for name in others):
+    if any(not name.startswith(DATABASE_FILE) for name in others):
         raise ConfigurationError(
             f"the data directory {path} is open to other users and holds other files:"
             " set AGENTWRIT_DATA_DIR to a directory of its own"

@@ -38,7 +38,9 @@ class MasterKey:
             ConfigurationError: it is neither.
         """
         try:
-            key = bytes.fromhex(text) if re.fullmatch(r"[0-9a-fA-F]{64}", text) else base64.b64decode(text, validate=True)
+            key = (
+                bytes.fromhex(text) if re.fullmatch(r"[0-9a-fA-F]{64}", text) else base64.b64decode(text, validate=True)
+            )
         except binascii.Error:
             key = b""
         if len(key) != KEY_BYTES:

@@ -32,7 +32,7 @@ class RevocationKind(StrEnum):
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is dead from `effective_at` on. `last_exp`: the last exp of a token it can touch (Unix seconds)."""
+    """One thing that is dead from `effective_at` on (Unix seconds). `last_exp`: the last exp that it touches."""
 
     kind: RevocationKind
     id: str

@@ -26,9 +26,7 @@ MAX_SCOPES: Final = 64
 WILDCARD: Final = "*"
 
 # RFC 6749 §3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E ); the first two parts also without ":" and "*".
-_SCOPE = re.compile(
-    r"(?P<action>[!#-)+-9;-\[\]-~]+):(?P<resource>[!#-)+-9;-\[\]-~]+):(?P<identifier>[!#-\[\]-~]+)"
-)
+_SCOPE = re.compile(r"(?P<action>[!#-)+-9;-\[\]-~]+):(?P<resource>[!#-)+-9;-\[\]-~]+):(?P<identifier>[!#-\[\]-~]+)")
 
 
 class Scope(NamedTuple):

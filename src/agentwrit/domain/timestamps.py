@@ -10,7 +10,7 @@ def rfc3339(at: float) -> str:
 
 
 def rfc3339_micros(at: float) -> str:
-    """Unix seconds as `2026-01-31T23:59:59.000000Z`: of one width, so that the order of the texts is that of the times."""
+    """Unix seconds as `2026-01-31T23:59:59.000000Z`: of one width, so the texts sort as the times do."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

@@ -37,9 +37,7 @@ class AuditRoutes:
 
 def _event_query(exchange: Exchange) -> EventQuery:
     """The filters. A bad one is an error: ignored, it would show more than was asked for."""
-    given = exchange.query(
-        "agent_id", "task_id", "event_type", "outcome", "since", "until", "limit", "offset", "after"
-    )
+    given = exchange.query("agent_id", "task_id", "event_type", "outcome", "since", "until", "limit", "offset", "after")
     return EventQuery(
         agent_id=given.get("agent_id"),
         task_id=given.get("task_id"),

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 from starlette.routing import BaseRoute, Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentwrit.broker.config import Network
 from agentwrit.broker.http import problems
@@ -67,9 +67,7 @@ def create_router(resources: Sequence[Resource]) -> ASGIApp:
 class Edge:
     """An ASGI application around the router."""
 
-    def __init__(
-        self, router: ASGIApp, metrics: Metrics, *, trusted_proxies: Sequence[Network], is_tls: bool
-    ) -> None:
+    def __init__(self, router: ASGIApp, metrics: Metrics, *, trusted_proxies: Sequence[Network], is_tls: bool) -> None:
         self._router = router
         self._metrics = metrics
         self._trusted_proxies = trusted_proxies
@@ -80,11 +78,11 @@ class Edge:
         caller = scope[_CALLER] = caller_of(scope, UNKNOWN_ROUTE, self._trusted_proxies)
         status = 0
 
-        async def send_with_headers(message: dict[str, object]) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]  # type: ignore[assignment]  # ASGI messages are untyped
-                message["headers"] = self._complete(message["headers"], caller)  # type: ignore[arg-type]  # likewise
+                status = message["status"]
+                message["headers"] = self._complete(message["headers"], caller)
             await send(message)
 
         try:

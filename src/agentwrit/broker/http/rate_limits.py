@@ -16,9 +16,7 @@ class RateLimiter:
     only a stranger with more addresses than the table has places gains by that.
     """
 
-    def __init__(
-        self, *, per_second: float, burst: int, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, per_second: float, burst: int, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
         self._burst = burst
         self._monotonic = monotonic

@@ -19,24 +19,24 @@ JWKS_MAX_AGE_SECONDS = 300
 class ServiceRoutes:
     """Routes that need no credential and say nothing of anybody's."""
 
-    def __init__(
-        self, store: Store, keys: SigningKeys, metrics: Metrics, *, is_stopping: Callable[[], bool], has_metrics: bool
-    ) -> None:
+    def __init__(self, store: Store, keys: SigningKeys, metrics: Metrics, *, is_stopping: Callable[[], bool]) -> None:
         self._store = store
         self._keys = keys
         self._metrics = metrics
         self._is_stopping = is_stopping
-        self._has_metrics = has_metrics
         self._started_at = time.monotonic()
 
     def resources(self) -> Sequence[Resource]:
-        always = [
+        return [
             Resource("/v1/health", {"GET": self.health}),
             Resource("/livez", {"GET": self.livez}),
             Resource("/readyz", {"GET": self.readyz}),
             Resource("/.well-known/jwks.json", {"GET": self.jwks}),
         ]
-        return [*always, Resource("/v1/metrics", {"GET": self.metrics})] if self._has_metrics else always
+
+    def metrics_resource(self) -> Resource:
+        """Apart from the others: it may have a port of its own."""
+        return Resource("/v1/metrics", {"GET": self.metrics})
 
     async def health(self, exchange: Exchange) -> Answer:
         count = await self._event_count()

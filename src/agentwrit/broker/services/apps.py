@@ -136,9 +136,7 @@ class AppService:
 
         return await self._store.write(update)
 
-    async def rotate_secret(
-        self, caller: Caller, operator: Principal, app_id: str, *, overlap: int
-    ) -> NewAppSecret:
+    async def rotate_secret(self, caller: Caller, operator: Principal, app_id: str, *, overlap: int) -> NewAppSecret:
         """Give an app a new secret; the old one, and tokens issued on it, work for `overlap` seconds more.
 
         Raises:
@@ -166,7 +164,9 @@ class AppService:
                 else:
                     end_grant(transaction, grant, EndReason.SECRET_ROTATED)
             transaction.record(
-                _event(caller, operator, EventType.APP_SECRET_ROTATED, app, f"the old secret works for {overlap} s more")
+                _event(
+                    caller, operator, EventType.APP_SECRET_ROTATED, app, f"the old secret works for {overlap} s more"
+                )
             )
             return NewAppSecret(app=app, client_secret=secret)
 
@@ -225,9 +225,7 @@ class AppService:
             grant = msgspec.structs.replace(grant, credential=fingerprint)
             transaction.put_grant(grant)
             transaction.record(
-                caller.event(
-                    EventType.APP_AUTHENTICATED, principal=grant.subject, app_id=app.app_id, sid=grant.sid
-                )
+                caller.event(EventType.APP_AUTHENTICATED, principal=grant.subject, app_id=app.app_id, sid=grant.sid)
             )
             return self._issuer.token(grant, now)
 
@@ -271,9 +269,7 @@ def _check_token_ttl(ttl: int) -> int:
     return ttl
 
 
-def _end_grants(
-    transaction: Transaction, app: App, reason: EndReason, condition: Callable[[Grant], bool]
-) -> int:
+def _end_grants(transaction: Transaction, app: App, reason: EndReason, condition: Callable[[Grant], bool]) -> int:
     ended = 0
     for grant in transaction.live_grants(GrantQuery(app_id=app.app_id), transaction.now):
         if condition(grant):

@@ -50,9 +50,7 @@ class Principal:
 class Authenticator:
     """Checks tokens: genuine, in time, alive."""
 
-    def __init__(
-        self, keys: SigningKeys, issuer: str, clock: Clock, liveness: Liveness, denials: DenialLog
-    ) -> None:
+    def __init__(self, keys: SigningKeys, issuer: str, clock: Clock, liveness: Liveness, denials: DenialLog) -> None:
         self._keys = keys
         self._issuer = issuer
         self._clock = clock

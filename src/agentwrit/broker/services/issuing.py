@@ -51,7 +51,7 @@ class TokenIssuer:
         app: App | None = None,
         audience: Sequence[str] = (),
     ) -> Grant:
-        """A grant with its first token. `ttl`: seconds; `ends_at`: no token of it is good beyond this (Unix seconds)."""
+        """A grant with its first token. `ttl`: seconds; `ends_at`: its end, whatever its tokens' (Unix seconds)."""
         at = int(now)
         end = at + ttl if ends_at is None else ends_at
         return Grant(
@@ -109,6 +109,4 @@ def end_grant(transaction: Transaction, of: Grant, reason: EndReason) -> None:
 
 def revoke_grant(transaction: Transaction, of: Grant, *, effective_at: int) -> None:
     """Let a grant's tokens be dead from `effective_at` on (Unix seconds)."""
-    transaction.revoke(
-        Revocation(kind=RevocationKind.GRANT, id=of.sid, effective_at=effective_at, last_exp=of.exp)
-    )
+    transaction.revoke(Revocation(kind=RevocationKind.GRANT, id=of.sid, effective_at=effective_at, last_exp=of.exp))

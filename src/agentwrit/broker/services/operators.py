@@ -59,7 +59,7 @@ class OperatorService:
 
 
 async def set_secret(store: Store, secret: str) -> bool:
-    """Store the operator's secret (plain, or its argon2id hash), if it is not the stored one. Returns whether it was new.
+    """Store the operator's secret, plain or as its argon2id hash. Returns whether it was another than the stored one.
 
     A new secret ends what was granted on the old one.
 

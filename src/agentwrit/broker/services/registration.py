@@ -99,9 +99,7 @@ class RegistrationService:
         now: float,
     ) -> Grant:
         instance = os.urandom(spiffe_id.INSTANCE_BYTES)
-        agent_id = spiffe_id.for_agent(
-            self._config.trust_domain, application.orch_id, application.task_id, instance
-        )
+        agent_id = spiffe_id.for_agent(self._config.trust_domain, application.orch_id, application.task_id, instance)
         grant = self._issuer.new_grant(
             GrantKind.AGENT,
             agent_id,

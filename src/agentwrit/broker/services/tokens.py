@@ -10,7 +10,7 @@ from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.audit import Draft, EventType, Outcome
 from agentwrit.domain.claims import Claims
-from agentwrit.domain.errors import InvalidToken, TokenRevoked, Unauthorized
+from agentwrit.domain.errors import InvalidToken, Unauthorized
 from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal, renewed
 from agentwrit.domain.revocation import Revocation, RevocationKind
 
@@ -103,9 +103,7 @@ class TokenService:
 def _succeed(transaction: Transaction, caller: Caller, grant: Grant) -> Grant:
     """Replace the grant's token; the one before is dead with the commit."""
     transaction.revoke(
-        Revocation(
-            kind=RevocationKind.TOKEN, id=grant.jti, effective_at=int(transaction.now), last_exp=grant.exp
-        )
+        Revocation(kind=RevocationKind.TOKEN, id=grant.jti, effective_at=int(transaction.now), last_exp=grant.exp)
     )
     successor = renewed(grant, new_id(), transaction.now)
     transaction.put_grant(successor)
@@ -146,13 +144,12 @@ def _renewal_failed(caller: Caller, reason: str, principal: Principal | None) ->
 
 def _reuse_event(caller: Caller, grant: Grant, presented_jti: str) -> Draft:
     detail = "a superseded token was presented to be renewed: it is taken for stolen, and its grant ended"
-    event = _event(caller, EventType.TOKEN_REVOKED, grant, detail, data={"jti": presented_jti, "reason": "renewal_reuse"})
-    return event
+    return _event(
+        caller, EventType.TOKEN_REVOKED, grant, detail, data={"jti": presented_jti, "reason": "renewal_reuse"}
+    )
 
 
-def _event(
-    caller: Caller, event_type: EventType, grant: Grant, detail: str, *, data: EventData | None = None
-) -> Draft:
+def _event(caller: Caller, event_type: EventType, grant: Grant, detail: str, *, data: EventData | None = None) -> Draft:
     return caller.event(
         event_type,
         detail=detail,

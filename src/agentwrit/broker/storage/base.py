@@ -6,8 +6,8 @@ Atomicity
     A unit happens whole or not at all. What it raises is what `write` raises, and nothing of it is left, with one
     exception: a unit that raises `Denied` leaves the events that `Denied` carries, and nothing else.
 Durability
-    `write` returns, or raises `Denied`'s error, after the commit is on disk. kill -9 at any moment loses nothing that was
-    answered.
+    `write` returns, or raises `Denied`'s error, after the commit is on disk. kill -9 at any moment loses nothing that
+    was answered.
 Isolation
     Units are serialised: each sees all that was committed before it, and they run in the order of their commits.
     `read` sees one committed state, at least as new as the last `write` that was answered when it began.
@@ -144,7 +144,7 @@ class Transaction(Snapshot, Protocol):
         ...
 
     def purge(self, limit: int) -> int:
-        """Forget up to `limit` rows that time has made meaningless. Returns how many: fewer than `limit`, and it is done.
+        """Forget up to `limit` rows that time has made meaningless. Returns how many: fewer than `limit` is the end.
 
         These are nonces and launch tokens that expired, and grants and revocations an hour after the last token that
         they can touch.

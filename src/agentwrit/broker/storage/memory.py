@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from agentwrit.broker.clock import Clock
@@ -141,9 +142,7 @@ class _MemorySnapshot:
         return [
             grant
             for grant in self._tables.grants.values()
-            if grant.is_live(now)
-            and query.app_id in (None, grant.app_id)
-            and query.kind in (None, grant.kind)
+            if grant.is_live(now) and query.app_id in (None, grant.app_id) and query.kind in (None, grant.kind)
         ]
 
     def signing_keys(self) -> Sequence[StoredKey]:
@@ -222,19 +221,22 @@ class _MemoryTransaction(_MemorySnapshot):
     def purge(self, limit: int) -> int:
         over, tables = int(self.now), self._tables
         kept_until = over - RETENTION_SECONDS
-        forgettable: list[tuple[dict[Any, Any], Any]] = [
-            *((tables.nonces, key) for key, expires_at in tables.nonces.items() if expires_at <= over),
-            *((tables.launch_tokens, key) for key, token in tables.launch_tokens.items() if token.expires_at <= over),
-            *((tables.grants, key) for key, grant in tables.grants.items() if grant.exp <= kept_until),
-            *((tables.revocations, key) for key, entry in tables.revocations.items() if entry.last_exp <= kept_until),
-        ][:limit]
-        for table, key in forgettable:
-            self._undo_log.append(lambda table=table, key=key, row=table.pop(key): table.__setitem__(key, row))
-        return len(forgettable)
+        forgettable: list[tuple[dict[Any, Any], Any]] = []
+        forgettable += [(tables.nonces, key) for key, expires_at in tables.nonces.items() if expires_at <= over]
+        forgettable += [
+            (tables.launch_tokens, key) for key, row in tables.launch_tokens.items() if row.expires_at <= over
+        ]
+        forgettable += [(tables.grants, key) for key, row in tables.grants.items() if row.exp <= kept_until]
+        forgettable += [
+            (tables.revocations, key) for key, row in tables.revocations.items() if row.last_exp <= kept_until
+        ]
+        for table, key in forgettable[:limit]:
+            self._undo_log.append(partial(table.__setitem__, key, table.pop(key)))
+        return len(forgettable[:limit])
 
     def _put(self, table: dict[Any, Any], key: Any, row: Any) -> None:
         if key in table:
-            self._undo_log.append(lambda before=table[key]: table.__setitem__(key, before))
+            self._undo_log.append(partial(table.__setitem__, key, table[key]))
         else:
-            self._undo_log.append(lambda: table.pop(key))
+            self._undo_log.append(partial(table.pop, key))
         table[key] = row

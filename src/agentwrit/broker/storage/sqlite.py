@@ -29,10 +29,10 @@ from agentwrit.domain.revocation import Revocation
 
 T = TypeVar("T")
 
-FILE_NAME: Final = "agentwrit.db"
 APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
 MAX_WAITING_UNITS: Final = 4096
 MAX_BATCH_SECONDS: Final = 0.004  # how long a batch may keep the event loop from everybody else
+MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk when nothing else is written
 READERS: Final = 2
 
 
@@ -48,10 +48,10 @@ class _Outcome(NamedTuple):
 
 
 class SqliteStore:
-    """The `Store` of one broker process in `directory`, which the caller has locked."""
+    """The `Store` of one broker process in the file `path`, whose directory the caller has locked."""
 
-    def __init__(self, directory: Path, clock: Clock, sealer: Sealer) -> None:
-        self._path = directory / FILE_NAME
+    def __init__(self, path: Path, clock: Clock, sealer: Sealer) -> None:
+        self._path = path
         self._clock = clock
         self._sealer = sealer
         self._waiting: deque[_Waiting] = deque()
@@ -66,11 +66,13 @@ class SqliteStore:
         self._connection = _connect(self._path)
         try:
             _migrate(self._connection, self._path)
+            _check_seal(self._connection, sealer)
         except BaseException:
             self._connection.close()
             raise
         self._head = AuditHead.load(self._connection)
-        clock.advance_to(_load_high_water_mark(self._connection))
+        self._saved_now = _load_high_water_mark(self._connection)
+        clock.advance_to(self._saved_now)
 
     async def write(self, unit: Callable[[Transaction], T]) -> T:
         if self._is_closed:
@@ -119,8 +121,9 @@ class SqliteStore:
                 revocations: list[Revocation] = []
                 head = self._head
                 try:
-                    self._run_batch(outcomes, revocations)
-                    await loop.run_in_executor(self._commit_thread, self._connection.commit)
+                    changed = self._run_batch(outcomes, revocations)
+                    end = self._connection.commit if changed else self._connection.rollback
+                    await loop.run_in_executor(self._commit_thread, end)
                 except BaseException as error:
                     # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
                     self._is_writable = False
@@ -136,8 +139,12 @@ class SqliteStore:
         finally:
             self._committer = None
 
-    def _run_batch(self, outcomes: list[_Outcome], revocations: list[Revocation]) -> None:
-        """Run waiting units in one transaction, for as long as the event loop can be spared."""
+    def _run_batch(self, outcomes: list[_Outcome], revocations: list[Revocation]) -> bool:
+        """Run waiting units in one transaction, for as long as the event loop can be spared.
+
+        Returns whether there is anything to commit.
+        """
+        changes = self._connection.total_changes
         stop_at = time.monotonic() + MAX_BATCH_SECONDS
         self._connection.execute("BEGIN IMMEDIATE")
         now = self._clock.now()
@@ -149,7 +156,11 @@ class SqliteStore:
                 outcomes[-1] = self._run_unit(unit, answer, now, revocations)
             if time.monotonic() >= stop_at:
                 break
+        if self._connection.total_changes == changes and now < self._saved_now + MAX_UNSAVED_SECONDS:
+            return False
         _save_high_water_mark(self._connection, now)
+        self._saved_now = now
+        return True
 
     def _run_unit(
         self,
@@ -261,6 +272,18 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 f"BEGIN IMMEDIATE;\n{step.script}\n"
                 f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {step.version};\nCOMMIT;"
             )
+
+
+def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:
+    """Refuse to open a database that was sealed under another master key; a new one is sealed under this."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchone()
+    if row is None:
+        connection.execute("INSERT INTO meta (name, value) VALUES ('sealed_by', ?)", (sealer.name,))
+    elif row[0] != sealer.name:
+        raise ConfigurationError(
+            "the master key is not the one that this data directory was made with:"
+            " check AGENTWRIT_MASTER_KEY, or put its master.key back"
+        )
 
 
 def _load_high_water_mark(connection: sqlite3.Connection) -> float:

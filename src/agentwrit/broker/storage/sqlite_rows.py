@@ -22,9 +22,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 _EVENT_COLUMNS = tuple(field.name for field in msgspec.structs.fields(audit.Event))
 _SELECT_EVENTS = f"SELECT {', '.join(_EVENT_COLUMNS)} FROM events"
-_INSERT_EVENT = (
-    f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})"
-)
+_INSERT_EVENT = f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})"
 
 
 class AuditHead(NamedTuple):

@@ -1,0 +1,60 @@
+"""`python -m agentwrit.broker`: the broker's process. `agentwrit serve` and `agentwrit init` become this."""
+
+import argparse
+import asyncio
+import secrets
+import sys
+from pathlib import Path
+
+from agentwrit.broker import bootstrap, server
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.config import Config, from_environment
+from agentwrit.broker.services.operators import set_secret
+from agentwrit.domain.errors import AgentWritError
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        if arguments.command == "serve":
+            server.serve(arguments.config, ready_fd=arguments.ready_fd, stop_fd=arguments.stop_on_eof)
+        else:
+            secret = asyncio.run(_init(from_environment(arguments.config)))
+            _show(secret, print_env=arguments.print_env)
+    except AgentWritError as error:
+        print(f"agentwrit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _init(config: Config) -> str:
+    """Make the operator's secret, or make it anew, and store its hash."""
+    secret = secrets.token_hex(32)
+    async with bootstrap.open_store(config, Clock()) as (store, _):
+        await set_secret(store, secret)
+    return secret
+
+
+def _show(secret: str, *, print_env: bool) -> None:
+    if print_env:
+        print(f"export AGENTWRIT_ADMIN_SECRET={secret}")
+        return
+    print(f"The operator's secret, shown this once:\n\n    {secret}\n")
+    print("Start the broker with `agentwrit serve`. For the commands that manage it, set AGENTWRIT_ADMIN_SECRET.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m agentwrit.broker")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serving = commands.add_parser("serve", help="serve until told to stop")
+    init = commands.add_parser("init", help="make the operator's secret")
+    for command in (serving, init):
+        command.add_argument("--config", type=Path, help="a TOML file with settings")
+    serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
+    serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")
+    init.add_argument("--print-env", action="store_true", help="print a line for the shell instead")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The composition root: makes the parts of a broker and puts them together. The only place that names an adapter."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from starlette.types import ASGIApp
+
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.config import Config
+from agentwrit.broker.data_directory import DataDirectory
+from agentwrit.broker.http.app_routes import AppRoutes
+from agentwrit.broker.http.audit_routes import AuditRoutes
+from agentwrit.broker.http.edge import Edge, Resource, create_router
+from agentwrit.broker.http.operator_routes import OperatorRoutes
+from agentwrit.broker.http.service_routes import ServiceRoutes
+from agentwrit.broker.http.token_routes import TokenRoutes
+from agentwrit.broker.keystore import KeyWrap, MasterKey, SigningKeys
+from agentwrit.broker.metrics import Metrics
+from agentwrit.broker.passwords import PasswordChecker
+from agentwrit.broker.services.apps import AppService
+from agentwrit.broker.services.audit import AuditService
+from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.denials import DenialLog
+from agentwrit.broker.services.housekeeping import Housekeeping
+from agentwrit.broker.services.issuing import TokenIssuer
+from agentwrit.broker.services.launch_tokens import LaunchTokenService
+from agentwrit.broker.services.liveness import Liveness
+from agentwrit.broker.services.operators import OperatorService, set_secret
+from agentwrit.broker.services.registration import RegistrationService
+from agentwrit.broker.services.tokens import TokenService
+from agentwrit.broker.storage.base import Store
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.domain import operator
+from agentwrit.domain.errors import ConfigurationError
+
+NO_OPERATOR: Final = "no operator's secret is set: make one with `agentwrit init`, or set AGENTWRIT_ADMIN_SECRET"
+
+log = structlog.get_logger("agentwrit.bootstrap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """A broker, ready to serve. `metrics_app` answers /v1/metrics alone, for a port of its own."""
+
+    app: ASGIApp
+    metrics_app: ASGIApp
+
+
+@contextlib.asynccontextmanager
+async def open_store(config: Config, clock: Clock) -> AsyncIterator[tuple[Store, MasterKey]]:
+    """The store in the data directory, which is ours alone for as long, and the key that it is sealed with.
+
+    Raises:
+        ConfigurationError: the directory, the database or the master key cannot be used.
+    """
+    directory = DataDirectory(config.data_dir)
+    try:
+        master_key = _master_key(config, directory)
+        try:
+            store = SqliteStore(directory.database, clock, Sealer(master_key.derive("row-mac")))
+        except OSError as error:
+            raise ConfigurationError(f"the data directory {directory.path} is not usable: {error}") from error
+        try:
+            yield store, master_key
+        finally:
+            await store.close()
+    finally:
+        directory.close()
+
+
+@contextlib.asynccontextmanager
+async def open_broker(config: Config, *, is_stopping: Callable[[], bool]) -> AsyncIterator[Broker]:
+    """A broker over the store in the data directory.
+
+    Raises:
+        ConfigurationError: something that it needs is missing or wrong.
+    """
+    clock = Clock()
+    async with open_store(config, clock) as (store, master_key):
+        await _require_operator(store, config)
+        async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
+            yield broker
+
+
+@contextlib.asynccontextmanager
+async def open_on(
+    store: Store, clock: Clock, config: Config, master_key: MasterKey, *, is_stopping: Callable[[], bool]
+) -> AsyncIterator[Broker]:
+    """A broker over a store that is open."""
+    keys = await SigningKeys.load(store, KeyWrap(master_key))
+    liveness = await Liveness.load(store, clock.now())
+    denials = DenialLog(store, clock)
+    metrics = Metrics()
+    checker = PasswordChecker()
+    issuer = TokenIssuer(config, keys)
+    authenticator = Authenticator(keys, config.issuer, clock, liveness, denials)
+    apps = AppService(store, denials, issuer, config)
+    launch_tokens = LaunchTokenService(store, config)
+    service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
+    resources = [
+        *TokenRoutes(
+            RegistrationService(denials, issuer, clock, config, master_key),
+            TokenService(denials, issuer, authenticator),
+            metrics,
+        ).resources(),
+        *AppRoutes(apps, launch_tokens, authenticator).resources(),
+        *OperatorRoutes(
+            OperatorService(store, denials, issuer, checker, config), apps, launch_tokens, authenticator
+        ).resources(),
+        *AuditRoutes(AuditService(store, authenticator)).resources(),
+        *service_routes.resources(),
+    ]
+    metrics_resource = service_routes.metrics_resource()
+    if config.metrics_port is None:
+        resources.append(metrics_resource)
+
+    def edge(*of: Resource) -> Edge:
+        return Edge(
+            create_router(of),
+            metrics,
+            trusted_proxies=config.trusted_proxies,
+            is_tls=config.tls_cert is not None,
+        )
+
+    housekeeping = asyncio.create_task(Housekeeping(store, clock, liveness, denials, metrics).run())
+    try:
+        yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource))
+    finally:
+        housekeeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await housekeeping
+        await denials.flush(everything=True)
+        checker.close()
+
+
+def _master_key(config: Config, directory: DataDirectory) -> MasterKey:
+    if config.master_key is not None:
+        return MasterKey.parse(config.master_key)
+    text = directory.read_master_key_text()
+    if text is not None:
+        return MasterKey.parse(text)
+    if directory.database.exists():
+        raise ConfigurationError(
+            f"the master key of {directory.path} is missing: put its master.key back, or set AGENTWRIT_MASTER_KEY"
+        )
+    return MasterKey.parse(directory.create_master_key())
+
+
+async def _require_operator(store: Store, config: Config) -> None:
+    if config.admin_secret is not None:
+        if await set_secret(store, config.admin_secret):
+            log.info("the operator's secret was set from AGENTWRIT_ADMIN_SECRET")
+    elif await store.read(lambda snapshot: snapshot.operator(operator.SUBJECT)) is None:
+        raise ConfigurationError(NO_OPERATOR)

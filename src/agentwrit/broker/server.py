@@ -1,0 +1,162 @@
+"""Running a broker: its sockets, its signals and its end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from agentwrit._version import __version__
+from agentwrit.broker import bootstrap, logs
+from agentwrit.broker.config import Config, from_environment, unknown_variables
+from agentwrit.broker.http.protocol import KEEP_ALIVE_SECONDS, BoundedHttpProtocol
+from agentwrit.domain.errors import ConfigurationError
+
+BACKLOG: Final = 2048
+GRACE_SECONDS: Final = 10  # for requests in flight when the broker is told to stop
+
+log = structlog.get_logger("agentwrit.server")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, leaving signals to us: it would end the process before the store is closed."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_listening.set()
+
+
+def serve(file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end.
+
+    When the broker listens, one line of JSON with its `url` is written to `ready_fd`, which is then closed.
+
+    Raises:
+        ConfigurationError: it cannot start as it was told to.
+    """
+    config = from_environment(file)
+    logs.configure(level=config.log_level, log_format=config.log_format)
+    for line in unknown_variables(os.environ):
+        log.warning(line)
+    _raise_file_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, ready_fd, stop_fd))
+
+
+async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> None:
+    stop = asyncio.Event()
+    _stop_on_request(stop, stop_fd)
+    async with bootstrap.open_broker(config, is_stopping=stop.is_set) as broker:
+        servers = [_server(config, broker.app)]
+        listeners = [_listen(config.host, config.port, "AGENTWRIT_PORT")]
+        if config.metrics_port is not None:
+            servers.append(_server(config, broker.metrics_app))
+            listeners.append(_listen(config.metrics_host, config.metrics_port, "AGENTWRIT_METRICS_PORT"))
+        running = [
+            asyncio.create_task(server.serve(sockets=[listener]))
+            for server, listener in zip(servers, listeners, strict=True)
+        ]
+        for server in servers:
+            await server.is_listening.wait()
+        url = _url(config, listeners[0])
+        log.info("listening", url=url, version=__version__, data_dir=str(config.data_dir))
+        _announce(ready_fd, url)
+        await stop.wait()
+        log.info("stopping")
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*running)
+    log.info("stopped")
+
+
+def _server(config: Config, app: ASGIApp) -> _Server:
+    try:
+        settings = uvicorn.Config(
+            app,
+            http=BoundedHttpProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            ssl_certfile=config.tls_cert,
+            ssl_keyfile=config.tls_key,
+            ssl_ca_certs=str(config.tls_client_ca) if config.tls_client_ca is not None else None,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if config.tls_client_ca is not None else ssl.CERT_NONE,
+        )
+        settings.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"the TLS certificate, key or client CA cannot be loaded ({error}):"
+            " check AGENTWRIT_TLS_CERT, AGENTWRIT_TLS_KEY and AGENTWRIT_TLS_CLIENT_CA"
+        ) from error
+    return _Server(settings)
+
+
+def _listen(host: str, port: int, setting: str) -> socket.socket:
+    try:
+        [address, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, location = address
+        listener = socket.create_server(location, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port} ({error.strerror}):"
+            f" stop whatever uses it, or set {setting} to another port"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _url(config: Config, listener: socket.socket) -> str:
+    scheme = "https" if config.tls_cert is not None else "http"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _announce(ready_fd: int | None, url: str) -> None:
+    if ready_fd is not None:
+        with os.fdopen(ready_fd, "w", encoding="ascii") as ready:
+            ready.write(json.dumps({"url": url}) + "\n")
+
+
+def _stop_on_request(stop: asyncio.Event, stop_fd: int | None) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if stop_fd is not None:
+
+        def readable() -> None:
+            if not os.read(stop_fd, 1024):
+                loop.remove_reader(stop_fd)
+                stop.set()
+
+        loop.add_reader(stop_fd, readable)
+
+
+def _raise_file_limit() -> None:
+    """As many connections as the system lets us have: the usual soft limit of 1024 is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
