@@ -17,12 +17,12 @@ KEEP_ALIVE_SECONDS: Final = 75  # longer than clients keep idle connections, so 
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """A request's line and header fields have at most 32 KiB, and 15 seconds to arrive."""
+    """A request's head has 15 seconds to arrive, and is refused if 32 KiB of it did not bring its end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._is_in_head = False
         self._head_bytes = 0
-        self._is_head_complete = False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -34,29 +34,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_head_complete:
+        if self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._is_head_complete or self.transport.is_closing():
+        if not self._is_in_head or self.transport.is_closing():
             self._stop_waiting()
         elif self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(InvalidRequest(f"a request's header has at most {MAX_HEAD_BYTES} bytes"))
+            self._refuse(InvalidRequest(f"a request's head has at most {MAX_HEAD_BYTES} bytes"))
         elif self._head_timer is None:
             self._await_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._is_head_complete = False
+        self._is_in_head = True
+        self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
-        self._is_head_complete = True
+        self._is_in_head = False
         super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        # What follows is the next request's head.
-        self._is_head_complete = False
-        self._head_bytes = 0
-        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest("this is not HTTP/1.1"))

@@ -1,0 +1,67 @@
+"""A client of this protocol that others published runs its life against our broker, as it is."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import ADMIN_SECRET, BrokerProcess
+
+PROGRAM = """
+import os
+from agentwrit import AgentWritApp, scope_is_subset, validate
+from agentwrit.errors import AuthenticationError, AuthorizationError
+
+url = os.environ["AGENTWRIT_BROKER_URL"]
+app = AgentWritApp(url, os.environ["AGENTWRIT_CLIENT_ID"], os.environ["AGENTWRIT_CLIENT_SECRET"])
+assert app.health().status == "ok"
+agent = app.create_agent(orch_id="orders", task_id="t-1", requested_scope=["read:data:customer-1"])
+claims = validate(url, agent.access_token).claims
+assert claims.sub == agent.agent_id and claims.scope == ["read:data:customer-1"], claims
+assert scope_is_subset(["read:data:customer-1"], agent.scope)
+first = agent.access_token
+agent.renew()
+assert validate(url, agent.access_token).valid and not validate(url, first).valid
+agent.release()
+agent.release()
+dead = validate(url, agent.access_token)
+assert not dead.valid and dead.error == "token is invalid or expired", dead
+try:
+    app.create_agent(orch_id="orders", task_id="t-1", requested_scope=["delete:data:customer-1"])
+except AuthorizationError as error:
+    assert error.problem.error_code == "scope_violation"
+else:
+    raise AssertionError("a scope outside the ceiling was granted")
+try:
+    AgentWritApp(url, "nobody", "nothing").create_agent(orch_id="o", task_id="t", requested_scope=["read:data:1"])
+except AuthenticationError as error:
+    assert error.status_code == 401
+else:
+    raise AssertionError("a wrong secret was accepted")
+print("whole life")
+"""
+
+
+@pytest.fixture
+def published_python() -> Path:
+    path = Path(os.environ.get("AGENTWRIT_TEST_PUBLISHED_PYTHON", ".venv-published/bin/python")).absolute()
+    assert path.exists(), "run `make test`: it installs the published client, or set AGENTWRIT_TEST_PUBLISHED_PYTHON"
+    return path
+
+
+def test_the_published_client_lives_its_life_unmodified(broker: BrokerProcess, published_python: Path) -> None:
+    app = broker.app()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "AGENTWRIT_BROKER_URL": broker.url,
+        "AGENTWRIT_CLIENT_ID": app.client_id,
+        "AGENTWRIT_CLIENT_SECRET": app.client_secret,
+    }
+    done = subprocess.run(
+        [published_python, "-I", "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "whole life\n"
+    assert ADMIN_SECRET not in broker.log.read_text()
+    assert app.client_secret not in broker.log.read_text()

@@ -1,0 +1,180 @@
+"""A real broker process, and a client that speaks the protocol by hand: it shares no code with the SDK."""
+
+import base64
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+from nacl.signing import SigningKey
+
+ADMIN_SECRET = "an-operators-secret-for-tests"
+STOP_TIMEOUT = 20
+
+
+class BrokerProcess:
+    """`python -m agentwrit.broker serve` over a data directory. Can be stopped, killed and started again."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.data_dir = data_dir
+        self.log = data_dir.with_suffix(".log")
+        self._settings = settings
+        self.start()
+
+    def start(self) -> None:
+        if hasattr(self, "http"):
+            self.http.close()
+        read_end, write_end = os.pipe()
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AGENTWRIT_")},
+            "AGENTWRIT_DATA_DIR": str(self.data_dir),
+            "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET,
+            "AGENTWRIT_PORT": "0",
+            "AGENTWRIT_LOG_FORMAT": "json",
+            **self._settings,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agentwrit.broker", "serve", "--ready-fd", str(write_end)],
+                env=environment,
+                pass_fds=[write_end],
+                stderr=log,
+            )
+        os.close(write_end)
+        with os.fdopen(read_end) as ready:
+            line = ready.readline()
+        assert line, f"the broker did not start: {self.log.read_text()[-2000:]}"
+        self.url: str = json.loads(line)["url"]
+        self.http = httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def stop(self) -> int:
+        """SIGTERM, and wait. Returns the exit code."""
+        self.http.close()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_TIMEOUT)
+
+    def kill(self) -> None:
+        """kill -9, and wait."""
+        self.http.close()
+        self.process.kill()
+        self.process.wait(STOP_TIMEOUT)
+
+    def __enter__(self) -> "BrokerProcess":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.stop()
+        self.http.close()
+
+    # -- the protocol, by hand ----------------------------------------------------------------------------------------
+
+    def admin(self) -> dict[str, str]:
+        """The header of the operator's token."""
+        answer = self.http.post("/v1/admin/auth", json={"secret": ADMIN_SECRET})
+        assert answer.status_code == 200, answer.text
+        return bearer(answer.json()["access_token"])
+
+    def app(self, *scopes: str, **fields: Any) -> "TestApp":
+        """A registered app with this ceiling."""
+        name = f"app-{secrets.token_hex(4)}"
+        body = {"name": name, "scopes": list(scopes or ("read:data:*", "write:data:*")), **fields}
+        answer = self.http.post("/v1/admin/apps", json=body, headers=self.admin())
+        assert answer.status_code == 201, answer.text
+        return TestApp(self, name, answer.json())
+
+    def validate(self, token: str) -> dict[str, Any]:
+        answer = self.http.post("/v1/token/validate", json={"token": token})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def is_valid(self, token: str) -> bool:
+        return bool(self.validate(token)["valid"])
+
+    def renew(self, token: str) -> httpx2.Response:
+        return self.http.post("/v1/token/renew", headers=bearer(token))
+
+    def release(self, token: str) -> httpx2.Response:
+        return self.http.post("/v1/token/release", headers=bearer(token))
+
+    def nonce(self) -> str:
+        return str(self.http.get("/v1/challenge").json()["nonce"])
+
+    def events(self, **filters: str | int) -> list[dict[str, Any]]:
+        answer = self.http.get("/v1/audit/events", params={"limit": 1000, **filters}, headers=self.admin())
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["events"])
+
+
+class TestApp:
+    """An app, as its own code would act."""
+
+    __test__ = False
+
+    def __init__(self, broker: BrokerProcess, name: str, registered: dict[str, Any]) -> None:
+        self.broker = broker
+        self.name = name
+        self.app_id: str = registered["app_id"]
+        self.client_id: str = registered["client_id"]
+        self.client_secret: str = registered["client_secret"]
+
+    def login(self, secret: str | None = None) -> httpx2.Response:
+        body = {"client_id": self.client_id, "client_secret": secret or self.client_secret}
+        return self.broker.http.post("/v1/app/auth", json=body)
+
+    def token(self) -> str:
+        answer = self.login()
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["access_token"])
+
+    def launch_token(self, *scopes: str, **fields: Any) -> str:
+        body = {"agent_name": "tester", "allowed_scope": list(scopes or ("read:data:1",)), **fields}
+        answer = self.broker.http.post("/v1/app/launch-tokens", json=body, headers=bearer(self.token()))
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["launch_token"])
+
+    def agent(self, *scopes: str, **policy: Any) -> dict[str, Any]:
+        """A registered agent: agent_id, access_token, expires_in."""
+        scopes = scopes or ("read:data:1",)
+        body = registration(self.launch_token(*scopes, **policy), self.broker.nonce(), *scopes)
+        answer = self.broker.http.post("/v1/register", json=body)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+
+def registration(launch_token: str, nonce: str, *scopes: str, key: SigningKey | None = None) -> dict[str, Any]:
+    """The body of a registration, signed."""
+    key = key or SigningKey.generate()
+    return {
+        "launch_token": launch_token,
+        "nonce": nonce,
+        "public_key": base64.b64encode(bytes(key.verify_key)).decode(),
+        "signature": base64.b64encode(key.sign(bytes.fromhex(nonce)).signature).decode(),
+        "orch_id": "orchestrator",
+        "task_id": "task-1",
+        "requested_scope": list(scopes or ("read:data:1",)),
+    }
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def problem(answer: httpx2.Response, status: int, error_code: str) -> dict[str, Any]:
+    """The problem document of a refusal, checked for its form."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = dict(answer.json())
+    assert body["error_code"] == error_code, body
+    assert body["type"] == f"urn:agentwrit:error:{error_code}"
+    assert body["status"] == status
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return body
