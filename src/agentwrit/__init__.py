@@ -1,0 +1,92 @@
+"""AgentWrit: an identity, a token for one task and a certain end for every AI agent.
+
+    from agentwrit import AgentWritApp, validate
+
+    with AgentWritApp(broker_url, client_id, client_secret) as app:
+        with app.create_agent("orders", "order-4823", ["read:data:customer-7291"]) as agent:
+            ...  # call services with headers=agent.bearer_header
+
+Names are loaded when they are first used, so importing one costs what it needs and no more.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from agentwrit._version import __version__
+
+if TYPE_CHECKING:
+    from agentwrit.client.agent import Agent
+    from agentwrit.client.app import AgentWritApp
+    from agentwrit.client.validation import validate
+    from agentwrit.domain.scope import scope_is_subset
+    from agentwrit.errors import (
+        AgentWritError,
+        AuthenticationError,
+        AuthorizationError,
+        CryptoError,
+        ProblemResponseError,
+        RateLimitError,
+        TransportError,
+    )
+    from agentwrit.models import (
+        AgentClaims,
+        DelegationRecord,
+        HealthStatus,
+        ProblemDetail,
+        RegisterResult,
+        ValidateResult,
+    )
+
+__all__ = [
+    "Agent",
+    "AgentClaims",
+    "AgentWritApp",
+    "AgentWritError",
+    "AuthenticationError",
+    "AuthorizationError",
+    "CryptoError",
+    "DelegationRecord",
+    "HealthStatus",
+    "ProblemDetail",
+    "ProblemResponseError",
+    "RateLimitError",
+    "RegisterResult",
+    "TransportError",
+    "ValidateResult",
+    "__version__",
+    "scope_is_subset",
+    "validate",
+]
+
+_HOMES = {
+    "Agent": "agentwrit.client.agent",
+    "AgentClaims": "agentwrit.models",
+    "AgentWritApp": "agentwrit.client.app",
+    "AgentWritError": "agentwrit.errors",
+    "AuthenticationError": "agentwrit.errors",
+    "AuthorizationError": "agentwrit.errors",
+    "CryptoError": "agentwrit.errors",
+    "DelegationRecord": "agentwrit.models",
+    "HealthStatus": "agentwrit.models",
+    "ProblemDetail": "agentwrit.models",
+    "ProblemResponseError": "agentwrit.errors",
+    "RateLimitError": "agentwrit.errors",
+    "RegisterResult": "agentwrit.models",
+    "TransportError": "agentwrit.errors",
+    "ValidateResult": "agentwrit.models",
+    "scope_is_subset": "agentwrit.domain.scope",
+    "validate": "agentwrit.client.validation",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

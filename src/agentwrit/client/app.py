@@ -1,0 +1,145 @@
+"""An app: what creates agents."""
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from agentwrit.client import steps
+from agentwrit.client.agent import Agent
+from agentwrit.client.driver import Driver, Login
+from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
+from agentwrit.errors import AgentWritError
+from agentwrit.models import HealthStatus, ValidateResult
+
+if TYPE_CHECKING:
+    import httpx2
+
+_VARIABLES = ("AGENTWRIT_BROKER_URL", "AGENTWRIT_CLIENT_ID", "AGENTWRIT_CLIENT_SECRET")
+
+
+class AgentWritApp:
+    """An app at a broker. Makes no call before it has to. Safe to share between threads.
+
+    The secret is kept to log in with, and shown nowhere.
+    """
+
+    def __init__(
+        self,
+        broker_url: str,
+        client_id: str,
+        client_secret: str,
+        *,
+        timeout: float = 10.0,
+        user_agent: str | None = None,
+        http_client: "httpx2.Client | None" = None,
+        verify: Any = None,
+        cert: Any = None,
+    ) -> None:
+        """`timeout`: seconds for a whole call, retries included. `http_client`: an httpx2.Client to use, and to close
+        by whoever made it; else `verify` and `cert` are what httpx2 takes by these names.
+
+        Raises:
+            AgentWritError: `broker_url` is no URL.
+        """
+        self.client_id = client_id
+        self._driver = Driver(
+            broker_url,
+            timeout=timeout,
+            user_agent=user_agent,
+            login=Login(lambda: steps.app_login(client_id, client_secret)),
+            http_client=http_client,
+            verify=verify,
+            cert=cert,
+        )
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """The app that AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID and AGENTWRIT_CLIENT_SECRET describe.
+
+        Raises:
+            AgentWritError: one of them is not set; names it.
+        """
+        missing = [name for name in _VARIABLES if not os.environ.get(name)]
+        if missing:
+            raise AgentWritError(f"set {' and '.join(missing)}: `agentwrit app register` shows the values")
+        return cls(*(os.environ[name] for name in _VARIABLES))
+
+    @property
+    def broker_url(self) -> str:
+        """The broker's URL, without a slash at its end."""
+        return self._driver.broker_url
+
+    def create_agent(
+        self,
+        orch_id: str,
+        task_id: str,
+        requested_scope: Sequence[str],
+        *,
+        private_key: Ed25519PrivateKey | None = None,
+        max_ttl: int = 300,
+        label: str | None = None,
+        audience: Sequence[str] | None = None,
+    ) -> Agent:
+        """Register an agent for one task.
+
+        `orch_id` and `task_id` become part of its SPIFFE id. `requested_scope`: `action:resource:identifier` each,
+        within the app's ceiling. `private_key`: its Ed25519 key, else a fresh one. `max_ttl`: seconds that its tokens
+        live. `label`: its name in the audit log. `audience`: whom its tokens are for.
+
+        Raises:
+            AuthenticationError: the app's credentials were not accepted.
+            AuthorizationError: the scope exceeds the app's ceiling.
+            ProblemResponseError: an argument is not what it should be.
+            CryptoError: `private_key` cannot be used.
+            TransportError: the broker was not reached.
+        """
+        if isinstance(requested_scope, str):
+            raise TypeError("requested_scope is a list of scopes, not one string")
+        key = AgentKey(private_key)
+        registered = self._driver.run(
+            steps.create_agent(
+                key,
+                orch_id=orch_id,
+                task_id=task_id,
+                requested_scope=requested_scope,
+                max_ttl=max_ttl,
+                label=label,
+                audience=audience,
+            )
+        )
+        return Agent(self._driver, key, registered, scope=requested_scope, orch_id=orch_id, task_id=task_id)
+
+    def validate(self, token: str) -> ValidateResult:
+        """Whether `token` holds, and what it says. A bad token is an answer, not an error.
+
+        Raises:
+            TransportError: the broker was not reached.
+        """
+        return self._driver.run(steps.validate(token))
+
+    def health(self) -> HealthStatus:
+        """How the broker is.
+
+        Raises:
+            TransportError: it was not reached.
+        """
+        return self._driver.run(steps.health())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._driver.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"AgentWritApp({self.broker_url!r}, client_id={self.client_id!r})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("an app is not pickled: its secret stays in this process; make it anew with from_env()")

@@ -1,0 +1,179 @@
+"""The protocol, step by step, without I/O."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Steps
+from agentwrit.client.keys import AgentKey
+from agentwrit.errors import AuthenticationError, AuthorizationError, TransportError, from_response
+from agentwrit.models import AgentClaims, HealthStatus, RegisterResult, ValidateResult
+
+T = TypeVar("T")
+
+INVALID = ValidateResult(valid=False, error="token is invalid or expired")
+
+
+@dataclass(frozen=True)
+class AccessToken:
+    """A token and how many seconds it lives."""
+
+    access_token: str = field(repr=False)
+    expires_in: int
+
+
+def health() -> Steps[HealthStatus]:
+    """How the broker is. One that is degraded says so with a 503, which is an answer too."""
+    response = yield HttpRequest("GET", "/v1/health", is_idempotent=True, is_503_an_answer=True)
+    members = _object(response, also=503)
+    return HealthStatus(
+        status=_text(members, "status"),
+        version=_text(members, "version"),
+        uptime=_integer(members, "uptime"),
+        db_connected=bool(members.get("db_connected")),
+        audit_events_count=_integer(members, "audit_events_count"),
+    )
+
+
+def validate(token: str) -> Steps[ValidateResult]:
+    """Whether a token holds, as the broker sees it. A bad token is an answer, not an error."""
+    if not token:
+        return INVALID  # the broker would call the field missing
+    request = HttpRequest("POST", "/v1/token/validate", json={"token": token}, is_idempotent=True)
+    members = _object((yield request))
+    if members.get("valid") is not True:
+        error = members.get("error")
+        return ValidateResult(valid=False, error=error if isinstance(error, str) else INVALID.error)
+    claims = members.get("claims")
+    if not isinstance(claims, dict):
+        raise TransportError("the answer to a validation has no claims: is this a broker?")
+    return ValidateResult(valid=True, claims=AgentClaims.from_wire(claims))
+
+
+def app_login(client_id: str, client_secret: str) -> Steps[AccessToken]:
+    """An app token, for the app's secret."""
+    body = {"client_id": client_id, "client_secret": client_secret}
+    return _access_token((yield HttpRequest("POST", "/v1/app/auth", json=body)))
+
+
+def operator_login(secret: str) -> Steps[AccessToken]:
+    """An operator token, for the operator's secret."""
+    return _access_token((yield HttpRequest("POST", "/v1/admin/auth", json={"secret": secret})))
+
+
+def create_agent(
+    key: AgentKey,
+    *,
+    orch_id: str,
+    task_id: str,
+    requested_scope: Sequence[str],
+    max_ttl: int,
+    label: str | None,
+    audience: Sequence[str] | None,
+) -> Steps[RegisterResult]:
+    """The ceremony in three steps: launch token, challenge, registration."""
+    policy: dict[str, object] = {
+        "agent_name": label or f"{orch_id}/{task_id}",
+        "allowed_scope": list(requested_scope),
+        "max_ttl": max_ttl,
+        "single_use": True,
+    }
+    if audience is not None:
+        policy["audience"] = list(audience)
+    launched = yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))
+    launch_token = _text(_object(launched), "launch_token")
+    nonce = _text(_object((yield HttpRequest("GET", "/v1/challenge", is_idempotent=True))), "nonce")
+    try:
+        signature = key.sign(bytes.fromhex(nonce))
+    except ValueError:
+        raise TransportError("the challenge is not hex: is this a broker?") from None
+    body = {
+        "launch_token": launch_token,
+        "nonce": nonce,
+        "public_key": base64.b64encode(key.public_key).decode("ascii"),
+        "signature": base64.b64encode(signature).decode("ascii"),
+        "orch_id": orch_id,
+        "task_id": task_id,
+        "requested_scope": list(requested_scope),
+    }
+    members = _object((yield HttpRequest("POST", "/v1/register", json=body)))
+    return RegisterResult(
+        agent_id=_text(members, "agent_id"),
+        access_token=_text(members, "access_token"),
+        expires_in=_integer(members, "expires_in"),
+    )
+
+
+def renew(token: str) -> Steps[AccessToken]:
+    """The successor of an agent's token."""
+    return _access_token((yield HttpRequest("POST", "/v1/token/renew", bearer=token)))
+
+
+def release(token: str) -> Steps[None]:
+    """End a token's grant. A token that is dead already counts as released."""
+    response = yield HttpRequest("POST", "/v1/token/release", bearer=token, is_idempotent=True)
+    try:
+        _check(response)
+    except (AuthenticationError, AuthorizationError):
+        return
+
+
+def logged_in(request: HttpRequest) -> Steps[HttpResponse]:
+    """Make a request with the login's token. One that the broker refuses is replaced, once."""
+    token = yield LoginNeeded()
+    response: HttpResponse = yield _with_bearer(request, token)
+    if response.status == 401 or (response.status == 403 and _is_revoked(response)):
+        token = yield LoginNeeded(stale=token)
+        response = yield _with_bearer(request, token)
+    return response
+
+
+def read_object(response: HttpResponse) -> dict[str, Any]:
+    """The JSON object of an answer, or the error that it stands for."""
+    return _object(response)
+
+
+def _with_bearer(request: HttpRequest, token: str) -> HttpRequest:
+    return HttpRequest(request.method, request.path, request.json, token, request.is_idempotent)
+
+
+def _is_revoked(response: HttpResponse) -> bool:
+    """Whether a 403 says that the token is dead, and not that it lacks a scope (RFC 6750 §3.1)."""
+    return 'error="invalid_token"' in response.headers.get("www-authenticate", "")
+
+
+def _check(response: HttpResponse, *, also: int | None = None) -> None:
+    if not 200 <= response.status < 300 and response.status != also:
+        raise from_response(response.status, response.headers, response.body)
+
+
+def _object(response: HttpResponse, *, also: int | None = None) -> dict[str, Any]:
+    _check(response, also=also)
+    try:
+        return msgspec.json.decode(response.body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if response.status == also:
+            raise from_response(response.status, response.headers, response.body) from None
+        raise TransportError("the answer is not a JSON object: is this a broker?") from None
+
+
+def _access_token(response: HttpResponse) -> AccessToken:
+    members = _object(response)
+    return AccessToken(_text(members, "access_token"), _integer(members, "expires_in"))
+
+
+def _text(members: Mapping[str, Any], name: str) -> str:
+    value = members.get(name)
+    if not isinstance(value, str):
+        raise TransportError(f"the answer has no {name}: is this a broker?")
+    return value
+
+
+def _integer(members: Mapping[str, Any], name: str) -> int:
+    value = members.get(name)
+    if not isinstance(value, int):
+        raise TransportError(f"the answer has no {name}: is this a broker?")
+    return value

@@ -1,0 +1,49 @@
+"""Asking a broker whether a token holds, for whoever receives tokens."""
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Final
+
+from agentwrit.client import steps
+from agentwrit.client.driver import Driver
+from agentwrit.models import ValidateResult
+
+MAX_BROKERS: Final = 64
+
+_drivers: OrderedDict[str, Driver] = OrderedDict()
+_lock = threading.Lock()
+
+
+def validate(broker_url: str, token: str, *, timeout: float = 10.0) -> ValidateResult:
+    """Whether `token` holds, and what it says, as the broker sees it now.
+
+    A bad token is an answer, not an error. Connections to each broker are kept between calls. `timeout`: seconds, in
+    all.
+
+    Raises:
+        TransportError: the broker was not reached in time.
+        AgentWritError: `broker_url` is no URL.
+    """
+    return _driver(broker_url).run(steps.validate(token), timeout=timeout)
+
+
+def _driver(broker_url: str) -> Driver:
+    """The driver for a broker. The one that was used longest ago makes room, and its connections end with it."""
+    with _lock:
+        driver = _drivers.pop(broker_url, None) or Driver(broker_url, timeout=10.0)
+        _drivers[broker_url] = driver
+        if len(_drivers) > MAX_BROKERS:
+            _drivers.popitem(last=False)
+    return driver
+
+
+def _forget_connections() -> None:
+    """After a fork: the parent's connections are not ours to use, nor is a lock that it held."""
+    global _lock
+    _lock = threading.Lock()
+    _drivers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)

@@ -1,0 +1,111 @@
+"""The errors of the SDK.
+
+::
+
+    AgentWritError
+    ├── ProblemResponseError     the broker refused: .problem (ProblemDetail), .status_code
+    │   ├── AuthenticationError  401: a credential was not accepted
+    │   ├── AuthorizationError   403: the credential does not reach that far
+    │   └── RateLimitError       429: too many failed attempts; .retry_after, seconds
+    ├── TransportError           the broker was not reached, or what answered is no broker
+    └── CryptoError              a key that cannot be used
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+
+from agentwrit.domain.errors import AgentWritError
+from agentwrit.models import ProblemDetail
+
+__all__ = [
+    "AgentWritError",
+    "AuthenticationError",
+    "AuthorizationError",
+    "CryptoError",
+    "ProblemResponseError",
+    "RateLimitError",
+    "TransportError",
+]
+
+
+class ProblemResponseError(AgentWritError):
+    """The broker refused a request, and said why as far as it says."""
+
+    def __init__(self, problem: ProblemDetail, status_code: int) -> None:
+        hint = f" ({problem.hint})" if problem.hint else ""
+        super().__init__(f"{problem.title}: {problem.detail}{hint}")
+        self.problem = problem
+        self.status_code = status_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problem, self.status_code)
+
+
+class AuthenticationError(ProblemResponseError):
+    """A credential was not accepted (401)."""
+
+
+class AuthorizationError(ProblemResponseError):
+    """The credential does not reach that far, or its grant has ended (403)."""
+
+
+class RateLimitError(ProblemResponseError):
+    """Too many failed attempts (429). `retry_after`: seconds to wait, if the broker said."""
+
+    def __init__(self, problem: ProblemDetail, status_code: int, retry_after: float | None = None) -> None:
+        super().__init__(problem, status_code)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problem, self.status_code, self.retry_after)
+
+
+class TransportError(AgentWritError):
+    """The broker was not reached in time, or what answered does not speak its protocol."""
+
+
+class CryptoError(AgentWritError):
+    """A private key that cannot be used."""
+
+
+_BY_STATUS: dict[int, type[ProblemResponseError]] = {401: AuthenticationError, 403: AuthorizationError}
+
+
+def from_response(status: int, headers: Mapping[str, str], body: bytes) -> ProblemResponseError:
+    """The error that an HTTP answer stands for. `headers`: names in lower case."""
+    problem = _problem(status, body)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return RateLimitError(problem, status, retry_after(headers))
+    return _BY_STATUS.get(status, ProblemResponseError)(problem, status)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait (RFC 9110 §10.2.3), where they are given as such."""
+    text = headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() else None
+
+
+def _problem(status: int, body: bytes) -> ProblemDetail:
+    """The problem document in a body, or for a body that holds none what can be said of it."""
+    try:
+        members = msgspec.json.decode(body, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        members = {}
+
+    def text(name: str) -> str | None:
+        value = members.get(name)
+        return value if isinstance(value, str) else None
+
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else f"HTTP status {status}"
+    return ProblemDetail(
+        type=text("type") or "about:blank",
+        title=text("title") or phrase,
+        detail=text("detail") or "the answer has no description of the error",
+        instance=text("instance") or "",
+        status=status,
+        error_code=text("error_code"),
+        request_id=text("request_id"),
+        hint=text("hint"),
+    )
