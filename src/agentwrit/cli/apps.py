@@ -1,0 +1,142 @@
+"""`agentwrit app`: the operator's apps."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from agentwrit.cli import options
+from agentwrit.cli.output import print_fields, print_json, print_table
+from agentwrit.client.operator import OperatorClient
+
+
+@click.group()
+def app() -> None:
+    """Register apps, and keep them.
+
+    APP is an app's id or its name. The operator's secret is read from AGENTWRIT_ADMIN_SECRET.
+    """
+
+
+_scopes = click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="A scope of the ceiling; repeatable.")
+_token_ttl = click.option("--token-ttl", type=int, metavar="SECONDS", help="How long the app's own tokens live.")
+
+
+@app.command()
+@click.argument("name")
+@_scopes
+@_token_ttl
+@options.broker_url
+@options.as_json
+def register(name: str, scopes: tuple[str, ...], token_ttl: int | None, broker_url: str, is_json: bool) -> None:
+    """Register an app, and show its secret, this once."""
+    if not scopes:
+        raise click.UsageError("give the ceiling with --scope, for example --scope 'read:data:*'")
+    with options.operator_client(broker_url) as operator:
+        registered = operator.register_app(name, scopes, token_ttl=token_ttl)
+    if is_json:
+        print_json(registered)
+        return
+    print_fields({name: registered[name] for name in ("app_id", "scopes", "token_ttl")})
+    _print_exports(broker_url, registered)
+
+
+@app.command(name="list")
+@options.broker_url
+@options.as_json
+def list_(broker_url: str, is_json: bool) -> None:
+    """List all apps."""
+    with options.operator_client(broker_url) as operator:
+        listed = operator.list_apps()
+    if is_json:
+        print_json(listed)
+        return
+    columns = ("name", "app_id", "status", "scopes", "token_ttl", "created_at")
+    print_table(columns, [[record[column] for column in columns] for record in listed["apps"]])
+
+
+@app.command()
+@click.argument("app")
+@options.broker_url
+@options.as_json
+def show(app: str, broker_url: str, is_json: bool) -> None:
+    """Show one app."""
+    with options.operator_client(broker_url) as operator:
+        _print(operator.get_app(_app_id(operator, app)), is_json=is_json)
+
+
+@app.command()
+@click.argument("app")
+@_scopes
+@_token_ttl
+@click.option("--keep-grants", is_flag=True, help="Let grants that exceed a narrower ceiling live to their end.")
+@options.broker_url
+@options.as_json
+def update(
+    app: str, scopes: tuple[str, ...], token_ttl: int | None, keep_grants: bool, broker_url: str, is_json: bool
+) -> None:
+    """Change an app's ceiling, or how long its tokens live.
+
+    A narrower ceiling ends the live grants that exceed it.
+    """
+    if not scopes and token_ttl is None:
+        raise click.UsageError("give --scope, --token-ttl or both")
+    with options.operator_client(broker_url) as operator:
+        updated = operator.update_app(
+            _app_id(operator, app), scopes=scopes or None, token_ttl=token_ttl, keep_grants=keep_grants
+        )
+    _print(updated, is_json=is_json)
+
+
+@app.command()
+@click.argument("app")
+@click.option("--overlap", type=int, default=0, show_default=True, metavar="SECONDS", help="The old one still works.")
+@options.broker_url
+@options.as_json
+def rotate_secret(app: str, overlap: int, broker_url: str, is_json: bool) -> None:
+    """Give an app a new secret, and show it, this once."""
+    with options.operator_client(broker_url) as operator:
+        rotated = operator.rotate_secret(_app_id(operator, app), overlap=overlap)
+    if is_json:
+        print_json(rotated)
+        return
+    until = rotated["previous_secret_expires_at"]
+    print_fields({"app_id": rotated["app_id"], "the old secret": f"works until {until}" if until else "is dead"})
+    _print_exports(broker_url, rotated)
+
+
+@app.command()
+@click.argument("app")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.broker_url
+@options.as_json
+def remove(app: str, yes: bool, broker_url: str, is_json: bool) -> None:
+    """Remove an app: every credential that came through it is dead."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("removing an app cannot be undone: confirm it with --yes")
+        click.confirm(f"Remove {app}, and end every credential that came through it?", abort=True, err=True)
+    with options.operator_client(broker_url) as operator:
+        _print(operator.remove_app(_app_id(operator, app)), is_json=is_json)
+
+
+def _app_id(operator: OperatorClient, app: str) -> str:
+    """The id of an app given by id or name. Of apps of one name the active one is meant."""
+    named = [record for record in operator.list_apps()["apps"] if record["name"] == app]
+    active = [record for record in named if record["status"] == "active"]
+    return str((active or named)[-1]["app_id"]) if named else app
+
+
+def _print(record: Mapping[str, Any], *, is_json: bool) -> None:
+    if is_json:
+        print_json(record)
+    else:
+        print_fields(record)
+
+
+def _print_exports(broker_url: str, credentials: Mapping[str, Any]) -> None:
+    print("\nThe secret is shown this once. For the app's environment:\n")
+    print(f"export AGENTWRIT_BROKER_URL={broker_url}")
+    print(f"export AGENTWRIT_CLIENT_ID={credentials['client_id']}")
+    print(f"export AGENTWRIT_CLIENT_SECRET={credentials['client_secret']}")

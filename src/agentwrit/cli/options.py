@@ -1,0 +1,40 @@
+"""Options that several commands share."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from agentwrit.client.operator import OperatorClient
+
+DEFAULT_BROKER_URL = "http://127.0.0.1:8080"
+ADMIN_SECRET = "AGENTWRIT_ADMIN_SECRET"
+
+Command = Callable[..., Any]
+
+broker_url = click.option(
+    "--broker-url",
+    envvar="AGENTWRIT_BROKER_URL",
+    default=DEFAULT_BROKER_URL,
+    show_default=True,
+    show_envvar=True,
+    help="Where the broker is.",
+)
+as_json = click.option("--json", "is_json", is_flag=True, help="Print the broker's JSON, for scripts.")
+config_file = click.option("--config", type=click.Path(dir_okay=False), help="A TOML file with the broker's settings.")
+
+
+def operator_client(url: str) -> OperatorClient:
+    """A client for the operator.
+
+    The secret comes from the environment or the terminal, never from an argument: everybody can read a process's
+    arguments.
+    """
+    secret = os.environ.get(ADMIN_SECRET)
+    if not secret:
+        if not sys.stdin.isatty():
+            raise click.ClickException(f"set {ADMIN_SECRET} to the operator's secret: `agentwrit init` makes one")
+        secret = click.prompt("The operator's secret", hide_input=True, err=True)
+    return OperatorClient(url, secret)
