@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types layers check-lock lock clean
+.PHONY: demo test soak lint types layers lock clean
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -25,6 +25,13 @@ $(VENV)/.dev: $(VENV)/.broker requirements/dev.txt
 	@$(PIP) install --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
+# Others' client of the same protocol, as it was published: it must work with our broker as it is.
+.venv-published/.done: requirements/published-client.txt $(BIN)/python
+	@echo "Setting up .venv-published (once)"
+	@$(PYTHON) -m venv .venv-published
+	@.venv-published/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --requirement $<
+	@touch $@
+
 # -- run ------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.broker
@@ -32,8 +39,12 @@ demo: $(VENV)/.broker
 
 # -- prove ----------------------------------------------------------------------------------------
 
-test: lint types layers
+test: lint types layers .venv-published/.done
 	@$(BIN)/python -m pytest
+
+# The same races and crashes as in `make test`, fifty times as many.
+soak: $(VENV)/.dev .venv-published/.done
+	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -54,5 +65,8 @@ lock:
 	@$(LOCK) --extra broker --group dev pyproject.toml --output-file requirements/dev.txt
 	@$(LOCK) --extra broker --group build --constraint requirements/dev.txt pyproject.toml --output-file requirements/broker.txt
 
+	@# From another directory: here the name would mean this project itself.
+	@cd $(or $(TMPDIR),/tmp) && echo "agentwrit==0.3.0" | $(LOCK) - --output-file $(CURDIR)/requirements/published-client.txt
+
 clean:
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	@rm -rf $(VENV) .venv-published .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -108,7 +108,7 @@ def test_a_public_key_of_another_length(broker: BrokerProcess, length: int) -> N
 
 @pytest.mark.parametrize(
     "segment",
-    ["..", ".", "a/b", "../admin", "a%2fb", "a b", "a\x00b", "a\nb", "é", "x" * 129, "spiffe://x", "a?b", "a#b", "а"],  # noqa: RUF001
+    ["..", ".", "a/b", "../admin", "a%2fb", "a b", "a\x00b", "a\nb", "é", "x" * 129, "spiffe://x", "a?b", "a#b", "а"],
 )
 def test_an_id_that_tries_to_leave_the_spiffe_path(broker: BrokerProcess, segment: str) -> None:
     for field in ("orch_id", "task_id"):
@@ -134,8 +134,8 @@ def test_an_id_that_tries_to_leave_the_spiffe_path(broker: BrokerProcess, segmen
         "read:data:1\n",
         "read:data:1\x00",
         "read:data:%31",
-        "ｒead:data:1",  # noqa: RUF001
-        "read:dаta:1",  # noqa: RUF001
+        "ｒead:data:1",
+        "read:dаta:1",
         "READ:data:1",
         "read:data:10",
         "read:data:1:2",

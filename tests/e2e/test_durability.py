@@ -34,14 +34,14 @@ def test_two_hundred_released_tokens_stay_dead_after_kill_9_and_no_event_is_miss
         app = broker.app()
         app_token = app.token()
         with ThreadPoolExecutor(THREADS) as threads:
-            lives = list(
-                threads.map(lambda _: create_and_release(broker, app, app_token), range(THREADS * PAIRS_EACH))
-            )
+            lives = list(threads.map(lambda _: create_and_release(broker, app, app_token), range(THREADS * PAIRS_EACH)))
         broker.kill()
         broker.start()
         assert not any(broker.is_valid(token) for _, token in lives)
         for event_type in ("agent_registered", "token_issued", "token_released"):
-            assert {event["agent_id"] for event in broker.events(event_type=event_type)} == {id for id, _ in lives}
+            assert {event["agent_id"] for event in broker.events(event_type=event_type)} == {
+                agent_id for agent_id, _ in lives
+            }
 
 
 def test_kill_9_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
@@ -152,6 +152,6 @@ def test_sigterm_finishes_what_is_in_flight_and_exits_with_0(tmp_path: Path) -> 
         for thread in threads:
             thread.join()
         # A connection may be closed between two requests of one life; none may be cut off inside a request.
-        assert not [error for error in unfinished if not isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError)]
+        assert all(isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError) for error in unfinished)
         broker.start()
         assert not any(broker.is_valid(token) for _, token in lives)

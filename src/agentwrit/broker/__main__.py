@@ -18,6 +18,8 @@ def main() -> int:
     try:
         if arguments.command == "serve":
             server.serve(arguments.config, ready_fd=arguments.ready_fd, stop_fd=arguments.stop_on_eof)
+        elif arguments.command == "health":
+            return 0 if server.is_healthy(from_environment(arguments.config)) else 1
         else:
             secret = asyncio.run(_init(from_environment(arguments.config)))
             _show(secret, print_env=arguments.print_env)
@@ -48,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     serving = commands.add_parser("serve", help="serve until told to stop")
     init = commands.add_parser("init", help="make the operator's secret")
-    for command in (serving, init):
+    health = commands.add_parser(
+        "health", help="ask the broker on this machine how it is; exit with 1 if it is not well"
+    )
+    for command in (serving, init, health):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,7 @@ from agentwrit.broker.http.protocol import KEEP_ALIVE_SECONDS, BoundedHttpProtoc
 from agentwrit.domain.errors import ConfigurationError
 
 BACKLOG: Final = 2048
+HEALTH_SECONDS: Final = 3
 GRACE_SECONDS: Final = 10  # for requests in flight when the broker is told to stop
 
 log = structlog.get_logger("agentwrit.server")
@@ -86,6 +89,24 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> N
             server.should_exit = True
         await asyncio.gather(*running)
     log.info("stopped")
+
+
+def is_healthy(config: Config) -> bool:
+    """Whether the broker with these settings, on this machine, says that it is well. For container health checks."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104  # looked up, not bound
+    if config.tls_cert is None:
+        connection = http.client.HTTPConnection(host, config.port, timeout=HEALTH_SECONDS)
+    else:
+        # It asks itself: who answers on this machine's own port needs no certificate to be believed.
+        context = ssl._create_unverified_context()  # noqa: S323
+        connection = http.client.HTTPSConnection(host, config.port, timeout=HEALTH_SECONDS, context=context)
+    try:
+        connection.request("GET", "/v1/health")
+        return connection.getresponse().status == HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def _server(config: Config, app: ASGIApp) -> _Server:

@@ -328,7 +328,7 @@ def test_a_launch_tokens_policy_is_shown_and_max_ttl_is_cut(broker: BrokerProces
         ({"audience": [""]}, "invalid_request"),
     ],
 )
-def test_a_launch_policy_that_is_none_is_refused(broker: BrokerProcess, fields: dict[str, Any], error_code: str) -> None:
+def test_a_bad_launch_policy_is_refused(broker: BrokerProcess, fields: dict[str, Any], error_code: str) -> None:
     body = {"agent_name": "a", "allowed_scope": ["read:data:1"], **fields}
     answer = broker.http.post("/v1/app/launch-tokens", json=body, headers=bearer(broker.app().token()))
     problem(answer, 400, error_code)
@@ -336,7 +336,8 @@ def test_a_launch_policy_that_is_none_is_refused(broker: BrokerProcess, fields: 
 
 def test_a_launch_token_that_is_not_single_use_registers_many(broker: BrokerProcess) -> None:
     app = broker.app()
-    for fields, expected in (({"single_use": False}, [200] * 4), ({"single_use": False, "max_uses": 2}, [200, 200, 401])):
+    unlimited, twice = {"single_use": False}, {"single_use": False, "max_uses": 2}
+    for fields, expected in ((unlimited, [200] * 4), (twice, [200, 200, 401])):
         launch_token = app.launch_token(**fields)
         answers = [
             broker.http.post("/v1/register", json=registration(launch_token, broker.nonce())).status_code
