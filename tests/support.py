@@ -25,11 +25,11 @@ class BrokerProcess:
         self.data_dir = data_dir
         self.log = data_dir.with_suffix(".log")
         self._settings = settings
+        self.http = httpx2.Client()
         self.start()
 
     def start(self) -> None:
-        if hasattr(self, "http"):
-            self.http.close()
+        self.http.close()
         read_end, write_end = os.pipe()
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AGENTWRIT_")},

@@ -124,7 +124,7 @@ async def open_on(
             create_router(of),
             metrics,
             trusted_proxies=config.trusted_proxies,
-            is_tls=config.tls_cert is not None,
+            is_tls=config.is_tls,
         )
 
     housekeeping = asyncio.create_task(Housekeeping(store, clock, liveness, denials, metrics).run())

@@ -134,6 +134,11 @@ class Config:
     metrics_port: int | None = _setting(None, _integer(1, 65535))
 
     @property
+    def is_tls(self) -> bool:
+        """Whether clients come by TLS, to us or to a proxy in front of us."""
+        return self.tls_cert is not None or (self.public_url or "").startswith("https:")
+
+    @property
     def default_audience(self) -> tuple[str, ...]:
         """Whom tokens are for, unless somebody says otherwise."""
         return self.audience or (self.issuer,)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -175,6 +176,8 @@ class Driver:
 
                     limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=30)
                     self._client = httpx2.Client(limits=limits, **self._tls)
+                    # Whoever forgets to close loses no connection for longer than the driver lives.
+                    weakref.finalize(self, self._client.close)
         return self._client
 
     def __repr__(self) -> str:

@@ -1,0 +1,242 @@
+"""The command line, as a process: what it prints, where, and how it exits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import ADMIN_SECRET, STOP_TIMEOUT, BrokerProcess
+
+AGENTWRIT = str(Path(sys.executable).parent / "agentwrit")
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("AGENTWRIT_")}
+
+
+def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [AGENTWRIT, *arguments], input=stdin, env={**CLEAN, **environment}, capture_output=True, text=True, timeout=60
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """It failed with one clear line."""
+    assert done.returncode == code, done
+    assert done.stderr.startswith("agentwrit: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.fixture
+def operator(broker: BrokerProcess) -> dict[str, str]:
+    return {"AGENTWRIT_BROKER_URL": broker.url, "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET}
+
+
+def test_an_app_is_kept_from_the_command_line(operator: dict[str, str]) -> None:
+    registered = json.loads(run("app", "register", "cli-shop", "--scope", "read:data:*", "--json", **operator).stdout)
+    assert set(registered) == {"app_id", "client_id", "client_secret", "scopes", "token_ttl"}
+    shown = json.loads(run("app", "show", "cli-shop", "--json", **operator).stdout)
+    assert shown["app_id"] == registered["app_id"]
+    updated = run("app", "update", "cli-shop", "--scope", "read:data:1", "--token-ttl", "60", "--json", **operator)
+    assert json.loads(updated.stdout)["scopes"] == ["read:data:1"]
+    rotated = json.loads(run("app", "rotate-secret", registered["app_id"], "--json", **operator).stdout)
+    assert rotated["client_secret"] != registered["client_secret"]
+    assert "cli-shop" in run("app", "list", **operator).stdout
+    listed = json.loads(run("app", "list", "--json", **operator).stdout)
+    assert registered["app_id"] in [app["app_id"] for app in listed["apps"]]
+    one_line(run("app", "remove", "cli-shop", **operator), 2, "--yes")
+    removed = json.loads(run("app", "remove", "cli-shop", "--yes", "--json", **operator).stdout)
+    assert removed["status"] == "inactive"
+
+
+def test_a_registered_apps_exports_can_be_pasted(operator: dict[str, str], broker: BrokerProcess) -> None:
+    lines = run("app", "register", "cli-paste", "--scope", "read:data:*", **operator).stdout.splitlines()
+    exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+    body = {"client_id": exports["AGENTWRIT_CLIENT_ID"], "client_secret": exports["AGENTWRIT_CLIENT_SECRET"]}
+    assert broker.http.post(exports["AGENTWRIT_BROKER_URL"] + "/v1/app/auth", json=body).status_code == 200
+
+
+def test_mistakes_are_one_line_that_says_what_to_do(operator: dict[str, str]) -> None:
+    url = {"AGENTWRIT_BROKER_URL": operator["AGENTWRIT_BROKER_URL"]}
+    one_line(run("app", "list", **url), 2, "AGENTWRIT_ADMIN_SECRET", "agentwrit init")
+    one_line(run("app", "list", **url, AGENTWRIT_ADMIN_SECRET="a-wrong-secret"), 2, "not accepted")
+    one_line(run("app", "list", AGENTWRIT_BROKER_URL="http://127.0.0.1:9", AGENTWRIT_ADMIN_SECRET="x"), 2, "reached")
+    one_line(run("app", "list", AGENTWRIT_BROKER_URL="broker", AGENTWRIT_ADMIN_SECRET="x"), 2, "not the URL")
+    one_line(run("app", "show", "none", **operator), 1, "no such app")
+    one_line(run("app", "register", "Bad", "--scope", "a:b:c", **operator), 2, "name")
+    one_line(run("app", "register", "good", **operator), 2, "--scope")
+    one_line(run("app", "update", "good", **operator), 2, "--scope")
+    one_line(run("nothing"), 2, "No such command", "--help")
+    one_line(run("dev"), 2, "COMMAND")
+
+
+def test_a_token_is_validated_from_standard_input(broker: BrokerProcess) -> None:
+    agent = broker.app().agent()
+    url = {"AGENTWRIT_BROKER_URL": broker.url}
+    valid = run("token", "validate", stdin=agent["access_token"] + "\n", **url)
+    assert (valid.returncode, "yes" in valid.stdout) == (0, True)
+    assert agent["agent_id"] in valid.stdout
+    as_json = json.loads(run("token", "validate", "--json", agent["access_token"], **url).stdout)
+    assert as_json["claims"]["sub"] == agent["agent_id"]
+    assert run("token", "validate", "nonsense", **url).returncode == 1
+
+
+# -- the broker's own process ---------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_secret_that_the_broker_accepts(tmp_path: Path) -> None:
+    data = {"AGENTWRIT_DATA_DIR": str(tmp_path / "data")}
+    printed = run("init", "--print-env", **data).stdout
+    secret = printed.removeprefix("export AGENTWRIT_ADMIN_SECRET=").strip()
+    assert printed == f"export AGENTWRIT_ADMIN_SECRET={secret}\n"
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_ADMIN_SECRET=secret) as broker:
+        assert broker.http.post("/v1/admin/auth", json={"secret": secret}).status_code == 200
+        one_line(run("init", **data), 2, "in use by another broker")
+    assert secret not in "".join(
+        path.read_bytes().decode("latin-1") for path in (tmp_path / "data").iterdir() if path.is_file()
+    )
+
+
+def test_a_new_secret_replaces_the_old_one_and_ends_its_tokens(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker:
+        token = broker.admin()["authorization"].removeprefix("Bearer ")
+        broker.stop()
+        assert run("init", AGENTWRIT_DATA_DIR=str(tmp_path / "data")).returncode == 0
+        broker._settings["AGENTWRIT_ADMIN_SECRET"] = "another-secret-altogether"
+        broker.start()
+        assert not broker.is_valid(token)
+        assert broker.http.post("/v1/admin/auth", json={"secret": ADMIN_SECRET}).status_code == 401
+
+
+def serve(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """A start that is expected to fail."""
+    return run(
+        "serve",
+        **{
+            "AGENTWRIT_DATA_DIR": str(tmp_path / "data"),
+            "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET,
+            "AGENTWRIT_PORT": "0",
+            "AGENTWRIT_LOG_LEVEL": "error",
+            **settings,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"AGENTWRIT_ADMIN_SECRET": ""}, ("agentwrit init", "AGENTWRIT_ADMIN_SECRET")),
+        ({"AGENTWRIT_ADMIN_SECRET": "short"}, ("fewer than 12",)),
+        ({"AGENTWRIT_PORT": "http"}, ("AGENTWRIT_PORT", "whole number")),
+        ({"AGENTWRIT_MAX_TTL": "0"}, ("AGENTWRIT_MAX_TTL",)),
+        ({"AGENTWRIT_DEFAULT_TTL": "100000"}, ("AGENTWRIT_DEFAULT_TTL", "AGENTWRIT_MAX_TTL")),
+        ({"AGENTWRIT_LOG_LEVEL": "loud"}, ("AGENTWRIT_LOG_LEVEL", "debug")),
+        ({"AGENTWRIT_TRUST_DOMAIN": "Not A Domain"}, ("AGENTWRIT_TRUST_DOMAIN",)),
+        ({"AGENTWRIT_TRUSTED_PROXIES": "proxy.local"}, ("AGENTWRIT_TRUSTED_PROXIES",)),
+        ({"AGENTWRIT_MASTER_KEY": "abc"}, ("AGENTWRIT_MASTER_KEY", "32 bytes")),
+        ({"AGENTWRIT_DATABASE_URL": "postgresql://x"}, ("AGENTWRIT_DATABASE_URL",)),
+        ({"AGENTWRIT_WORKERS": "2"}, ("AGENTWRIT_WORKERS",)),
+        ({"AGENTWRIT_TLS_CERT": "/nowhere.pem"}, ("AGENTWRIT_TLS_KEY",)),
+        ({"AGENTWRIT_TLS_CERT": "/nowhere.pem", "AGENTWRIT_TLS_KEY": "/nowhere.pem"}, ("TLS",)),
+        ({"AGENTWRIT_HOST": "256.256.256.256"}, ("AGENTWRIT_PORT",)),
+        ({"AGENTWRIT_DATA_DIR": "/proc/nothing"}, ("AGENTWRIT_DATA_DIR",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_broker_that_cannot_start_says_why(tmp_path: Path, settings: dict[str, str], words: tuple[str, ...]) -> None:
+    one_line(serve(tmp_path, **settings), 2, *words)
+
+
+def test_a_port_in_use_is_named(tmp_path: Path, broker: BrokerProcess) -> None:
+    port = broker.url.rpartition(":")[2]
+    one_line(serve(tmp_path, AGENTWRIT_PORT=port), 2, port, "AGENTWRIT_PORT")
+
+
+def test_a_second_broker_on_one_data_directory_is_refused(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data"):
+        one_line(serve(tmp_path), 2, "in use by another broker")
+
+
+def test_a_wrong_master_key_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker:
+        token = broker.app().agent()["access_token"]
+        broker.stop()
+        one_line(serve(tmp_path, AGENTWRIT_MASTER_KEY="ab" * 32), 2, "master key")
+        (tmp_path / "data" / "master.key").rename(tmp_path / "kept")
+        one_line(serve(tmp_path), 2, "master key", "missing")
+        (tmp_path / "kept").rename(tmp_path / "data" / "master.key")
+        broker.start()
+        assert broker.is_valid(token)
+
+
+def test_an_unknown_name_in_the_file_is_an_error_and_an_unknown_variable_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "agentwrit.toml"
+    file.write_text("prot = 1\n")
+    environment = {"AGENTWRIT_DATA_DIR": str(tmp_path / "data"), "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET}
+    one_line(run("serve", "--config", str(file), **environment), 2, "prot", "did you mean port?")
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_ADMIN_SECERT="x") as broker:
+        assert "did you mean AGENTWRIT_ADMIN_SECRET?" in broker.log.read_text()
+
+
+# -- dev --------------------------------------------------------------------------------------------------------------
+
+
+def left_behind() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("agentwrit-dev-*"))
+
+
+def test_dev_gives_the_command_a_broker_and_passes_its_exit_code_on() -> None:
+    before = left_behind()
+    program = (
+        "import os, sys; from agentwrit import AgentWritApp;"
+        "app = AgentWritApp.from_env(); assert os.environ['AGENTWRIT_ADMIN_SECRET'];"
+        "print(app.health().status, app.create_agent('o', 't', ['write:data:9']).expires_in); sys.exit(7)"
+    )
+    done = run("dev", "--", sys.executable, "-c", program, AGENTWRIT_ISSUER="of-another-broker")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "ok 300\n", "")
+    assert left_behind() == before
+
+
+def test_dev_says_when_the_command_is_not_there() -> None:
+    one_line(run("dev", "--", "no-such-command"), 127, "command not found")
+
+
+def test_dev_says_when_its_broker_cannot_start(broker: BrokerProcess) -> None:
+    port = broker.url.rpartition(":")[2]
+    one_line(run("dev", "--port", port, "--", "true"), 2, port)
+
+
+WAITING = "import sys; print('ready', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["int", "term", "kill"]
+)
+def test_dev_leaves_no_broker_behind_however_it_ends(number: int, code: int) -> None:
+    before = left_behind()
+    program = f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {WAITING}"
+    process = subprocess.Popen(
+        [AGENTWRIT, "dev", "--", sys.executable, "-c", program],
+        env=CLEAN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == b"ready\n"
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 2  # the broker and the command
+    process.send_signal(number)
+    assert process.wait(STOP_TIMEOUT) == code
+    process.stdin.close()  # a command whose dev was killed reads its end here
+    gone, alive = psutil.wait_procs(children, STOP_TIMEOUT)
+    assert (len(gone), alive) == (2, [])
+    process.stdout.close()
+    if number != signal.SIGKILL:
+        assert left_behind() == before

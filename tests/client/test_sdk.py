@@ -1,0 +1,216 @@
+"""The SDK against a real broker."""
+
+import pickle
+import secrets
+import subprocess
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import agentwrit
+from agentwrit import (
+    AgentWritApp,
+    AgentWritError,
+    AuthenticationError,
+    AuthorizationError,
+    CryptoError,
+    ProblemResponseError,
+    TransportError,
+    validate,
+)
+from tests.support import BrokerProcess, TestApp
+
+THREADS = 8
+
+
+@pytest.fixture
+def registered(broker: BrokerProcess) -> TestApp:
+    return broker.app()
+
+
+@pytest.fixture
+def app(broker: BrokerProcess, registered: TestApp) -> AgentWritApp:
+    return AgentWritApp(broker.url + "/", registered.client_id, registered.client_secret)
+
+
+def test_an_agents_life(app: AgentWritApp) -> None:
+    agent = app.create_agent("orders", "o-1", ["read:data:customer-1"], max_ttl=120, label="worker")
+    assert agent.expires_in == 120
+    assert agent.scope == ["read:data:customer-1"]
+    assert (agent.orch_id, agent.task_id) == ("orders", "o-1")
+    assert agent.bearer_header == {"Authorization": f"Bearer {agent.access_token}"}
+    result = validate(app.broker_url, agent.access_token)
+    assert result.valid
+    assert result.claims is not None
+    assert result.claims.sub == agent.agent_id
+    before = agent.access_token
+    agent.renew()
+    assert agent.access_token != before
+    assert not app.validate(before).valid
+    agent.release()
+    agent.release()
+    assert app.validate(agent.access_token).error == "token is invalid or expired"
+    with pytest.raises(AgentWritError, match="released"):
+        agent.renew()
+
+
+def test_the_with_block_releases_and_does_not_hide_what_happened_inside(app: AgentWritApp) -> None:
+    agent = app.create_agent("o", "t", ["read:data:1"])
+    with pytest.raises(ZeroDivisionError), agent:
+        raise ZeroDivisionError
+    assert not app.validate(agent.access_token).valid
+
+
+def test_a_release_that_fails_does_not_hide_what_happened_inside(registered: TestApp) -> None:
+    with httpx2.Client() as client:
+        app = AgentWritApp(
+            registered.broker.url, registered.client_id, registered.client_secret, http_client=client, timeout=1
+        )
+        agent = app.create_agent("o", "t", ["read:data:1"])
+        agent._driver.broker_url = "http://127.0.0.1:9"  # the broker is gone
+        with pytest.raises(ZeroDivisionError) as caught, agent:
+            raise ZeroDivisionError
+    assert "could not be released" in caught.value.__notes__[0]
+
+
+def test_a_release_that_did_not_reach_the_broker_can_be_tried_again(app: AgentWritApp) -> None:
+    agent = app.create_agent("o", "t", ["read:data:1"])
+    url, app._driver.broker_url = app._driver.broker_url, "http://127.0.0.1:9"
+    app._driver._timeout = 0.3
+    with pytest.raises(TransportError):
+        agent.release()
+    app._driver.broker_url, app._driver._timeout = url, 10
+    agent.release()
+    assert not app.validate(agent.access_token).valid
+
+
+def test_an_agent_whose_app_was_removed_counts_as_released(app: AgentWritApp, registered: TestApp) -> None:
+    agent = app.create_agent("o", "t", ["read:data:1"])
+    broker = registered.broker
+    broker.http.delete(f"/v1/admin/apps/{registered.app_id}", headers=broker.admin())
+    agent.release()
+
+
+def test_eight_threads_share_one_app_and_one_login(app: AgentWritApp, registered: TestApp) -> None:
+    def life(_: int) -> None:
+        with app.create_agent("o", "t", ["read:data:1"]) as agent:
+            assert validate(app.broker_url, agent.access_token).valid
+        assert not validate(app.broker_url, agent.access_token).valid
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(life, range(THREADS * 25)))
+    logins = [
+        event
+        for event in registered.broker.events(event_type="app_authenticated")
+        if event["app_id"] == registered.app_id
+    ]
+    assert len(logins) == 1
+
+
+def test_threads_that_renew_one_agent_leave_it_with_a_live_token(app: AgentWritApp) -> None:
+    agent = app.create_agent("o", "t", ["read:data:1"])
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(lambda _: agent.renew(), range(THREADS)))
+    assert app.validate(agent.access_token).valid
+
+
+def test_a_rotated_app_token_is_replaced_without_a_word(broker: BrokerProcess, registered: TestApp) -> None:
+    app = AgentWritApp(broker.url, registered.client_id, registered.client_secret)
+    app.create_agent("o", "t", ["read:data:1"])
+    path = f"/v1/admin/apps/{registered.app_id}/secret"
+    rotated = broker.http.post(path, headers=broker.admin()).json()["client_secret"]
+    with pytest.raises(AuthenticationError):
+        app.create_agent("o", "t", ["read:data:1"])
+    AgentWritApp(broker.url, registered.client_id, rotated).create_agent("o", "t", ["read:data:1"])
+
+
+def test_a_key_of_ones_own_is_used(app: AgentWritApp) -> None:
+    key = Ed25519PrivateKey.generate()
+    assert app.create_agent("o", "t", ["read:data:1"], private_key=key).expires_in == 300
+    with pytest.raises(CryptoError, match="Ed25519"):
+        app.create_agent("o", "t", ["read:data:1"], private_key=object())  # type: ignore[arg-type]  # the point
+
+
+def test_an_audience_is_asked_for(app: AgentWritApp) -> None:
+    agent = app.create_agent("o", "t", ["read:data:1"], audience=["https://orders.example"])
+    claims = app.validate(agent.access_token).claims
+    assert claims is not None
+    assert claims.aud == ["https://orders.example"]
+
+
+def test_refusals_say_what_they_are(app: AgentWritApp, broker: BrokerProcess) -> None:
+    with pytest.raises(AuthorizationError) as beyond:
+        app.create_agent("o", "t", ["delete:data:1"])
+    assert beyond.value.problem.error_code == "scope_violation"
+    with pytest.raises(ProblemResponseError, match="task_id"):
+        app.create_agent("o", "..", ["read:data:1"])
+    with pytest.raises(AuthenticationError):
+        AgentWritApp(broker.url, "client-none", "none").create_agent("o", "t", ["read:data:1"])
+    with pytest.raises(TypeError, match="list of scopes"):
+        app.create_agent("o", "t", "read:data:1")
+
+
+def test_missing_variables_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AGENTWRIT_BROKER_URL", "AGENTWRIT_CLIENT_ID", "AGENTWRIT_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AGENTWRIT_CLIENT_ID", "id")
+    with pytest.raises(AgentWritError) as caught:
+        AgentWritApp.from_env()
+    assert "AGENTWRIT_BROKER_URL" in str(caught.value)
+    assert "AGENTWRIT_CLIENT_SECRET" in str(caught.value)
+    assert "AGENTWRIT_CLIENT_ID" not in str(caught.value)
+
+
+def test_secrets_are_neither_shown_nor_pickled(app: AgentWritApp, registered: TestApp, broker: BrokerProcess) -> None:
+    agent = app.create_agent("o", "t", ["read:data:1"])
+    for thing in (app, agent, agent._key, app._driver, app._driver._login):
+        assert registered.client_secret not in repr(thing)
+        assert agent.access_token not in repr(thing)
+    for thing in (app, agent, agent._key):
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(thing)
+    wrong = secrets.token_hex(32)
+    for url in (broker.url, "http://127.0.0.1:9"):
+        with pytest.raises(AgentWritError) as caught:
+            AgentWritApp(url, "client-none", wrong, timeout=0.3).create_agent("o", "t", ["read:data:1"])
+        shown = "".join(traceback.format_exception(caught.value))
+        assert wrong not in shown
+        assert caught.value.__cause__ is None
+
+
+def test_errors_survive_pickling(app: AgentWritApp) -> None:
+    with pytest.raises(AuthorizationError) as caught:
+        app.create_agent("o", "t", ["delete:data:1"])
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (type(copy), copy.problem, str(copy)) == (AuthorizationError, caught.value.problem, str(caught.value))
+
+
+# -- what importing costs -------------------------------------------------------------------------------------------
+
+
+def loaded_by(statement: str) -> set[str]:
+    program = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_sdk_loads_neither_a_client_nor_a_server() -> None:
+    loaded = loaded_by("from agentwrit import AgentWritApp, validate, scope_is_subset")
+    assert loaded.isdisjoint({"httpx2", "httpcore2", "uvicorn", "starlette", "cryptography", "structlog", "click"})
+
+
+def test_importing_the_scope_rule_loads_the_standard_library_alone() -> None:
+    loaded = loaded_by("from agentwrit import scope_is_subset")
+    assert loaded - sys.stdlib_module_names - loaded_by("pass") == {"agentwrit"}
+
+
+def test_every_public_name_is_there() -> None:
+    for name in agentwrit.__all__:
+        assert getattr(agentwrit, name) is not None
+    assert set(agentwrit.__all__) == set(agentwrit._HOMES) | {"__version__"}
+    with pytest.raises(AttributeError):
+        agentwrit.nothing  # noqa: B018  # the point
