@@ -5,8 +5,10 @@ import json
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,8 +23,12 @@ STOP_TIMEOUT = 20
 class BrokerProcess:
     """`python -m agentwrit.broker serve` over a data directory. Can be stopped, killed and started again."""
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
+    def __init__(
+        self, data_dir: Path, *, wrapper: Sequence[str] = (), verify: ssl.SSLContext | bool = True, **settings: str
+    ) -> None:
         self.data_dir = data_dir
+        self._wrapper = wrapper
+        self._verify = verify
         self.log = data_dir.with_suffix(".log")
         self._settings = settings
         self.http = httpx2.Client()
@@ -41,7 +47,7 @@ class BrokerProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agentwrit.broker", "serve", "--ready-fd", str(write_end)],
+                [*self._wrapper, sys.executable, "-m", "agentwrit.broker", "serve", "--ready-fd", str(write_end)],
                 env=environment,
                 pass_fds=[write_end],
                 stderr=log,
@@ -50,19 +56,21 @@ class BrokerProcess:
         with os.fdopen(read_end) as ready:
             line = ready.readline()
         assert line, f"the broker did not start: {self.log.read_text()[-2000:]}"
-        self.url: str = json.loads(line)["url"]
-        self.http = httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
+        announced = json.loads(line)
+        self.url: str = announced["url"]
+        self.pid: int = announced["pid"]
+        self.http = httpx2.Client(base_url=self.url, timeout=30, trust_env=False, verify=self._verify)
 
     def stop(self) -> int:
         """SIGTERM, and wait. Returns the exit code."""
         self.http.close()
-        self.process.send_signal(signal.SIGTERM)
+        os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(STOP_TIMEOUT)
 
     def kill(self) -> None:
         """kill -9, and wait."""
         self.http.close()
-        self.process.kill()
+        os.kill(self.pid, signal.SIGKILL)
         self.process.wait(STOP_TIMEOUT)
 
     def __enter__(self) -> "BrokerProcess":

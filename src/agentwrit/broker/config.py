@@ -62,19 +62,25 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return read
 
 
-def _optional_path(value: object) -> Path | None:
-    return None if value == "" else Path(_text(value)).expanduser()
-
-
 def _path(value: object) -> Path:
-    return Path(_text(value)).expanduser()
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError:
+        raise _BadValue("a path, with a ~ only for users that there are") from None
+
+
+def _optional_path(value: object) -> Path | None:
+    return None if value == "" else _path(value)
 
 
 def _url(value: object) -> str | None:
     if value == "":
         return None
     url = _text(value).rstrip("/")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _BadValue("an http or https URL, for example https://broker.example.com") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise _BadValue("an http or https URL, for example https://broker.example.com")
     return url

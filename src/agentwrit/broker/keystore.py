@@ -1,7 +1,6 @@
 """The broker's keys: one master key, what is derived from it, and the signing keys that are wrapped under it."""
 
 import base64
-import binascii
 import os
 import re
 from collections.abc import Sequence
@@ -30,6 +29,9 @@ class MasterKey:
 
     _bytes: bytes = field(repr=False)
 
+    def __reduce__(self) -> str:
+        raise TypeError("a master key is not pickled")
+
     @classmethod
     def parse(cls, text: str) -> "MasterKey":
         """Read a key of 32 bytes in hex or base64.
@@ -41,7 +43,7 @@ class MasterKey:
             key = (
                 bytes.fromhex(text) if re.fullmatch(r"[0-9a-fA-F]{64}", text) else base64.b64decode(text, validate=True)
             )
-        except binascii.Error:
+        except ValueError:
             key = b""
         if len(key) != KEY_BYTES:
             raise ConfigurationError(
@@ -91,7 +93,7 @@ class KeyWrap:
         nonce, ciphertext = key.wrapped[:_NONCE_BYTES], key.wrapped[_NONCE_BYTES:]
         try:
             return Ed25519Signer(self._cipher.decrypt(nonce, ciphertext, _binding(key)))
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise TamperedRecord(f"the signing key {key.kid} does not open under the master key") from None
 
 

@@ -51,7 +51,7 @@ class _Server(uvicorn.Server):
 def serve(file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end.
 
-    When the broker listens, one line of JSON with its `url` is written to `ready_fd`, which is then closed.
+    When the broker listens, one line of JSON with its `url` and `pid` is written to `ready_fd`, which is then closed.
 
     Raises:
         ConfigurationError: it cannot start as it was told to.
@@ -159,7 +159,7 @@ def _url(config: Config, listener: socket.socket) -> str:
 def _announce(ready_fd: int | None, url: str) -> None:
     if ready_fd is not None:
         with os.fdopen(ready_fd, "w", encoding="ascii") as ready:
-            ready.write(json.dumps({"url": url}) + "\n")
+            ready.write(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
 
 
 def _stop_on_request(stop: asyncio.Event, stop_fd: int | None) -> None:

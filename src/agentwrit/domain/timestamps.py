@@ -5,13 +5,12 @@ from datetime import UTC, datetime
 
 def rfc3339(at: float) -> str:
     """Unix seconds as `2026-01-31T23:59:59Z`, with microseconds where there are any."""
-    moment = datetime.fromtimestamp(at, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if moment.microsecond else "%Y-%m-%dT%H:%M:%SZ")
+    return _z(datetime.fromtimestamp(at, UTC).isoformat())
 
 
 def rfc3339_micros(at: float) -> str:
     """Unix seconds as `2026-01-31T23:59:59.000000Z`: of one width, so the texts sort as the times do."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return _z(datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds"))
 
 
 def parse_rfc3339(text: str) -> float:
@@ -24,3 +23,7 @@ def parse_rfc3339(text: str) -> float:
     if moment.tzinfo is None:
         raise ValueError("a time needs its offset from UTC, for example a Z at the end")
     return moment.timestamp()
+
+
+def _z(text: str) -> str:
+    return text.removesuffix("+00:00") + "Z"

@@ -72,6 +72,9 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
     app_id: str | None = None
     kind: GrantKind | None = None
 
+    def matches(self, grant: Grant) -> bool:
+        return self.app_id in (None, grant.app_id) and self.kind in (None, grant.kind)
+
 
 class Snapshot(Protocol):
     """One committed state, to read."""

@@ -139,11 +139,7 @@ class _MemorySnapshot:
         return self._tables.grants.get(sid)
 
     def live_grants(self, query: GrantQuery, now: float) -> Sequence[Grant]:
-        return [
-            grant
-            for grant in self._tables.grants.values()
-            if grant.is_live(now) and query.app_id in (None, grant.app_id) and query.kind in (None, grant.kind)
-        ]
+        return [grant for grant in self._tables.grants.values() if grant.is_live(now) and query.matches(grant)]
 
     def signing_keys(self) -> Sequence[StoredKey]:
         return sorted(self._tables.signing_keys.values(), key=lambda key: (-key.created_at, key.kid))

@@ -9,7 +9,6 @@ Readers have connections of their own on other threads: WAL lets them see the la
 """
 
 import asyncio
-import os
 import sqlite3
 import threading
 import time
@@ -20,20 +19,28 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import migrations
+from agentwrit.broker.storage import sqlite_schema
 from agentwrit.broker.storage.base import Denied, RevocationListener, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite_rows import AuditHead, SqliteSnapshot, SqliteTransaction
-from agentwrit.domain.errors import ConfigurationError, Unavailable
+from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
 
 T = TypeVar("T")
 
-APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
+LOCK_TIMEOUT_MS: Final = 5000  # for a lock that something outside the broker holds
 MAX_WAITING_UNITS: Final = 4096
 MAX_BATCH_SECONDS: Final = 0.004  # how long a batch may keep the event loop from everybody else
 MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk when nothing else is written
 READERS: Final = 2
+
+# What SQLite refuses because of what it was asked, and not of how it is.
+UNITS_OWN_FAULT: Final = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    sqlite3.NotSupportedError,
+)
 
 
 class _Waiting(NamedTuple):
@@ -50,7 +57,10 @@ class _Outcome(NamedTuple):
 class SqliteStore:
     """The `Store` of one broker process in the file `path`, whose directory the caller has locked."""
 
-    def __init__(self, path: Path, clock: Clock, sealer: Sealer) -> None:
+    def __init__(
+        self, path: Path, clock: Clock, sealer: Sealer, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+    ) -> None:
+        self._lock_timeout_ms = lock_timeout_ms
         self._path = path
         self._clock = clock
         self._sealer = sealer
@@ -63,15 +73,9 @@ class SqliteStore:
         self._read_threads = ThreadPoolExecutor(READERS, "sqlite-read")
         self._reader = threading.local()
         self._readers: list[sqlite3.Connection] = []
-        self._connection = _connect(self._path)
-        try:
-            _migrate(self._connection, self._path)
-            _check_seal(self._connection, sealer)
-        except BaseException:
-            self._connection.close()
-            raise
+        self._connection = sqlite_schema.open_database(path, sealer)
         self._head = AuditHead.load(self._connection)
-        self._saved_now = _load_high_water_mark(self._connection)
+        self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
         clock.advance_to(self._saved_now)
 
     async def write(self, unit: Callable[[Transaction], T]) -> T:
@@ -121,32 +125,53 @@ class SqliteStore:
                 revocations: list[Revocation] = []
                 head = self._head
                 try:
-                    changed = self._run_batch(outcomes, revocations)
-                    end = self._connection.commit if changed else self._connection.rollback
+                    await self._begin()
+                    saved_now = self._run_batch(outcomes, revocations)
+                    end = self._connection.rollback if saved_now is None else self._connection.commit
                     await loop.run_in_executor(self._commit_thread, end)
                 except BaseException as error:
                     # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
                     self._is_writable = False
                     self._head = head
-                    _fail(outcomes, error)
+                    _fail([outcome.answer for outcome in outcomes] or self._give_up_waiting(), error)
                     await loop.run_in_executor(self._commit_thread, self._connection.rollback)
                     if not isinstance(error, sqlite3.Error):
                         raise
                 else:
                     self._is_writable = True
+                    self._saved_now = self._saved_now if saved_now is None else saved_now
                     self._announce(revocations)
                     _deliver(outcomes)
         finally:
             self._committer = None
 
-    def _run_batch(self, outcomes: list[_Outcome], revocations: list[Revocation]) -> bool:
+    async def _begin(self) -> None:
+        """Take the write lock. The broker is its only user, so it is free, unless somebody looks in from outside."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            await asyncio.get_running_loop().run_in_executor(self._commit_thread, self._begin_patiently)
+
+    def _begin_patiently(self) -> None:
+        self._connection.execute(f"PRAGMA busy_timeout = {self._lock_timeout_ms}")
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        finally:
+            self._connection.execute("PRAGMA busy_timeout = 0")
+
+    def _give_up_waiting(self) -> list[asyncio.Future[Any]]:
+        """Take everyone who waits from the queue."""
+        answers = [waiting.answer for waiting in self._waiting]
+        self._waiting.clear()
+        return answers
+
+    def _run_batch(self, outcomes: list[_Outcome], revocations: list[Revocation]) -> float | None:
         """Run waiting units in one transaction, for as long as the event loop can be spared.
 
-        Returns whether there is anything to commit.
+        Returns the time that it made part of the transaction, or None where there is nothing to commit.
         """
         changes = self._connection.total_changes
         stop_at = time.monotonic() + MAX_BATCH_SECONDS
-        self._connection.execute("BEGIN IMMEDIATE")
         now = self._clock.now()
         while self._waiting:
             unit, answer = self._waiting.popleft()
@@ -157,10 +182,9 @@ class SqliteStore:
             if time.monotonic() >= stop_at:
                 break
         if self._connection.total_changes == changes and now < self._saved_now + MAX_UNSAVED_SECONDS:
-            return False
-        _save_high_water_mark(self._connection, now)
-        self._saved_now = now
-        return True
+            return None
+        sqlite_schema.save_high_water_mark(self._connection, now)
+        return now
 
     def _run_unit(
         self,
@@ -175,14 +199,14 @@ class SqliteStore:
         failure: BaseException | None = None
         try:
             value = unit(transaction)
-        except sqlite3.Error:
-            raise  # the store's failure, not the unit's: it takes the batch with it
         except Denied as denied:
             failure = denied.error
             transaction = self._undo(now)
             for event in denied.events:
                 transaction.record(event)
         except Exception as error:  # whatever a unit raises is its caller's to see, and no other's
+            if isinstance(error, sqlite3.Error) and not isinstance(error, UNITS_OWN_FAULT):
+                raise  # the store's failure: it takes the batch with it
             failure = error
             transaction = self._undo(now)
         self._connection.execute("RELEASE unit")
@@ -204,7 +228,7 @@ class SqliteStore:
     def _read(self, query: Callable[[Snapshot], T]) -> T:
         connection = getattr(self._reader, "connection", None)
         if connection is None:
-            connection = _connect(self._path)
+            connection = sqlite_schema.connect(self._path, busy_timeout_ms=self._lock_timeout_ms)
             connection.execute("PRAGMA query_only = ON")
             self._reader.connection = connection
             self._readers.append(connection)
@@ -225,71 +249,9 @@ def _deliver(outcomes: list[_Outcome]) -> None:
             answer.set_exception(error)
 
 
-def _fail(outcomes: list[_Outcome], error: BaseException) -> None:
-    for answer, _, _ in outcomes:
+def _fail(answers: list[asyncio.Future[Any]], error: BaseException) -> None:
+    for answer in answers:
         if not answer.cancelled():
             refusal = Unavailable("the store cannot be written")
             refusal.__cause__ = error
             answer.set_exception(refusal)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # Created by us first: SQLite gives its WAL and shared-memory files the mode of the database file.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    try:
-        connection.execute("PRAGMA busy_timeout = 10000")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk there
-        connection.execute("PRAGMA checkpoint_fullfsync = ON")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA temp_store = MEMORY")
-    except sqlite3.Error as error:
-        connection.close()
-        raise ConfigurationError(
-            f"{path} cannot be opened as a database ({error}): restore it from a backup or use another data directory"
-        ) from error
-    return connection
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the schema up to date, each step in one transaction."""
-    [version] = connection.execute("PRAGMA user_version").fetchone()
-    [application_id] = connection.execute("PRAGMA application_id").fetchone()
-    if version and application_id != APPLICATION_ID:
-        raise ConfigurationError(f"{path} is a database of another program: use another data directory")
-    steps = migrations.load("sqlite")
-    if version > steps[-1].version:
-        raise ConfigurationError(
-            f"{path} was written by a newer version of AgentWrit (schema {version}, this one knows"
-            f" {steps[-1].version}): upgrade agentwrit, or use another data directory"
-        )
-    for step in steps:
-        if step.version > version:
-            connection.executescript(
-                f"BEGIN IMMEDIATE;\n{step.script}\n"
-                f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {step.version};\nCOMMIT;"
-            )
-
-
-def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:
-    """Refuse to open a database that was sealed under another master key; a new one is sealed under this."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchone()
-    if row is None:
-        connection.execute("INSERT INTO meta (name, value) VALUES ('sealed_by', ?)", (sealer.name,))
-    elif row[0] != sealer.name:
-        raise ConfigurationError(
-            "the master key is not the one that this data directory was made with:"
-            " check AGENTWRIT_MASTER_KEY, or put its master.key back"
-        )
-
-
-def _load_high_water_mark(connection: sqlite3.Connection) -> float:
-    row = connection.execute("SELECT value FROM meta WHERE name = 'now'").fetchone()
-    return float(row[0]) if row is not None else 0.0
-
-
-def _save_high_water_mark(connection: sqlite3.Connection, now: float) -> None:
-    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('now', ?)", (repr(now),))

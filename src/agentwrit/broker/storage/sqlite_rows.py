@@ -1,6 +1,5 @@
 """Rows of the SQLite schema, and the records that they hold."""
 
-import hmac
 import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +14,7 @@ from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.operator import Operator
-from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
+from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation
 from agentwrit.domain.signing_key import StoredKey
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -74,7 +73,9 @@ class SqliteSnapshot:
         where.add("exp > ?", now)
         where.add("app_id = ?", query.app_id)
         where.add("kind = ?", query.kind)
-        return self._all("grants", Grant, where.sql, *where.values)
+        found = self._all("grants", Grant, where.sql, *where.values)
+        # The columns find the rows; what a row says is what its sealed body says.
+        return [grant for grant in found if grant.is_live(now) and query.matches(grant)]
 
     def signing_keys(self) -> Sequence[StoredKey]:
         return self._all("signing_keys", StoredKey, "1 ORDER BY created_at DESC, kid")
@@ -97,6 +98,12 @@ class SqliteSnapshot:
 
     def event_count(self, query: EventQuery | None = None) -> int:
         where = _events_where(query or EventQuery())
+        if not where.values:
+            # Numbered without a gap: the ends say it, and three million rows need not be counted.
+            [count] = self._connection.execute(
+                "SELECT coalesce((SELECT max(sequence) FROM events) - (SELECT min(sequence) FROM events) + 1, 0)"
+            ).fetchone()
+            return int(count)
         [count] = self._connection.execute(
             f"SELECT count(*) FROM events WHERE {where.sql}", tuple(where.values)
         ).fetchone()
@@ -116,10 +123,9 @@ class SqliteSnapshot:
         return [self._sealer.open(table, body, mac, record_type) for body, mac in rows]
 
     def _open_revocation(self, kind: str, name: str, effective_at: int, last_exp: int, mac: bytes) -> Revocation:
-        revocation = Revocation(kind=RevocationKind(kind), id=name, effective_at=effective_at, last_exp=last_exp)
-        if not hmac.compare_digest(mac, self._sealer.seal("revocations", revocation)[1]):
-            raise TamperedRecord("a row of revocations was altered outside the broker")
-        return revocation
+        columns = {"kind": kind, "id": name, "effective_at": effective_at, "last_exp": last_exp}
+        self._sealer.check("revocations", msgspec.json.encode(columns), mac)
+        return msgspec.convert(columns, Revocation)
 
 
 class SqliteTransaction(SqliteSnapshot):

@@ -1,0 +1,98 @@
+"""The file of the SQLite store: opening it, bringing its schema up to date, and what is known of it as a whole."""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from agentwrit.broker.storage import migrations
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.domain.errors import ConfigurationError
+
+APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
+
+
+def open_database(path: Path, sealer: Sealer) -> sqlite3.Connection:
+    """A connection to the database in `path`, which is made or brought up to date.
+
+    Raises:
+        ConfigurationError: it is another program's, a newer version's, or sealed under another master key.
+    """
+    connection = connect(path)
+    try:
+        _migrate(connection, path)
+        _check_seal(connection, sealer)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect(path: Path, *, busy_timeout_ms: int = 0) -> sqlite3.Connection:
+    """A connection of our settings.
+
+    Raises:
+        ConfigurationError: the file is no database.
+    """
+    # Created by us first: SQLite gives its WAL and shared-memory files the mode of the database file.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk there
+        connection.execute("PRAGMA checkpoint_fullfsync = ON")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA temp_store = MEMORY")
+    except sqlite3.Error as error:
+        connection.close()
+        raise ConfigurationError(
+            f"{path} cannot be opened as a database ({error}): restore it from a backup or use another data directory"
+        ) from error
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema up to date, each step in one transaction."""
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    [application_id] = connection.execute("PRAGMA application_id").fetchone()
+    [has_tables] = connection.execute("SELECT count(*) > 0 FROM sqlite_schema").fetchone()
+    if application_id != APPLICATION_ID and (version or application_id or has_tables):
+        raise ConfigurationError(f"{path} is a database of another program: use another data directory")
+    steps = migrations.load("sqlite")
+    if version > steps[-1].version:
+        raise ConfigurationError(
+            f"{path} was written by a newer version of AgentWrit (schema {version}, this one knows"
+            f" {steps[-1].version}): upgrade agentwrit, or use another data directory"
+        )
+    for step in steps:
+        if step.version > version:
+            connection.executescript(
+                f"BEGIN IMMEDIATE;\n{step.script}\n"
+                f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {step.version};\nCOMMIT;"
+            )
+
+
+def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:
+    """Refuse to open a database that was sealed under another master key; a new one is sealed under this."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchone()
+    if row is None:
+        connection.execute("INSERT INTO meta (name, value) VALUES ('sealed_by', ?)", (sealer.name,))
+    elif row[0] != sealer.name:
+        raise ConfigurationError(
+            "the master key is not the one that this data directory was made with:"
+            " check AGENTWRIT_MASTER_KEY, or put its master.key back"
+        )
+
+
+def load_high_water_mark(connection: sqlite3.Connection) -> float:
+    """The highest time that was ever committed (Unix seconds), or 0."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'now'").fetchone()
+    return float(row[0]) if row is not None else 0.0
+
+
+def save_high_water_mark(connection: sqlite3.Connection, now: float) -> None:
+    """Make a time part of the transaction: no later reading will be below it."""
+    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('now', ?)", (repr(now),))

@@ -1,0 +1,538 @@
+"""What every store guarantees (`storage/base.py`). A new adapter is done when it passes."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from agentwrit.broker.storage.base import Denied, EventQuery, GrantQuery, Snapshot, Transaction
+from agentwrit.domain import audit
+from agentwrit.domain.app import AppStatus
+from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.errors import NotFound, ScopeViolation, Unavailable
+from agentwrit.domain.grant import EndReason, GrantKind, ended
+from agentwrit.domain.launch_token import used
+from agentwrit.domain.operator import Operator
+from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
+from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
+from tests.domain.records import NOW, make_app, make_grant, make_launch_token
+from tests.storage.conftest import Subject
+
+ISSUED = Draft(event_type=EventType.TOKEN_ISSUED)
+REFUSED = Draft(event_type=EventType.SCOPE_VIOLATION, outcome=Outcome.DENIED)
+
+
+def make_key(kid: str, created_at: int, state: KeyState = KeyState.ACTIVE) -> StoredKey:
+    return StoredKey(
+        kid=kid,
+        purpose=KeyPurpose.ACCESS_TOKEN,
+        state=state,
+        public_key=b"p" * 32,
+        wrapped=b"w",
+        created_at=created_at,
+    )
+
+
+def revocation(name: str, *, kind: RevocationKind = RevocationKind.GRANT, at: int = NOW, last_exp: int) -> Revocation:
+    return Revocation(kind=kind, id=name, effective_at=at, last_exp=last_exp)
+
+
+def recording(draft: Draft) -> Callable[[Transaction], None]:
+    return lambda transaction: transaction.record(draft)
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_record_is_read_back_as_it_was_put(subject: Subject) -> None:
+    operator = Operator(name="admin", password_hash="$argon2id$", created_at=NOW, updated_at=NOW)
+    app, token, grant, key = make_app(), make_launch_token(), make_grant(), make_key("kid-1", NOW)
+
+    def put(transaction: Transaction) -> None:
+        transaction.put_operator(operator)
+        transaction.put_app(app)
+        transaction.put_launch_token(token)
+        transaction.put_grant(grant)
+        transaction.put_signing_key(key)
+
+    def look(snapshot: Snapshot) -> list[Any]:
+        return [
+            snapshot.operator("admin"),
+            snapshot.app("app-1"),
+            snapshot.app_by_client_id("client-1"),
+            snapshot.active_app_by_name("orders"),
+            snapshot.launch_token(token.token_hash),
+            snapshot.grant("sid-1"),
+            *snapshot.signing_keys(),
+        ]
+
+    subject.write(put)
+    assert subject.read(look) == [operator, app, app, app, token, grant, key]
+
+
+def test_what_is_not_there_is_none(subject: Subject) -> None:
+    def look(snapshot: Snapshot) -> list[Any]:
+        return [
+            snapshot.operator("admin"),
+            snapshot.app(""),
+            snapshot.app_by_client_id("x"),
+            snapshot.active_app_by_name("x"),
+            snapshot.launch_token(b""),
+            snapshot.grant(""),
+        ]
+
+    assert subject.read(look) == [None] * 6
+    assert subject.read(lambda s: (list(s.apps()), list(s.signing_keys()), list(s.revocations(0)))) == ([], [], [])
+
+
+def test_putting_again_replaces(subject: Subject) -> None:
+    subject.write(lambda t: t.put_grant(make_grant()))
+    subject.write(lambda t: t.put_grant(ended(make_grant(), EndReason.RELEASED, NOW)))
+    subject.write(lambda t: t.put_launch_token(make_launch_token()))
+    subject.write(lambda t: t.put_launch_token(used(make_launch_token())))
+    assert subject.read(lambda s: s.grant("sid-1")).is_ended
+    assert subject.read(lambda s: s.launch_token(b"t" * 32)).uses == 1
+
+
+def test_a_unit_sees_what_it_has_put_itself(subject: Subject) -> None:
+    def put_and_look(transaction: Transaction) -> list[Any]:
+        transaction.put_app(make_app())
+        transaction.put_grant(make_grant())
+        transaction.record(ISSUED)
+        return [transaction.app("app-1"), transaction.grant("sid-1"), transaction.event_count()]
+
+    assert subject.write(put_and_look) == [make_app(), make_grant(), 1]
+
+
+def test_apps_are_listed_in_the_order_of_their_registration(subject: Subject) -> None:
+    names = ["zebra", "apple", "mango", "berry"]
+    subject.write(lambda t: [t.put_app(make_app(app_id=name, name=name, client_id=name)) for name in names])
+    subject.write(lambda t: t.put_app(make_app(app_id="zebra", name="zebra", client_id="zebra", token_ttl=60)))
+
+    def listed(**paging: int) -> list[str]:
+        return [app.app_id for app in subject.read(lambda s: s.apps(**paging))]
+
+    assert listed() == names
+    assert listed(limit=2) == names[:2]
+    assert listed(limit=2, offset=1) == names[1:3]
+    assert listed(offset=3) == names[3:]
+    assert listed(limit=0) == []
+    assert subject.read(lambda s: s.app_count()) == 4
+
+
+def test_a_name_can_be_taken_again_after_the_app_is_gone(subject: Subject) -> None:
+    subject.write(lambda t: t.put_app(make_app(status=AppStatus.INACTIVE)))
+    assert subject.read(lambda s: s.active_app_by_name("orders")) is None
+    again = make_app(app_id="app-2", client_id="client-2")
+    subject.write(lambda t: t.put_app(again))
+    assert subject.read(lambda s: s.active_app_by_name("orders")) == again
+    assert subject.read(lambda s: s.app_count()) == 2
+
+
+def test_keys_are_listed_newest_first(subject: Subject) -> None:
+    keys = [make_key("b", NOW), make_key("c", NOW + 5), make_key("a", NOW)]
+    subject.write(lambda t: [t.put_signing_key(key) for key in keys])
+    assert [key.kid for key in subject.read(lambda s: s.signing_keys())] == ["c", "a", "b"]
+
+
+def test_live_grants_are_those_that_are_neither_ended_nor_over(subject: Subject) -> None:
+    grants = [
+        make_grant(sid="live"),
+        make_grant(sid="other-app", app_id="app-2"),
+        make_grant(sid="of-the-app", kind=GrantKind.APP),
+        make_grant(sid="over", exp=NOW),
+        ended(make_grant(sid="ended"), EndReason.REVOKED, NOW),
+    ]
+    subject.write(lambda t: [t.put_grant(grant) for grant in grants])
+
+    def live(query: GrantQuery, now: float = NOW) -> set[str]:
+        return {grant.sid for grant in subject.read(lambda s: s.live_grants(query, now))}
+
+    assert live(GrantQuery()) == {"live", "other-app", "of-the-app"}
+    assert live(GrantQuery(app_id="app-1")) == {"live", "of-the-app"}
+    assert live(GrantQuery(app_id="app-1", kind=GrantKind.AGENT)) == {"live"}
+    assert live(GrantQuery(app_id="")) == set()
+    assert live(GrantQuery(), NOW + 299.5) == {"live", "other-app", "of-the-app"}
+    assert live(GrantQuery(), NOW + 300) == set()
+
+
+# -- atomicity --------------------------------------------------------------------------------------------------------
+
+
+def put_everything(transaction: Transaction) -> None:
+    transaction.put_app(make_app(token_ttl=60))
+    transaction.put_launch_token(make_launch_token())
+    transaction.put_grant(make_grant())
+    transaction.put_signing_key(make_key("kid-1", NOW))
+    transaction.spend_nonce(b"n" * 32, NOW + 30)
+    transaction.revoke(revocation("sid-9", last_exp=NOW + 300))
+    transaction.record(ISSUED)
+    transaction.purge(100)
+
+
+def everything(snapshot: Snapshot) -> list[Any]:
+    return [
+        list(snapshot.apps()),
+        snapshot.launch_token(b"t" * 32),
+        snapshot.grant("sid-1"),
+        list(snapshot.signing_keys()),
+        list(snapshot.revocations(0)),
+        list(snapshot.events(EventQuery())),
+    ]
+
+
+@pytest.mark.parametrize("error", [ValueError("a defect"), NotFound("no such app"), KeyError("x")])
+def test_of_a_unit_that_raises_nothing_is_left(subject: Subject, error: Exception) -> None:
+    subject.write(lambda t: (t.put_app(make_app()), t.spend_nonce(b"old", NOW - 1)))
+    before = subject.read(everything)
+
+    def fail(transaction: Transaction) -> None:
+        put_everything(transaction)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        subject.write(fail)
+    assert caught.value is error
+    assert subject.read(everything) == before
+    assert subject.write(lambda t: t.spend_nonce(b"n" * 32, NOW + 30))
+    assert subject.store.is_writable()
+
+
+def test_of_a_denied_unit_its_events_are_left_and_nothing_else(subject: Subject) -> None:
+    before = subject.read(everything)
+    refusal = ScopeViolation("too much")
+
+    def deny(transaction: Transaction) -> None:
+        put_everything(transaction)
+        raise Denied(refusal, REFUSED, REFUSED)
+
+    with pytest.raises(ScopeViolation) as caught:
+        subject.write(deny)
+    assert caught.value is refusal
+    after = subject.read(everything)
+    assert after[:-1] == before[:-1]
+    assert [event.event_type for event in after[-1]] == ["scope_violation"] * 2
+    assert audit.verify(after[-1]) == 2
+
+
+def test_a_denied_unit_announces_nothing(subject: Subject) -> None:
+    announced: list[Revocation] = []
+    subject.store.listen(announced.extend)
+
+    def deny(transaction: Transaction) -> None:
+        transaction.revoke(revocation("sid-1", last_exp=NOW + 300))
+        raise Denied(NotFound("no"), REFUSED)
+
+    with pytest.raises(NotFound):
+        subject.write(deny)
+    assert announced == []
+    assert list(subject.read(lambda s: list(s.revocations(0)))) == []
+
+
+def test_a_unit_that_fails_takes_no_other_down(subject: Subject) -> None:
+    async def at_once() -> list[Any]:
+        def unit(number: int) -> Any:
+            def put(transaction: Transaction) -> int:
+                transaction.put_grant(make_grant(sid=f"sid-{number}"))
+                transaction.record(ISSUED)
+                if number % 5 == 0:
+                    raise ValueError(number)
+                return number
+
+            return put
+
+        return await asyncio.gather(*(subject.store.write(unit(n)) for n in range(50)), return_exceptions=True)
+
+    answers = subject.run(at_once())
+    grants = subject.read(lambda s: [s.grant(f"sid-{number}") for number in range(50)])
+    for number, (answer, grant) in enumerate(zip(answers, grants, strict=True)):
+        is_there = grant is not None
+        assert is_there == (number % 5 != 0)
+        assert answer == number if is_there else isinstance(answer, ValueError)
+    assert audit.verify(subject.read(lambda s: s.events(EventQuery()))) == 40
+
+
+# -- isolation --------------------------------------------------------------------------------------------------------
+
+
+def test_concurrent_units_are_serialised(subject: Subject) -> None:
+    def use(transaction: Transaction) -> bool:
+        token = transaction.launch_token(b"t" * 32)
+        assert token is not None
+        if not token.is_usable(transaction.now):
+            return False
+        transaction.put_launch_token(used(token))
+        return True
+
+    async def race() -> list[bool]:
+        return await asyncio.gather(*(subject.store.write(use) for _ in range(200)))
+
+    subject.write(lambda t: t.put_launch_token(make_launch_token(max_uses=7)))
+    assert sum(subject.run(race())) == 7
+    assert subject.read(lambda s: s.launch_token(b"t" * 32)).uses == 7
+
+
+def test_a_nonce_is_spent_once(subject: Subject) -> None:
+    async def race() -> list[bool]:
+        return await asyncio.gather(*(subject.store.write(lambda t: t.spend_nonce(b"n", NOW + 30)) for _ in range(50)))
+
+    assert sum(subject.run(race())) == 1
+    assert not subject.write(lambda t: t.spend_nonce(b"n", NOW + 30))
+    assert subject.write(lambda t: t.spend_nonce(b"m", NOW + 30))
+
+
+def test_a_read_sees_every_write_that_was_answered_before_it(subject: Subject) -> None:
+    async def alternate() -> None:
+        for number in range(30):
+            await subject.store.write(lambda t: t.record(ISSUED))
+            seen = await asyncio.gather(*(subject.store.read(lambda s: s.event_count()) for _ in range(3)))
+            assert seen == [number + 1] * 3
+
+    subject.run(alternate())
+
+
+def test_a_read_sees_one_committed_state(subject: Subject) -> None:
+    def put_two(number: int) -> Any:
+        def unit(transaction: Transaction) -> None:
+            transaction.put_grant(make_grant(sid="a", ttl=number))
+            transaction.put_grant(make_grant(sid="b", ttl=number))
+
+        return unit
+
+    def look(snapshot: Snapshot) -> tuple[int, int]:
+        a, b = snapshot.grant("a"), snapshot.grant("b")
+        assert a is not None
+        assert b is not None
+        return a.ttl, b.ttl
+
+    async def race() -> list[tuple[int, int]]:
+        writes = [subject.store.write(put_two(n)) for n in range(1, 60)]
+        reads = [subject.store.read(look) for _ in range(30)]
+        return list((await asyncio.gather(*writes, *reads))[len(writes) :])
+
+    subject.write(put_two(100))
+    assert all(a == b for a, b in subject.run(race()))
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_units_never_runs_backwards(subject: Subject) -> None:
+    seen = []
+    for wall in (NOW + 5, NOW + 1, NOW - 1000, NOW + 6, NOW + 5.5):
+        subject.time.wall = wall
+        seen.append(subject.write(lambda t: t.now))
+    assert seen == sorted(seen)
+    assert seen[0] == NOW + 5
+
+
+# -- the audit log ----------------------------------------------------------------------------------------------------
+
+
+def test_events_form_one_chain_whoever_records_them(subject: Subject) -> None:
+    def record_two(transaction: Transaction) -> None:
+        transaction.record(ISSUED)
+        transaction.record(REFUSED)
+
+    async def record_at_once() -> None:
+        await asyncio.gather(*(subject.store.write(record_two) for _ in range(40)))
+
+    subject.run(record_at_once())
+    events: Sequence[audit.Event] = subject.read(lambda s: s.events(EventQuery()))
+    assert audit.verify(events) == 80
+    assert [event.event_type for event in events[:4]] == ["token_issued", "scope_violation"] * 2
+
+
+def test_an_event_is_read_back_as_it_was_recorded(subject: Subject) -> None:
+    draft = Draft(
+        event_type=EventType.TOKEN_RELEASED,
+        detail="a 'quoted' \"detail\"\n\0\x1b[31m — \U0001f600",
+        resource="/v1/token/release",
+        principal="someone",
+        app_id="app-1",
+        agent_id="spiffe://x/agent/o/t/1",
+        task_id="t",
+        orch_id="o",
+        sid="sid-1",
+        deleg_depth=2,
+        deleg_chain_hash="00",
+        client_address="::1",
+        request_id="r",
+        trace_id="tr",
+        data={"text": '{"a":1}', "number": 7, "list": ["x", ""]},
+    )
+    subject.write(lambda t: t.record(draft))
+    [event] = subject.read(lambda s: s.events(EventQuery()))
+    assert event == audit.append(draft, sequence=1, prev_hash=audit.GENESIS_HASH, now=NOW)
+    assert audit.verify([event]) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "sequences"),
+    [
+        (EventQuery(), range(1, 13)),
+        (EventQuery(agent_id="agent-1"), [2, 6, 10]),
+        (EventQuery(task_id="task-1"), [2, 5, 8, 11]),
+        (EventQuery(event_type="token_issued"), range(1, 13, 2)),
+        (EventQuery(event_type="no_such_type"), []),
+        (EventQuery(outcome="denied"), range(2, 13, 2)),
+        (EventQuery(app_id="app-2"), [3, 6, 9, 12]),
+        (EventQuery(since="2027-01-15T08:00:10.000000Z"), range(11, 13)),
+        (EventQuery(until="2027-01-15T08:00:02.000000Z"), range(1, 4)),
+        (EventQuery(since="2027-01-15T08:00:02.000000Z", until="2027-01-15T08:00:03.500000Z"), [3, 4]),
+        (EventQuery(after=9), [10, 11, 12]),
+        (EventQuery(limit=2, offset=3), [4, 5]),
+        (EventQuery(after=4, limit=2, offset=1), [6, 7]),
+        (EventQuery(outcome="denied", app_id="app-2"), [6, 12]),
+        (EventQuery(agent_id=""), []),
+        (EventQuery(limit=0), []),
+        (EventQuery(offset=12), []),
+    ],
+)
+def test_events_are_found_by_every_filter(subject: Subject, query: EventQuery, sequences: Sequence[int]) -> None:
+    for number in range(12):
+        subject.time.wall = NOW + number
+        draft = Draft(
+            event_type=EventType.TOKEN_ISSUED if number % 2 == 0 else EventType.SCOPE_VIOLATION,
+            outcome=Outcome.SUCCESS if number % 2 == 0 else Outcome.DENIED,
+            agent_id=f"agent-{number % 4}",
+            task_id=f"task-{number % 3}",
+            app_id=f"app-{number % 3}",
+        )
+        subject.write(recording(draft))
+    assert [event.sequence for event in subject.read(lambda s: s.events(query))] == list(sequences)
+
+
+def test_the_count_of_events_is_of_all_that_match_whatever_the_page(subject: Subject) -> None:
+    subject.write(lambda t: [t.record(ISSUED) for _ in range(5)])
+    subject.write(lambda t: t.record(REFUSED))
+    assert subject.read(lambda s: s.event_count()) == 6
+    query = EventQuery(event_type="token_issued", after=3, limit=1, offset=2)
+    assert subject.read(lambda s: s.event_count(query)) == 5
+
+
+# -- revocations ------------------------------------------------------------------------------------------------------
+
+
+def test_revocations_are_announced_before_the_write_that_made_them_returns(subject: Subject) -> None:
+    announced: list[Revocation] = []
+    subject.store.listen(announced.extend)
+    entry = revocation("sid-1", last_exp=NOW + 300)
+
+    async def race() -> None:
+        async def one(number: int) -> None:
+            mine = revocation(f"sid-{number}", last_exp=NOW + 300)
+            await subject.store.write(lambda t: t.revoke(mine))
+            assert mine in announced
+
+        await asyncio.gather(*(one(number) for number in range(50)))
+
+    subject.run(race())
+    assert len(announced) == 50
+    assert entry in subject.read(lambda s: list(s.revocations(NOW)))
+
+
+def test_a_unit_that_failed_announces_nothing(subject: Subject) -> None:
+    announced: list[Revocation] = []
+    subject.store.listen(announced.extend)
+
+    def fail(transaction: Transaction) -> None:
+        transaction.revoke(revocation("sid-1", last_exp=NOW + 300))
+        raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        subject.write(fail)
+    subject.write(lambda t: t.revoke(revocation("sid-2", last_exp=NOW + 300)))
+    assert [entry.id for entry in announced] == ["sid-2"]
+
+
+def test_a_second_revocation_neither_delays_nor_shortens_the_first(subject: Subject) -> None:
+    announced: list[Revocation] = []
+    subject.store.listen(announced.extend)
+    subject.write(lambda t: t.revoke(revocation("sid-1", at=NOW, last_exp=NOW + 300)))
+    subject.write(lambda t: t.revoke(revocation("sid-1", at=NOW + 60, last_exp=NOW + 100)))
+    subject.write(lambda t: t.revoke(revocation("sid-1", at=NOW - 60, last_exp=NOW + 900)))
+    expected = revocation("sid-1", at=NOW - 60, last_exp=NOW + 900)
+    assert subject.read(lambda s: list(s.revocations(NOW))) == [expected]
+    assert announced[1] == revocation("sid-1", at=NOW, last_exp=NOW + 300)
+    assert announced[2] == expected
+
+
+def test_names_of_different_kinds_are_different_things(subject: Subject) -> None:
+    entries = [revocation("same", kind=kind, last_exp=NOW + 300) for kind in RevocationKind]
+    subject.write(lambda t: [t.revoke(entry) for entry in entries])
+    assert sorted(subject.read(lambda s: list(s.revocations(NOW))), key=str) == sorted(entries, key=str)
+
+
+def test_a_revocation_is_listed_while_an_unexpired_token_can_meet_it(subject: Subject) -> None:
+    subject.write(lambda t: t.revoke(revocation("sid-1", last_exp=NOW + 300)))
+    assert len(subject.read(lambda s: list(s.revocations(NOW + 299.9)))) == 1
+    assert subject.read(lambda s: list(s.revocations(NOW + 300))) == []
+
+
+# -- forgetting -------------------------------------------------------------------------------------------------------
+
+
+def test_purge_forgets_what_time_has_made_meaningless_and_nothing_else(subject: Subject) -> None:
+    def put(transaction: Transaction) -> None:
+        for end in (10, 20):
+            transaction.spend_nonce(bytes([end]), NOW + end)
+            transaction.put_launch_token(make_launch_token(token_hash=bytes([end]) * 32, expires_at=NOW + end))
+            transaction.put_grant(make_grant(sid=f"sid-{end}", exp=NOW + end))
+            transaction.revoke(revocation(f"sid-{end}", last_exp=NOW + end))
+        transaction.put_app(make_app())
+        transaction.put_signing_key(make_key("kid-1", NOW))
+        transaction.record(ISSUED)
+
+    subject.write(put)
+    assert subject.write(lambda t: t.purge(100)) == 0
+    subject.time.wall = NOW + 10
+    assert subject.write(lambda t: t.purge(100)) == 2
+    assert subject.read(lambda s: s.launch_token(bytes([10]) * 32)) is None
+    assert subject.read(lambda s: s.launch_token(bytes([20]) * 32)) is not None
+    assert subject.read(lambda s: s.grant("sid-10")) is not None
+    assert not subject.write(lambda t: t.spend_nonce(bytes([20]), NOW + 20))
+    subject.time.wall = NOW + 10 + RETENTION_SECONDS
+    assert subject.write(lambda t: t.purge(100)) == 4
+    assert subject.read(lambda s: s.grant("sid-10")) is None
+    assert subject.read(lambda s: s.grant("sid-20")) is not None
+    assert [entry.id for entry in subject.read(lambda s: list(s.revocations(0)))] == ["sid-20"]
+    subject.time.wall = NOW + 1_000_000
+    assert subject.write(lambda t: t.purge(100)) == 2
+    assert subject.read(lambda s: (s.app_count(), len(s.signing_keys()), s.event_count())) == (1, 1, 1)
+
+
+def test_purge_forgets_at_most_what_it_was_asked_to(subject: Subject) -> None:
+    def put(transaction: Transaction) -> None:
+        for number in range(5):
+            transaction.spend_nonce(bytes([number]), NOW)
+            transaction.put_launch_token(make_launch_token(token_hash=bytes([number]) * 32, expires_at=NOW))
+
+    subject.write(put)
+    subject.time.wall = NOW + 1
+    assert [subject.write(lambda t: t.purge(4)) for _ in range(4)] == [4, 4, 2, 0]
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_store_refuses(subject: Subject) -> None:
+    subject.run(subject.store.close())
+    with pytest.raises(Unavailable):
+        subject.write(lambda t: t.record(ISSUED))
+    with pytest.raises(Unavailable):
+        subject.read(lambda s: s.event_count())
+    assert not subject.store.is_writable()
+    subject.run(subject.store.close())
+
+
+def test_closing_finishes_what_waits(subject: Subject) -> None:
+    async def write_and_close() -> list[Any]:
+        writes = [asyncio.ensure_future(subject.store.write(lambda t: t.record(ISSUED))) for _ in range(20)]
+        first = asyncio.gather(*writes)
+        await writes[0]
+        await subject.store.close()
+        return list(await first)
+
+    assert subject.run(write_and_close()) == [None] * 20

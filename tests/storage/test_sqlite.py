@@ -1,0 +1,481 @@
+"""What only the SQLite store has: a file, restarts, one commit for many, and somebody who edits it by hand."""
+
+import asyncio
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID
+from agentwrit.domain import audit
+from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
+from agentwrit.domain.operator import Operator
+from agentwrit.domain.revocation import Revocation, RevocationKind
+from tests.domain.records import NOW, make_app, make_grant, make_launch_token
+from tests.storage.conftest import Subject, Time
+
+ISSUED = Draft(event_type=EventType.TOKEN_ISSUED)
+ENTRY = Revocation(kind=RevocationKind.GRANT, id="sid-1", effective_at=NOW, last_exp=NOW + 300)
+KEY = b"s" * 32
+
+
+class File:
+    """A database file, and the stores that are opened on it one after the other."""
+
+    def __init__(self, path: Path, runner: asyncio.Runner) -> None:
+        self.path = path
+        self.time = Time()
+        self._runner = runner
+        self._open: SqliteStore | None = None
+
+    def open(self, key: bytes = KEY) -> Subject:
+        self.close()
+        self._open = SqliteStore(self.path, self.time.clock(), Sealer(key))
+        return Subject(self._open, self._runner, self.time)
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._runner.run(self._open.close())
+            self._open = None
+
+    def edit(self, sql: str, *values: object) -> None:
+        """What somebody with a SQLite shell does."""
+        with sqlite3.connect(self.path) as connection:
+            assert connection.execute(sql, values).rowcount > 0
+        connection.close()
+
+    def commits(self) -> int:
+        """How many commits the write-ahead log holds (https://www.sqlite.org/fileformat2.html#the_write_ahead_log).
+
+        Its header has 32 bytes. A frame has a header of 24 bytes and a page; the second word is not zero in the last
+        frame of each commit.
+        """
+        log = self.path.with_name(self.path.name + "-wal").read_bytes()
+        page_size = int.from_bytes(log[8:12], "big")
+        salt = log[16:24]
+        frames = [log[at : at + 24] for at in range(32, len(log), 24 + page_size)]
+        return sum(frame[8:16] == salt and frame[4:8] != bytes(4) for frame in frames)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[File]:
+    with asyncio.Runner() as runner:
+        file = File(tmp_path / "agentwrit.db", runner)
+        yield file
+        file.close()
+
+
+def put_one_of_each(transaction: Transaction) -> None:
+    transaction.put_operator(Operator(name="admin", password_hash="$argon2id$", created_at=NOW, updated_at=NOW))
+    transaction.put_app(make_app())
+    transaction.put_launch_token(make_launch_token())
+    transaction.put_grant(make_grant())
+    transaction.spend_nonce(b"n", NOW + 30)
+    transaction.revoke(ENTRY)
+    transaction.record(ISSUED)
+
+
+def everything(snapshot: Snapshot) -> list[Any]:
+    return [
+        snapshot.operator("admin"),
+        snapshot.app("app-1"),
+        snapshot.launch_token(b"t" * 32),
+        snapshot.grant("sid-1"),
+        list(snapshot.revocations(NOW)),
+        list(snapshot.events(EventQuery())),
+    ]
+
+
+# -- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_keeps_everything(file: File) -> None:
+    store = file.open()
+    store.write(put_one_of_each)
+    before = store.read(everything)
+    store = file.open()
+    assert store.read(everything) == before
+    assert None not in before
+    assert not store.write(lambda t: t.spend_nonce(b"n", NOW + 30))
+    store.write(lambda t: t.record(ISSUED))
+    assert audit.verify(store.read(lambda s: s.events(EventQuery()))) == 2
+
+
+def test_a_clock_that_is_set_back_across_a_restart_gives_no_earlier_time(file: File) -> None:
+    file.time.wall = NOW + 1000
+    file.open().write(lambda t: t.record(ISSUED))
+    file.close()
+    file.time.wall = NOW
+    assert file.open().write(lambda t: t.now) >= NOW + 1000
+
+
+def test_time_goes_on_disk_even_when_nothing_else_is_written(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: t.record(ISSUED))
+    file.time.wall = NOW + 60
+    store.write(lambda t: None)
+    file.close()
+    file.time.wall = NOW
+    assert file.open().write(lambda t: t.now) >= NOW + 60
+
+
+# -- group commit -----------------------------------------------------------------------------------------------------
+
+
+def test_one_commit_serves_many_who_wait(file: File) -> None:
+    store = file.open()
+    before = file.commits()
+
+    async def at_once() -> None:
+        await asyncio.gather(*(store.store.write(lambda t: t.record(ISSUED)) for _ in range(100)))
+
+    store.run(at_once())
+    commits = file.commits() - before
+    assert 1 <= commits < 50
+    assert store.read(lambda s: s.event_count()) == 100
+
+
+def test_writers_who_do_not_wait_together_have_a_commit_each(file: File) -> None:
+    store = file.open()
+    before = file.commits()
+    for _ in range(5):
+        store.write(lambda t: t.record(ISSUED))
+    assert file.commits() - before == 5
+
+
+def test_a_unit_that_changes_nothing_costs_no_commit(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: t.record(ISSUED))
+    before = file.commits()
+    for _ in range(5):
+        store.write(lambda t: t.grant("sid-1"))
+    assert file.commits() == before
+
+
+# -- somebody edits the file ------------------------------------------------------------------------------------------
+
+TABLES: dict[str, Callable[[Snapshot], Any]] = {
+    "operators": lambda s: s.operator("admin"),
+    "apps": lambda s: s.app("app-1"),
+    "launch_tokens": lambda s: s.launch_token(b"t" * 32),
+    "grants": lambda s: s.grant("sid-1"),
+    "revocations": lambda s: list(s.revocations(0)),
+}
+SEALED = [name for name in TABLES if name != "revocations"]
+
+
+@pytest.mark.parametrize("table", SEALED)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "body = replace(body, '1', '2')",
+        "body = x''",
+        "body = '{}'",
+        "mac = x'00'",
+        "mac = zeroblob(32)",
+        "mac = 'text'",
+    ],
+)
+def test_an_edited_row_is_refused(file: File, table: str, change: str) -> None:
+    file.open().write(put_one_of_each)
+    file.close()
+    file.edit(f"UPDATE {table} SET {change}")
+    store = file.open()
+    for ask in (store.read, store.write):
+        with pytest.raises(TamperedRecord, match=table):
+            ask(TABLES[table])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "effective_at = effective_at + 100",
+        "last_exp = last_exp + 1",
+        "id = 'sid-2'",
+        "kind = 'jti'",
+        "kind = 'unknown'",
+        "mac = zeroblob(32)",
+        "mac = 'text'",
+        "effective_at = 'never'",
+    ],
+)
+def test_an_edited_revocation_is_refused(file: File, change: str) -> None:
+    file.open().write(put_one_of_each)
+    file.close()
+    file.edit(f"UPDATE revocations SET {change}")
+    with pytest.raises(TamperedRecord):
+        file.open().read(TABLES["revocations"])
+
+
+def test_a_genuine_row_in_anothers_place_is_refused(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: (t.put_grant(make_grant(sid="a")), t.put_grant(make_grant(sid="b", scope=("admin:all:*",)))))
+    file.close()
+    file.edit(
+        "UPDATE grants SET (body, mac) = (SELECT o.body, o.mac FROM grants AS o WHERE o.sid = 'b') WHERE sid = 'a'"
+    )
+    with pytest.raises(TamperedRecord):
+        file.open().read(lambda s: s.grant("a"))
+
+
+def test_a_row_cannot_be_moved_to_another_table(file: File) -> None:
+    file.open().write(put_one_of_each)
+    file.close()
+    file.edit("UPDATE grants SET (body, mac) = (SELECT body, mac FROM launch_tokens)")
+    with pytest.raises(TamperedRecord):
+        file.open().read(TABLES["grants"])
+
+
+def test_an_ended_grant_does_not_live_again_by_its_columns(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: t.put_grant(make_grant(ended_at=NOW, end_reason="revoked")))
+    file.close()
+    file.edit("UPDATE grants SET ended_at = 0")
+    store = file.open()
+    assert store.read(lambda s: s.grant("sid-1")).is_ended
+    try:
+        found = store.read(lambda s: s.live_grants(GrantQuery(), NOW))
+    except TamperedRecord:
+        return
+    assert all(grant.is_live(NOW) for grant in found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["detail = 'nothing'", "agent_id = ''", "data = '{}'", "version = 2", "timestamp = '2020-01-01T00:00:00.000000Z'"],
+)
+def test_an_edited_event_breaks_the_chain(file: File, change: str) -> None:
+    draft = Draft(event_type=EventType.TOKEN_ISSUED, agent_id="agent", data={"ttl": 300})
+    file.open().write(lambda t: [t.record(draft) for _ in range(3)])
+    file.close()
+    file.edit(f"UPDATE events SET {change} WHERE sequence = 2")
+    events = file.open().read(lambda s: s.events(EventQuery()))
+    with pytest.raises(TamperedRecord, match="evt-000002"):
+        audit.verify(events)
+
+
+@pytest.mark.parametrize("change", ["data = 'no json'", "data = '[1]'", "data = x'ff'", "version = 'text'"])
+def test_an_event_that_is_none_any_more_is_refused(file: File, change: str) -> None:
+    file.open().write(lambda t: t.record(ISSUED))
+    file.close()
+    file.edit(f"UPDATE events SET {change}")
+    with pytest.raises(TamperedRecord, match="evt-000001"):
+        file.open().read(lambda s: s.events(EventQuery()))
+
+
+def test_a_dropped_event_breaks_the_chain(file: File) -> None:
+    file.open().write(lambda t: [t.record(ISSUED) for _ in range(3)])
+    file.close()
+    file.edit("DELETE FROM events WHERE sequence = 2")
+    with pytest.raises(TamperedRecord, match="evt-000002 is missing"):
+        audit.verify(file.open().read(lambda s: s.events(EventQuery())))
+
+
+# -- files that are not ours ------------------------------------------------------------------------------------------
+
+
+def test_another_master_key_is_refused_and_nothing_is_lost(file: File) -> None:
+    file.open().write(put_one_of_each)
+    file.close()
+    with pytest.raises(ConfigurationError, match="master key"):
+        file.open(b"S" * 32)
+    assert file.open().read(lambda s: s.grant("sid-1")) == make_grant()
+
+
+def test_a_database_of_a_newer_version_is_refused(file: File) -> None:
+    file.open()
+    file.close()
+    with sqlite3.connect(file.path) as connection:
+        connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    with pytest.raises(ConfigurationError, match="newer version"):
+        file.open()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE TABLE users (id); PRAGMA user_version = 3;",
+        "CREATE TABLE users (id); PRAGMA user_version = 3; PRAGMA application_id = 1;",
+        "CREATE TABLE users (id); PRAGMA application_id = 1;",
+        "CREATE TABLE users (id);",
+        "CREATE TABLE apps (id);",
+    ],
+)
+def test_a_database_of_another_program_is_refused_and_left_alone(file: File, script: str) -> None:
+    with sqlite3.connect(file.path) as connection:
+        connection.executescript(script)
+        before = list(connection.iterdump())
+    connection.close()
+    with pytest.raises(ConfigurationError, match="another program"):
+        file.open()
+    with sqlite3.connect(file.path) as connection:
+        assert list(connection.iterdump()) == before
+    connection.close()
+
+
+@pytest.mark.parametrize("content", [b"hello, this is a text" * 100, bytes(range(256)) * 32])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(file: File, content: bytes) -> None:
+    file.path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="database"):
+        file.open()
+    assert file.path.read_bytes() == content
+
+
+def test_a_new_database_is_marked_as_ours(file: File) -> None:
+    file.open()
+    file.close()
+    connection = sqlite3.connect(file.path)
+    assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_the_files_are_readable_by_their_owner_alone(file: File) -> None:
+    store = file.open()
+    store.write(put_one_of_each)
+    store.read(everything)
+    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in file.path.parent.iterdir()}
+    assert modes == {"agentwrit.db": 0o600, "agentwrit.db-wal": 0o600, "agentwrit.db-shm": 0o600}
+
+
+# -- a store that cannot be written -----------------------------------------------------------------------------------
+
+FULL_DISK = """
+import asyncio, pathlib, resource, signal, sys
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.storage.base import EventQuery
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.domain import audit
+from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.errors import Unavailable
+from agentwrit.domain.revocation import Revocation, RevocationKind
+
+path = pathlib.Path(sys.argv[1])
+big = Draft(event_type=EventType.TOKEN_ISSUED, detail="x" * 4000)
+entry = Revocation(kind=RevocationKind.GRANT, id="sid-1", effective_at=0, last_exp=2**40)
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def unit(transaction):
+    transaction.record(big)
+    transaction.revoke(entry)
+
+async def main():
+    store, announced = SqliteStore(path, Clock(), Sealer(b"s" * 32)), []
+    store.listen(announced.extend)
+    await store.write(lambda t: t.record(big))
+    largest = max(file.stat().st_size for file in path.parent.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 1024, unlimited[1]))
+    answers = await asyncio.gather(*(store.write(unit) for _ in range(10)), return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers), answers
+    assert not store.is_writable()
+    assert announced == []
+    assert await store.read(lambda s: (s.event_count(), list(s.revocations(0)))) == (1, [])
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    await store.write(unit)
+    assert store.is_writable()
+    assert announced == [entry]
+    assert audit.verify(await store.read(lambda s: s.events(EventQuery()))) == 2
+    await store.close()
+    store = SqliteStore(path, Clock(), Sealer(b"s" * 32))
+    assert await store.read(lambda s: s.event_count()) == 2
+    await store.close()
+    print("done")
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+asyncio.run(main())
+"""
+
+
+def test_on_a_full_disk_nothing_is_kept_and_later_writes_work_again(tmp_path: Path) -> None:
+    # In a process of its own: the limit on the size of files is the whole process's.
+    directory = tmp_path / "data"
+    directory.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(directory / "agentwrit.db")], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_too_many_units_that_wait_are_turned_away(file: File) -> None:
+    store = file.open()
+
+    async def flood() -> list[Any]:
+        writes = (store.store.write(lambda t: t.spend_nonce(b"n", NOW)) for _ in range(5000))
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    answers = store.run(flood())
+    refused = [answer for answer in answers if isinstance(answer, Unavailable)]
+    assert 0 < len(refused) < 5000
+    assert answers.count(True) == 1
+    assert answers.count(False) == 5000 - len(refused) - 1
+
+
+def test_a_caller_who_stops_waiting_takes_no_other_down(file: File) -> None:
+    store = file.open()
+
+    async def give_up() -> list[Any]:
+        writes = [asyncio.ensure_future(store.store.write(lambda t: t.record(ISSUED))) for _ in range(20)]
+        for write in writes[::2]:
+            write.cancel()
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    answers = store.run(give_up())
+    assert answers[1::2] == [None] * 10
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
+    assert audit.verify(store.read(lambda s: s.events(EventQuery()))) >= 10
+
+
+# -- a lock held from outside ---------------------------------------------------------------------------------------
+
+
+def test_a_lock_held_from_outside_is_waited_for_and_holds_up_nobody_else(file: File) -> None:
+    """Nobody should, but people open databases with other programs."""
+
+    async def claim() -> None:
+        store = SqliteStore(file.path, file.time.clock(), Sealer(KEY))
+        outsider = sqlite3.connect(file.path, isolation_level=None)
+        try:
+            outsider.execute("BEGIN IMMEDIATE")
+            writing = asyncio.create_task(store.write(lambda transaction: transaction.record(ISSUED)))
+            for _ in range(3):
+                assert await store.read(lambda snapshot: snapshot.event_count()) == 0
+            assert not writing.done()
+            outsider.execute("ROLLBACK")
+            await writing
+        finally:
+            outsider.close()
+            await store.close()
+
+    asyncio.run(claim())
+
+
+def test_a_lock_that_is_not_given_back_is_unavailable_for_everyone_who_waits(file: File) -> None:
+    async def claim() -> None:
+        store = SqliteStore(file.path, file.time.clock(), Sealer(KEY), lock_timeout_ms=20)
+        outsider = sqlite3.connect(file.path, isolation_level=None)
+        try:
+            outsider.execute("BEGIN IMMEDIATE")
+            writes = [store.write(lambda transaction: transaction.record(ISSUED)) for _ in range(3)]
+            results = await asyncio.gather(*writes, return_exceptions=True)
+            assert [type(result) for result in results] == [Unavailable] * 3
+            assert not store.is_writable()
+            outsider.execute("ROLLBACK")
+            await store.write(lambda transaction: transaction.record(ISSUED))
+            assert store.is_writable()
+            assert await store.read(lambda snapshot: snapshot.event_count()) == 1
+        finally:
+            outsider.close()
+            await store.close()
+
+    asyncio.run(claim())
