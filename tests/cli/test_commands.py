@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -186,20 +185,16 @@ def test_an_unknown_name_in_the_file_is_an_error_and_an_unknown_variable_a_warni
 # -- dev --------------------------------------------------------------------------------------------------------------
 
 
-def left_behind() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("agentwrit-dev-*"))
-
-
-def test_dev_gives_the_command_a_broker_and_passes_its_exit_code_on() -> None:
-    before = left_behind()
+def test_dev_gives_the_command_a_broker_and_passes_its_exit_code_on(tmp_path: Path) -> None:
     program = (
         "import os, sys; from agentwrit import AgentWritApp;"
         "app = AgentWritApp.from_env(); assert os.environ['AGENTWRIT_ADMIN_SECRET'];"
         "print(app.health().status, app.create_agent('o', 't', ['write:data:9']).expires_in); sys.exit(7)"
     )
-    done = run("dev", "--", sys.executable, "-c", program, AGENTWRIT_ISSUER="of-another-broker")
+    of_the_user = {"AGENTWRIT_ISSUER": "of-another-broker", "TMPDIR": str(tmp_path)}
+    done = run("dev", "--", sys.executable, "-c", program, **of_the_user)
     assert (done.returncode, done.stdout, done.stderr) == (7, "ok 300\n", "")
-    assert left_behind() == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dev_says_when_the_command_is_not_there() -> None:
@@ -217,12 +212,11 @@ WAITING = "import sys; print('ready', flush=True); sys.stdin.read()"
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["int", "term", "kill"]
 )
-def test_dev_leaves_no_broker_behind_however_it_ends(number: int, code: int) -> None:
-    before = left_behind()
+def test_dev_leaves_no_broker_behind_however_it_ends(tmp_path: Path, number: int, code: int) -> None:
     program = f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {WAITING}"
     process = subprocess.Popen(
         [AGENTWRIT, "dev", "--", sys.executable, "-c", program],
-        env=CLEAN,
+        env={**CLEAN, "TMPDIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -239,4 +233,4 @@ def test_dev_leaves_no_broker_behind_however_it_ends(number: int, code: int) -> 
     assert (len(gone), alive) == (2, [])
     process.stdout.close()
     if number != signal.SIGKILL:
-        assert left_behind() == before
+        assert list(tmp_path.iterdir()) == []
