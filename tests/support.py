@@ -19,6 +19,9 @@ from nacl.signing import SigningKey
 ADMIN_SECRET = "an-operators-secret-for-tests"
 STOP_TIMEOUT = 20
 
+SOAK = int(os.environ.get("AGENTWRIT_SOAK", "1"))
+"""How many times as often races and crashes are repeated: 50 in `make soak`."""
+
 
 class BrokerProcess:
     """`python -m agentwrit.broker serve` over a data directory. Can be stopped, killed and started again."""

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from nacl.signing import SigningKey
 
-from tests.support import BrokerProcess, problem, registration
+from tests.support import SOAK, BrokerProcess, problem, registration
 
 SMALL_ORDER_KEYS = [
     "0100000000000000000000000000000000000000000000000000000000000000",
@@ -32,7 +32,7 @@ def test_launch_token_replay(broker: BrokerProcess) -> None:
 
 def test_launch_token_race(broker: BrokerProcess) -> None:
     app = broker.app()
-    for _ in range(10):
+    for _ in range(5 * SOAK):
         launch_token = app.launch_token()
         bodies = [registration(launch_token, broker.nonce()) for _ in range(16)]
         with ThreadPoolExecutor(16) as threads:

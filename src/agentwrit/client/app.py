@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from agentwrit.client import steps
 from agentwrit.client.agent import Agent
-from agentwrit.client.driver import Driver, Login
+from agentwrit.client.driver import Connected, Driver, Login
 from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
 from agentwrit.errors import AgentWritError
 from agentwrit.models import HealthStatus, ValidateResult
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 _VARIABLES = ("AGENTWRIT_BROKER_URL", "AGENTWRIT_CLIENT_ID", "AGENTWRIT_CLIENT_SECRET")
 
 
-class AgentWritApp:
+class AgentWritApp(Connected):
     """An app at a broker. Makes no call before it has to. Safe to share between threads.
 
     The secret is kept to log in with, and shown nowhere.
@@ -64,11 +63,6 @@ class AgentWritApp:
         if missing:
             raise AgentWritError(f"set {' and '.join(missing)}: `agentwrit app register` shows the values")
         return cls(*(os.environ[name] for name in _VARIABLES))
-
-    @property
-    def broker_url(self) -> str:
-        """The broker's URL, without a slash at its end."""
-        return self._driver.broker_url
 
     def create_agent(
         self,
@@ -125,18 +119,6 @@ class AgentWritApp:
             TransportError: it was not reached.
         """
         return self._driver.run(steps.health())
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._driver.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"AgentWritApp({self.broker_url!r}, client_id={self.client_id!r})"

@@ -4,7 +4,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from agentwrit._version import __version__
@@ -182,3 +183,26 @@ class Driver:
 
     def __repr__(self) -> str:
         return f"Driver({self.broker_url!r})"
+
+
+class Connected:
+    """Something that talks to a broker through a driver of its own, and can be closed."""
+
+    _driver: Driver
+
+    @property
+    def broker_url(self) -> str:
+        """The broker's URL, without a slash at its end."""
+        return self._driver.broker_url
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._driver.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

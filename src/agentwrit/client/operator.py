@@ -1,16 +1,15 @@
 """The operator's side of the protocol, for the command line."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from agentwrit.client import steps
-from agentwrit.client.driver import Driver, Login
+from agentwrit.client.driver import Connected, Driver, Login
 from agentwrit.client.exchange import HttpRequest, Steps
 
 
-class OperatorClient:
+class OperatorClient(Connected):
     """Manages the apps of a broker. Answers are the broker's own JSON objects. `timeout`: seconds for a whole call.
 
     Every method raises ProblemResponseError where the broker refuses, and TransportError where it was not reached.
@@ -18,10 +17,6 @@ class OperatorClient:
 
     def __init__(self, broker_url: str, admin_secret: str, *, timeout: float = 10.0) -> None:
         self._driver = Driver(broker_url, timeout=timeout, login=Login(lambda: steps.operator_login(admin_secret)))
-
-    @property
-    def broker_url(self) -> str:
-        return self._driver.broker_url
 
     def register_app(self, name: str, scopes: Sequence[str], *, token_ttl: int | None = None) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""
@@ -57,17 +52,6 @@ class OperatorClient:
     def remove_app(self, app_id: str) -> dict[str, Any]:
         """End an app, and every credential that came through it."""
         return self._call("DELETE", _at(app_id))
-
-    def close(self) -> None:
-        self._driver.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"OperatorClient({self.broker_url!r})"

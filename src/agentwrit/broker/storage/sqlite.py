@@ -57,9 +57,7 @@ class _Outcome(NamedTuple):
 class SqliteStore:
     """The `Store` of one broker process in the file `path`, whose directory the caller has locked."""
 
-    def __init__(
-        self, path: Path, clock: Clock, sealer: Sealer, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS
-    ) -> None:
+    def __init__(self, path: Path, clock: Clock, sealer: Sealer, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> None:
         self._lock_timeout_ms = lock_timeout_ms
         self._path = path
         self._clock = clock

@@ -1,0 +1,51 @@
+"""What strangers ask costs the broker no memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from tests.support import SOAK, BrokerProcess
+
+CALLS = 4_800 * SOAK  # 240,000 in `make soak`
+THREADS = 8
+ALLOWED_BYTES = 5 * 1024 * 1024
+
+
+def resident(broker: BrokerProcess) -> int:
+    return int(psutil.Process(broker.pid).memory_info().rss)
+
+
+def test_challenges_keep_no_state(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_LOG_LEVEL="warning") as broker:
+
+        def ask(calls: int) -> None:
+            with httpx2.Client(base_url=broker.url, trust_env=False) as http:
+                for _ in range(calls):
+                    assert http.get("/v1/challenge").status_code == 200
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            list(threads.map(ask, [50] * THREADS))  # what a first use allocates once
+            before = resident(broker)
+            list(threads.map(ask, [CALLS // THREADS] * THREADS))
+        assert resident(broker) - before < ALLOWED_BYTES
+
+
+def test_bad_tokens_and_bad_logins_keep_no_state(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_LOG_LEVEL="warning") as broker:
+
+        def try_one(number: int) -> None:
+            token = f"{number:064x}." * 3
+            assert broker.http.post("/v1/token/validate", json={"token": token}).json()["valid"] is False
+            assert broker.http.get("/v1/admin/apps", headers={"authorization": f"Bearer {token}"}).status_code == 401
+            login = {"client_id": f"client-{number:016x}", "client_secret": token}
+            assert broker.http.post("/v1/app/auth", json=login).status_code == 401
+
+        for number in range(100):
+            try_one(number)
+        before = resident(broker)
+        for number in range(100, 100 + 1_000 * SOAK):
+            try_one(number)
+        assert resident(broker) - before < ALLOWED_BYTES
+        assert len(broker.events(outcome="denied")) == 2  # one of a kind, and the rest counted
