@@ -66,9 +66,9 @@ def test_a_grant_lives_until_its_token_is_over_or_it_is_ended() -> None:
     grant = make_grant()
     assert grant.is_live(NOW + 299.9)
     assert not grant.is_live(NOW + 300)
-    assert not ended(grant, EndReason.REVOKED, NOW).is_live(NOW)
+    assert not ended(grant, EndReason.RELEASED, NOW).is_live(NOW)
 
 
 def test_an_end_at_the_epoch_is_still_an_end() -> None:
-    assert ended(make_grant(), EndReason.REVOKED, 0.0).is_ended
-    assert ended(make_grant(), EndReason.REVOKED, NOW).end_reason == "revoked"
+    assert ended(make_grant(), EndReason.RELEASED, 0.0).is_ended
+    assert ended(make_grant(), EndReason.RELEASED, NOW).end_reason == "released"

@@ -142,7 +142,7 @@ def test_live_grants_are_those_that_are_neither_ended_nor_over(subject: Subject)
         make_grant(sid="other-app", app_id="app-2"),
         make_grant(sid="of-the-app", kind=GrantKind.APP),
         make_grant(sid="over", exp=NOW),
-        ended(make_grant(sid="ended"), EndReason.REVOKED, NOW),
+        ended(make_grant(sid="ended"), EndReason.RELEASED, NOW),
     ]
     subject.write(lambda t: [t.put_grant(grant) for grant in grants])
 

@@ -153,7 +153,12 @@ def test_the_public_key_is_at_the_well_known_place(broker: BrokerProcess) -> Non
     answer = broker.http.get("/.well-known/jwks.json")
     [key] = answer.json()["keys"]
     assert set(key) == {"kty", "crv", "x", "kid", "use", "alg"}
-    assert answer.headers["cache-control"].startswith("public")
+    assert answer.headers["cache-control"] == "public, max-age=300"
+    tag = answer.headers["etag"]
+    again = broker.http.get("/.well-known/jwks.json", headers={"if-none-match": f'"other", W/{tag}'})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    changed = broker.http.get("/.well-known/jwks.json", headers={"if-none-match": '"other"'})
+    assert changed.content == answer.content
 
 
 def test_an_off_the_shelf_library_verifies_our_tokens(broker: BrokerProcess) -> None:

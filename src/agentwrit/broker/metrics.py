@@ -30,12 +30,6 @@ class Metrics:
             ("result",),
             registry=self._registry,
         )
-        self.tokens_issued = Counter(
-            "agentwrit_tokens_issued",
-            "Tokens issued.",
-            ("kind",),
-            registry=self._registry,
-        )
         self.revocation_entries = Gauge(
             "agentwrit_revocation_entries",
             "Revocations that an unexpired token can still meet.",

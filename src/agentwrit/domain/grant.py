@@ -30,7 +30,6 @@ class EndReason(StrEnum):
     """Why a grant ended before its time."""
 
     RELEASED = "released"
-    REVOKED = "revoked"
     RENEWAL_REUSE = "renewal_reuse"
     APP_DEREGISTERED = "app_deregistered"
     CEILING_NARROWED = "ceiling_narrowed"

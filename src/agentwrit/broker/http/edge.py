@@ -139,7 +139,7 @@ def _problem(refusal: Refusal, scope: Scope, caller: Caller) -> Answer:
 
 async def _send(send: Send, answer: Answer) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
-    if answer.status != 204:  # RFC 9110 §15.3.5: no content, and no word on it
+    if answer.status not in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: no content, and no word on it
         headers.append((b"content-type", answer.media_type.encode("latin-1")))
         headers.append((b"content-length", str(len(answer.body)).encode("ascii")))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -58,6 +58,11 @@ class Exchange:
         scheme, _, token = values[0].partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
 
+    def has_seen(self, tag: str) -> bool:
+        """Whether the client holds the representation of this entity tag (RFC 9110 §13.1.2)."""
+        given = [item.strip().removeprefix("W/") for item in self._request.headers.get("if-none-match", "").split(",")]
+        return tag in given or "*" in given
+
     async def body(self, schema: type[B]) -> B:
         """The body, read as `schema`.
 

@@ -1,8 +1,11 @@
 """What machines ask of the broker: its health, its counts and its public keys."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from agentwrit._version import __version__
 from agentwrit.broker.http.edge import Resource
@@ -66,10 +69,12 @@ class ServiceRoutes:
         return Answer(body=self._metrics.render(), media_type=CONTENT_TYPE)
 
     async def jwks(self, exchange: Exchange) -> Answer:
-        answer = json_answer(self._keys.jwks)
-        answer.headers = {"cache-control": f"public, max-age={JWKS_MAX_AGE_SECONDS}"}
-        answer.media_type = "application/jwk-set+json"  # RFC 7517 §8.5.2
-        return answer
+        body = msgspec.json.encode(self._keys.jwks)
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        headers = {"cache-control": f"public, max-age={JWKS_MAX_AGE_SECONDS}", "etag": tag}
+        if exchange.has_seen(tag):
+            return Answer(status=304, headers=headers)
+        return Answer(body=body, media_type="application/jwk-set+json", headers=headers)  # RFC 7517 §8.5.2
 
     async def _event_count(self) -> int | None:
         """How many events there are, or None if the store does not say, or not soon."""
