@@ -107,6 +107,7 @@ def test_a_body_over_1_mib_is_refused_when_streamed(broker: BrokerProcess) -> No
 
     answer = broker.http.post("/v1/token/validate", content=chunks())
     problem(answer, 413, "payload_too_large")
+    assert answer.headers["connection"] == "close"
 
 
 def test_a_body_of_1_mib_is_read(broker: BrokerProcess) -> None:

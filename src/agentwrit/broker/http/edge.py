@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentwrit.broker.config import Network
 from agentwrit.broker.http import problems
-from agentwrit.broker.http.exchange import Answer, Exchange, caller_of
+from agentwrit.broker.http.exchange import BODY_UNREAD, Answer, Exchange, caller_of
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.context import Caller
 from agentwrit.domain.errors import InternalError, MethodNotAllowed, NotFound, Refusal
@@ -27,6 +27,7 @@ _SECURITY_HEADERS: Final = [
     (b"x-frame-options", b"DENY"),
 ]
 _NO_STORE: Final = (b"cache-control", b"no-store")
+_CLOSE: Final = (b"connection", b"close")
 _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 
 # Asked many times a second by machines; their counts say what their lines would.
@@ -82,7 +83,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = self._complete(message["headers"], caller)
+                message["headers"] = self._complete(message["headers"], scope, caller)
             await send(message)
 
         try:
@@ -98,10 +99,14 @@ class Edge:
         finally:
             self._account(scope, caller, status, time.perf_counter() - started_at)
 
-    def _complete(self, headers: Sequence[tuple[bytes, bytes]], caller: Caller) -> list[tuple[bytes, bytes]]:
+    def _complete(
+        self, headers: Sequence[tuple[bytes, bytes]], scope: Scope, caller: Caller
+    ) -> list[tuple[bytes, bytes]]:
         complete = [*headers, *self._headers, (b"x-request-id", caller.request_id.encode("ascii"))]
         if not any(name == b"cache-control" for name, _ in headers):
             complete.append(_NO_STORE)
+        if scope.get(BODY_UNREAD, False):
+            complete.append(_CLOSE)
         return complete
 
     def _account(self, scope: Scope, caller: Caller, status: int, seconds: float) -> None:

@@ -22,6 +22,9 @@ B = TypeVar("B", bound=msgspec.Struct)
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_BODY_SECONDS: Final = 10
 
+BODY_UNREAD: Final = "agentwrit.body_unread"
+"""In a scope: whether the connection has to be closed, because it still holds some of the request's body."""
+
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")  # W3C Trace Context §3.2
 
@@ -92,6 +95,13 @@ class Exchange:
         return parameters
 
     async def _read(self) -> bytes:
+        # Until the whole body is read, what follows on this connection is no new request.
+        self._request.scope[BODY_UNREAD] = True
+        body = await self._read_bounded()
+        self._request.scope[BODY_UNREAD] = False
+        return body
+
+    async def _read_bounded(self) -> bytes:
         declared = self._request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
             raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
