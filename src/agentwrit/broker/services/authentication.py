@@ -5,7 +5,7 @@ from typing import Final
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import SigningKeys
-from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.context import Caller, Who
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.domain import claims as claims_rules
@@ -45,6 +45,18 @@ class Principal:
     def app_id(self) -> str:
         """The app that this is, or empty."""
         return self.claims.sub.removeprefix(_APP_PREFIX) if self.kind is GrantKind.APP else ""
+
+    @property
+    def who(self) -> Who:
+        """The principal in the fields of an event."""
+        return Who(
+            principal=self.claims.sub,
+            app_id=self.app_id,
+            agent_id=self.claims.sub if self.kind is GrantKind.AGENT else "",
+            task_id=self.claims.task_id,
+            orch_id=self.claims.orch_id,
+            sid=self.claims.sid,
+        )
 
 
 class Authenticator:
@@ -119,9 +131,7 @@ class Authenticator:
             EventType.SCOPE_VIOLATION,
             Outcome.DENIED,
             detail="the token does not have the scope that this route needs",
-            principal=principal.claims.sub,
-            app_id=principal.app_id,
-            sid=principal.claims.sid,
+            **principal.who,
             data={"scope_required": [required], "scope_held": list(principal.claims.scopes)},
         )
         error = InsufficientScope("the token does not have the scope that this route needs", required=required)
@@ -135,18 +145,12 @@ class Authenticator:
 
     async def revoked(self, caller: Caller, principal: Principal) -> Refusal:
         """Record that a dead token was used. Returns what to tell the caller."""
-        held = principal.claims
         event = caller.event(
             EventType.TOKEN_REVOKED_ACCESS,
             Outcome.DENIED,
             detail="a token was used after its end",
-            principal=held.sub,
-            app_id=principal.app_id,
-            agent_id=held.sub if principal.kind is GrantKind.AGENT else "",
-            task_id=held.task_id,
-            orch_id=held.orch_id,
-            sid=held.sid,
-            data={"jti": held.jti},
+            **principal.who,
+            data={"jti": principal.claims.jti},
         )
         return await self._denials.record(StrangerDenied(TokenRevoked(), caller, event))
 

@@ -1,12 +1,24 @@
 """Who is asking: what every use case needs to know to record what was done."""
 
 import ipaddress
+from typing import TypedDict
 
 import msgspec
 
 from agentwrit.domain.audit import Draft, EventType, Outcome
 
 EventData = dict[str, str | int | list[str]]
+
+
+class Who(TypedDict):
+    """Whom an event is about, in the event's own fields. Empty where it does not apply."""
+
+    principal: str
+    app_id: str
+    agent_id: str
+    task_id: str
+    orch_id: str
+    sid: str
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.services.context import Who
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import claims, grant, jws
 from agentwrit.domain.app import App
@@ -99,6 +100,18 @@ class TokenIssuer:
             task_id=of.task_id,
             orch_id=of.orch_id,
         )
+
+
+def holder(of: Grant) -> Who:
+    """Whoever holds a grant, in the fields of an event."""
+    return Who(
+        principal=of.subject,
+        app_id=of.app_id,
+        agent_id=of.subject if of.kind is GrantKind.AGENT else "",
+        task_id=of.task_id,
+        orch_id=of.orch_id,
+        sid=of.sid,
+    )
 
 
 def end_grant(transaction: Transaction, of: Grant, reason: EndReason) -> None:

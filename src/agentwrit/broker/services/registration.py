@@ -9,7 +9,7 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import MasterKey
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
-from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Denied, Transaction
 from agentwrit.domain import challenge, launch_token, scope, spiffe_id
 from agentwrit.domain.app import App
@@ -172,12 +172,7 @@ def _record(transaction: Transaction, caller: Caller, grant: Grant) -> None:
     registered = caller.event(
         EventType.AGENT_REGISTERED,
         detail="an agent was registered",
-        principal=grant.subject,
-        app_id=grant.app_id,
-        agent_id=grant.subject,
-        task_id=grant.task_id,
-        orch_id=grant.orch_id,
-        sid=grant.sid,
+        **holder(grant),
         data={"agent_name": grant.agent_name, "scope": list(grant.scope), "ends_at": grant.ends_at},
     )
     transaction.record(registered)

@@ -1,11 +1,9 @@
 """Tokens in use: validating, renewing and releasing them."""
 
-import msgspec
-
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
-from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, end_grant, new_id
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, end_grant, holder, new_id
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.audit import Draft, EventType, Outcome
@@ -127,18 +125,11 @@ def _failure() -> Unauthorized:
 
 
 def _renewal_failed(caller: Caller, reason: str, principal: Principal | None) -> StrangerDenied:
-    event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason)
-    if principal is not None:
-        held = principal.claims
-        event = msgspec.structs.replace(
-            event,
-            principal=held.sub,
-            agent_id=held.sub if principal.kind is GrantKind.AGENT else "",
-            task_id=held.task_id,
-            orch_id=held.orch_id,
-            sid=held.sid,
-            data={"jti": held.jti},
-        )
+    if principal is None:
+        event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason)
+    else:
+        data: EventData = {"jti": principal.claims.jti}
+        event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason, **principal.who, data=data)
     return StrangerDenied(_failure(), caller, event)
 
 
@@ -150,14 +141,4 @@ def _reuse_event(caller: Caller, grant: Grant, presented_jti: str) -> Draft:
 
 
 def _event(caller: Caller, event_type: EventType, grant: Grant, detail: str, *, data: EventData | None = None) -> Draft:
-    return caller.event(
-        event_type,
-        detail=detail,
-        principal=grant.subject,
-        app_id=grant.app_id,
-        agent_id=grant.subject if grant.kind is GrantKind.AGENT else "",
-        task_id=grant.task_id,
-        orch_id=grant.orch_id,
-        sid=grant.sid,
-        data=data or {"jti": grant.jti},
-    )
+    return caller.event(event_type, detail=detail, **holder(grant), data=data or {"jti": grant.jti})
