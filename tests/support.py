@@ -27,11 +27,18 @@ class BrokerProcess:
     """`python -m agentwrit.broker serve` over a data directory. Can be stopped, killed and started again."""
 
     def __init__(
-        self, data_dir: Path, *, wrapper: Sequence[str] = (), verify: ssl.SSLContext | bool = True, **settings: str
+        self,
+        data_dir: Path,
+        *,
+        wrapper: Sequence[str] = (),
+        verify: ssl.SSLContext | bool = True,
+        arguments: Sequence[str] = (),
+        **settings: str,
     ) -> None:
         self.data_dir = data_dir
         self._wrapper = wrapper
         self._verify = verify
+        self._arguments = arguments
         self.log = data_dir.with_suffix(".log")
         self._settings = settings
         self.http = httpx2.Client()
@@ -50,7 +57,16 @@ class BrokerProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._wrapper, sys.executable, "-m", "agentwrit.broker", "serve", "--ready-fd", str(write_end)],
+                [
+                    *self._wrapper,
+                    sys.executable,
+                    "-m",
+                    "agentwrit.broker",
+                    "serve",
+                    "--ready-fd",
+                    str(write_end),
+                    *self._arguments,
+                ],
                 env=environment,
                 pass_fds=[write_end],
                 stderr=log,
