@@ -32,7 +32,7 @@ def test_names_and_times_reach_the_tokens(tmp_path: Path) -> None:
         "AGENTWRIT_APP_TOKEN_TTL": "120",
         "AGENTWRIT_ADMIN_TOKEN_TTL": "30",
     }
-    with BrokerProcess(tmp_path / "data", **settings) as broker:
+    with BrokerProcess(tmp_path / "data", verify=True, **settings) as broker:
         app = broker.app()
         agent = app.agent()
         claims = broker.validate(agent["access_token"])["claims"]
