@@ -130,7 +130,7 @@ def serve(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     ("settings", "words"),
     [
         ({"AGENTWRIT_ADMIN_SECRET": ""}, ("agentwrit init", "AGENTWRIT_ADMIN_SECRET")),
-        ({"AGENTWRIT_ADMIN_SECRET": "short"}, ("fewer than 12",)),
+        ({"AGENTWRIT_ADMIN_SECRET": "short"}, ("fewer than 8",)),
         ({"AGENTWRIT_PORT": "http"}, ("AGENTWRIT_PORT", "whole number")),
         ({"AGENTWRIT_MAX_TTL": "0"}, ("AGENTWRIT_MAX_TTL",)),
         ({"AGENTWRIT_DEFAULT_TTL": "100000"}, ("AGENTWRIT_DEFAULT_TTL", "AGENTWRIT_MAX_TTL")),

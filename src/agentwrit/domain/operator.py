@@ -9,7 +9,7 @@ import msgspec
 
 SUBJECT: Final = "admin"
 
-MIN_SECRET_LENGTH: Final = 12
+MIN_SECRET_LENGTH: Final = 8
 
 LAUNCH_TOKENS_SCOPE: Final = "admin:launch-tokens:*"
 REVOKE_SCOPE: Final = "admin:revoke:*"
