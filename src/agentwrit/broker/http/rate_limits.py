@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final
 
-MAX_BUCKETS: Final = 10_000
+MAX_BUCKETS: Final = 4096
 
 
 class RateLimiter:
