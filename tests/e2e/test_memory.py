@@ -1,5 +1,6 @@
 """What strangers ask costs the broker no memory."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,10 +43,13 @@ def test_bad_tokens_and_bad_logins_keep_no_state(tmp_path: Path) -> None:
             login = {"client_id": f"client-{number:016x}", "client_secret": token}
             assert broker.http.post("/v1/app/auth", json=login).status_code == 401
 
+        started_at = time.monotonic()
         for number in range(100):
             try_one(number)
         before = resident(broker)
         for number in range(100, 100 + 1_000 * SOAK):
             try_one(number)
         assert resident(broker) - before < ALLOWED_BYTES
-        assert len(broker.events(outcome="denied")) == 2  # one of a kind, and the rest counted
+        # Of each kind the first in a minute, and the count of the others.
+        minutes = 1 + (time.monotonic() - started_at) // 60
+        assert 2 <= len(broker.events(outcome="denied")) <= 2 * 2 * minutes
