@@ -13,6 +13,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Final
 
 import msgspec
 
@@ -29,13 +30,15 @@ __all__ = [
     "TransportError",
 ]
 
+MAX_TEXT: Final = 1000
+
 
 class ProblemResponseError(AgentWritError):
     """The broker refused a request, and said why as far as it says."""
 
     def __init__(self, problem: ProblemDetail, status_code: int) -> None:
-        hint = f" ({problem.hint})" if problem.hint else ""
-        super().__init__(f"{problem.title}: {problem.detail}{hint}")
+        hint = f" ({_line(problem.hint)})" if problem.hint else ""
+        super().__init__(f"{_line(problem.title)}: {_line(problem.detail)}{hint}")
         self.problem = problem
         self.status_code = status_code
 
@@ -85,6 +88,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait (RFC 9110 §10.2.3), where they are given as such."""
     text = headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() else None
+
+
+def _line(text: str) -> str:
+    """What the other side wrote, fit for a terminal: no line ends, no escape sequences, no more than can be read."""
+    return "".join(character if character.isprintable() else " " for character in text[:MAX_TEXT])
 
 
 def _problem(status: int, body: bytes) -> ProblemDetail:

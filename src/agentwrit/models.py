@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 
 @dataclass(frozen=True)
 class ProblemDetail:
@@ -70,24 +72,22 @@ class AgentClaims:
 
     @classmethod
     def from_wire(cls, claims: Mapping[str, Any]) -> "AgentClaims":
-        """Read the claims of a broker's answer. Members that we do not know are left alone."""
-        aud, scope, chain = claims.get("aud") or [], claims.get("scope") or [], claims.get("delegation_chain")
-        return cls(
-            iss=claims.get("iss", ""),
-            sub=claims.get("sub", ""),
-            aud=[aud] if isinstance(aud, str) else list(aud),  # RFC 7519 §4.1.3 allows both
-            exp=claims.get("exp", 0),
-            nbf=claims.get("nbf", 0),
-            iat=claims.get("iat", 0),
-            jti=claims.get("jti", ""),
-            scope=scope.split() if isinstance(scope, str) else list(scope),
-            task_id=claims.get("task_id", ""),
-            orch_id=claims.get("orch_id", ""),
-            sid=claims.get("sid"),
-            delegation_chain=None if chain is None else [_record(item) for item in chain],
-            chain_hash=claims.get("chain_hash"),
-            client_id=claims.get("client_id", ""),
-        )
+        """Read the claims of a broker's answer. Members that we do not know are left alone, and some may be missing.
+
+        Raises:
+            msgspec.ValidationError: a member is of the wrong type.
+        """
+        given = {name: value for name, value in claims.items() if value is not None}
+        aud, scope, chain = given.get("aud"), given.get("scope"), given.get("delegation_chain")
+        if isinstance(aud, str):
+            given["aud"] = [aud]  # RFC 7519 §4.1.3 allows both
+        if isinstance(scope, str):
+            given["scope"] = scope.split()  # as inside a token (RFC 9068 §2.2.3)
+        if isinstance(chain, list):
+            given["delegation_chain"] = [
+                _MISSING_IN_RECORD | item if isinstance(item, dict) else item for item in chain
+            ]
+        return msgspec.convert(_MISSING | given, cls)
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class ValidateResult:
     error: str | None = None
 
 
-def _record(item: Mapping[str, Any]) -> DelegationRecord:
-    return DelegationRecord(
-        agent=item.get("agent", ""),
-        scope=list(item.get("scope") or []),
-        delegated_at=item.get("delegated_at", 0),
-        signature=item.get("signature", ""),
-    )
+_MISSING: dict[str, Any] = {
+    **dict.fromkeys(("iss", "sub", "jti", "task_id", "orch_id"), ""),
+    **dict.fromkeys(("exp", "nbf", "iat"), 0),
+    "aud": [],
+    "scope": [],
+}
+_MISSING_IN_RECORD: dict[str, Any] = {"agent": "", "scope": [], "delegated_at": 0}

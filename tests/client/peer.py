@@ -26,7 +26,8 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         with self.server.lock:
-            self.server.seen.append((self.path, json.loads(body) if body else None, dict(self.headers)))
+            headers = {**self.headers, "x-peer-port": str(self.client_address[1])}  # one connection, one port
+            self.server.seen.append((self.path, json.loads(body) if body else None, headers))
             script = self.server.script
             reply = script.pop(0) if len(script) > 1 else script[0]
         reply(self)

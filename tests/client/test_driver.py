@@ -1,12 +1,14 @@
 """Transport: what is retried, what is not, and what a user sees of it."""
 
 import time
+import traceback
 
+import httpx2
 import pytest
 
 from agentwrit import AgentWritApp, RateLimitError, TransportError, validate
 from agentwrit.errors import AgentWritError, AuthenticationError, ProblemResponseError
-from tests.client.peer import answer, break_off, hang_up, never, peer
+from tests.client.peer import Handler, Reply, answer, break_off, hang_up, never, peer
 
 DEAD = {"valid": False, "error": "token is invalid or expired"}
 
@@ -123,7 +125,89 @@ def test_an_app_token_that_the_broker_has_forgotten_is_replaced_once() -> None:
         assert [path for path, _, _ in broker.seen] == expected
 
 
-@pytest.mark.parametrize("url", ["", "broker", "ftp://broker", "http://", "http://broker?x=1"])
+def test_a_503_is_told_rather_than_the_silence_after_it() -> None:
+    full = answer(503, {"title": "Service Unavailable", "detail": "full"})
+    with peer(full, never) as broker, pytest.raises(ProblemResponseError, match="full"):
+        validate(broker.url, "x", timeout=0.5)
+
+
+def test_a_retry_after_of_nothing_does_not_make_a_busy_loop() -> None:
+    with peer(answer(503, {}, retry_after="0")) as broker:
+        with pytest.raises(ProblemResponseError):
+            validate(broker.url, "x", timeout=0.5)
+        assert len(broker.seen) < 50
+
+
+def test_bytes_that_are_not_http_are_not_repeated_in_the_error() -> None:
+    def speak_otherwise(handler: Handler) -> None:
+        handler.wfile.write(b"token-of-someone-else\r\n\r\n")
+        hang_up(handler)
+
+    with peer(speak_otherwise) as broker, AgentWritApp(broker.url, "id", "secret") as app:
+        with pytest.raises(TransportError) as caught:
+            app.create_agent("o", "t", ["read:data:1"])
+        assert "someone-else" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reply", [hang_up, answer(401, {}), answer(200, b"[]")])
+def test_no_variable_of_a_traceback_holds_the_secret(reply: Reply) -> None:
+    with peer(reply) as broker:
+        app = AgentWritApp(broker.url, "id", "the" + "-secret-itself")
+        with pytest.raises(AgentWritError) as caught:
+            app.create_agent("o", "t", ["read:data:1"])
+        shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        assert "the-secret-itself" not in "".join(shown.format())
+        assert not isinstance(caught.value.__context__, httpx2.HTTPError)  # it would hold the request
+
+
+def test_a_closed_app_opens_new_connections() -> None:
+    with peer(answer(200, DEAD)) as broker:
+        app = AgentWritApp(broker.url, "id", "secret")
+        for _ in range(2):
+            app.validate("x")
+            app.close()
+            app.close()
+
+
+def test_a_client_of_ones_own_is_left_open_and_missed_when_it_is_closed() -> None:
+    with peer(answer(200, DEAD)) as broker, httpx2.Client() as client:
+        with AgentWritApp(broker.url, "id", "secret", http_client=client) as app:
+            app.validate("x")
+        assert not client.is_closed
+        client.close()
+        with pytest.raises(AgentWritError, match="http_client of this app is closed"):
+            app.validate("x")
+
+
+def test_spellings_of_one_url_share_their_connections() -> None:
+    with peer(answer(200, DEAD)) as broker:
+        for url in (broker.url, broker.url + "/"):
+            validate(url, "x")
+        assert len({headers["x-peer-port"] for _, _, headers in broker.seen}) == 1
+
+
+def test_a_user_name_in_the_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(AgentWritError, match="user name") as caught:
+        AgentWritApp("https://bob:hunter2@broker", "id", "secret")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "broker",
+        "ftp://broker",
+        "http://",
+        "http://broker?x=1",
+        "http://[::1",
+        "http://broker:99999",
+        "http://broker:0",
+        "http://broker:x",
+        " http://broker",
+        "http://broker\n",
+    ],
+)
 def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(AgentWritError, match="is not the URL of a broker"):
         AgentWritApp(url, "id", "secret")

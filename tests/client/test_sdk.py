@@ -1,5 +1,6 @@
 """The SDK against a real broker."""
 
+import os
 import pickle
 import secrets
 import subprocess
@@ -111,6 +112,54 @@ def test_eight_threads_share_one_app_and_one_login(app: AgentWritApp, registered
     assert len(logins) == 1
 
 
+FORKED = """
+import os
+from agentwrit import AgentWritApp
+
+app = AgentWritApp.from_env()
+app.create_agent("parent", "warm", ["read:data:1"])  # its connection is open when the children are made
+
+def live(name):
+    for count in range(20):
+        agent = app.create_agent(name, f"t-{count}", ["read:data:1"])
+        assert f"/{name}/t-{count}/" in agent.agent_id, agent
+        assert app.validate(agent.access_token).claims.sub == agent.agent_id
+        agent.release()
+
+children = []
+for name in ("one", "two"):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            live(name)
+            status = 0
+        finally:
+            os._exit(status)
+    children.append(pid)
+live("parent")
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+"""
+
+
+def test_processes_that_share_an_app_across_a_fork_do_not_get_each_others_answers(registered: TestApp) -> None:
+    variables = {
+        **os.environ,
+        "AGENTWRIT_BROKER_URL": registered.broker.url,
+        "AGENTWRIT_CLIENT_ID": registered.client_id,
+        "AGENTWRIT_CLIENT_SECRET": registered.client_secret,
+    }
+    done = subprocess.run([sys.executable, "-c", FORKED], env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_arguments_may_be_any_iterable_of_scopes_and_one_audience(app: AgentWritApp) -> None:
+    agent = app.create_agent("o", "t", iter(["read:data:1"]), audience="https://orders.example")
+    claims = app.validate(agent.access_token).claims
+    assert claims is not None
+    assert (agent.scope, claims.scope, claims.aud) == (["read:data:1"], ["read:data:1"], ["https://orders.example"])
+
+
 def test_threads_that_renew_one_agent_leave_it_with_a_live_token(app: AgentWritApp) -> None:
     agent = app.create_agent("o", "t", ["read:data:1"])
     with ThreadPoolExecutor(THREADS) as threads:
@@ -213,4 +262,4 @@ def test_every_public_name_is_there() -> None:
         assert getattr(agentwrit, name) is not None
     assert set(agentwrit.__all__) == set(agentwrit._HOMES) | {"__version__"}
     with pytest.raises(AttributeError):
-        agentwrit.nothing  # noqa: B018  # the point
+        agentwrit.nothing  # type: ignore[attr-defined]  # noqa: B018  # the point

@@ -1,12 +1,13 @@
 """An app: what creates agents."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from agentwrit.client import steps
 from agentwrit.client.agent import Agent
 from agentwrit.client.driver import Connected, Driver, Login
+from agentwrit.client.exchange import Secret
 from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
 from agentwrit.errors import AgentWritError
 from agentwrit.models import HealthStatus, ValidateResult
@@ -36,7 +37,7 @@ class AgentWritApp(Connected):
         cert: Any = None,
     ) -> None:
         """`timeout`: seconds for a whole call, retries included. `http_client`: an httpx2.Client to use, and to close
-        by whoever made it; else `verify` and `cert` are what httpx2 takes by these names.
+        by whoever made it, in the process that made it; else `verify` and `cert` are what httpx2 takes by these names.
 
         Raises:
             AgentWritError: `broker_url` is no URL.
@@ -46,7 +47,7 @@ class AgentWritApp(Connected):
             broker_url,
             timeout=timeout,
             user_agent=user_agent,
-            login=Login(lambda: steps.app_login(client_id, client_secret)),
+            login=Login(lambda: steps.app_login(client_id, Secret(client_secret))),
             http_client=http_client,
             verify=verify,
             cert=cert,
@@ -68,12 +69,12 @@ class AgentWritApp(Connected):
         self,
         orch_id: str,
         task_id: str,
-        requested_scope: Sequence[str],
+        requested_scope: Iterable[str],
         *,
         private_key: Ed25519PrivateKey | None = None,
         max_ttl: int = 300,
         label: str | None = None,
-        audience: Sequence[str] | None = None,
+        audience: str | Sequence[str] | None = None,
     ) -> Agent:
         """Register an agent for one task.
 
@@ -90,19 +91,20 @@ class AgentWritApp(Connected):
         """
         if isinstance(requested_scope, str):
             raise TypeError("requested_scope is a list of scopes, not one string")
+        scope = list(requested_scope)
         key = AgentKey(private_key)
         registered = self._driver.run(
             steps.create_agent(
                 key,
                 orch_id=orch_id,
                 task_id=task_id,
-                requested_scope=requested_scope,
+                requested_scope=scope,
                 max_ttl=max_ttl,
                 label=label,
-                audience=audience,
+                audience=[audience] if isinstance(audience, str) else audience,
             )
         )
-        return Agent(self._driver, key, registered, scope=requested_scope, orch_id=orch_id, task_id=task_id)
+        return Agent(self._driver, key, registered, scope=scope, orch_id=orch_id, task_id=task_id)
 
     def validate(self, token: str) -> ValidateResult:
         """Whether `token` holds, and what it says. A bad token is an answer, not an error.

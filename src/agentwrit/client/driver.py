@@ -1,5 +1,6 @@
 """The blocking driver: carries out protocol steps over HTTP connections that are kept."""
 
+import os
 import threading
 import time
 import weakref
@@ -28,10 +29,26 @@ def check_broker_url(url: str) -> str:
     Raises:
         AgentWritError: it is not one.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if "@" in url:  # it would be sent in place of the token, and shown in every error
+        raise AgentWritError("the broker's URL holds a user name: leave it, and any password, out")
+    if not _is_broker_url(url):
         raise AgentWritError(f"{url!r} is not the URL of a broker: write it like https://broker.example.com")
     return url.rstrip("/")
+
+
+def _is_broker_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port != 0  # reading it checks it
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and has_port
+        and not (parts.query or parts.fragment or " " in url)
+        and url.isprintable()
+    )
 
 
 class Login:
@@ -53,12 +70,19 @@ class Login:
                 self._renew_at = asked_at + RENEW_LOGIN_AT * fresh.expires_in
             return self._token
 
+    def after_fork(self) -> None:
+        """The token is as good in the child; a lock that another thread of the parent held is not."""
+        self._lock = threading.Lock()
+
     def __repr__(self) -> str:
         return "Login(…)"
 
 
 class Driver:
-    """Runs steps against one broker. Safe to share between threads. `timeout`: seconds for a whole call."""
+    """Runs steps against one broker. Safe to share between threads, and to use on both sides of a fork.
+
+    `timeout`: seconds for a whole call.
+    """
 
     def __init__(
         self,
@@ -78,7 +102,9 @@ class Driver:
         self._lock = threading.Lock()
         self._client = http_client
         self._owns_client = http_client is None
+        self._finalizer: weakref.finalize[..., Driver] | None = None
         self._tls = {name: value for name, value in (("verify", verify), ("cert", cert)) if value is not None}
+        _drivers.add(self)
 
     def run(self, steps: Steps[T], *, timeout: float | None = None) -> T:
         """Carry out steps within `timeout` seconds in all.
@@ -107,9 +133,23 @@ class Driver:
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
         with self._lock:
-            if self._client is not None and self._owns_client:
-                self._client.close()
+            if self._finalizer is not None:
                 self._client = None
+                self._finalizer()
+                self._finalizer = None
+
+    def after_fork(self) -> None:
+        """Leave the connections to the parent: two processes on one would read each other's answers.
+
+        They are dropped, not closed: closing takes a lock that another thread of the parent may have held.
+        """
+        self._lock = threading.Lock()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
+            self._client = None
+        if self._login is not None:
+            self._login.after_fork()
 
     def _answer(self, needed: HttpRequest | LoginNeeded, deadline: float) -> HttpResponse | str:
         if isinstance(needed, LoginNeeded):
@@ -121,15 +161,19 @@ class Driver:
     def _send_until(self, request: HttpRequest, deadline: float) -> HttpResponse:
         """Send a request; again if it is idempotent and the broker is out of reach, as long as there is time."""
         attempt = 0
+        response: HttpResponse | None = (
+            None  # the last that came: what a broker says is told before that it fell silent
+        )
         while True:
             failure: TransportError | None = None
-            response: HttpResponse | None = None
+            asked_for = None
             try:
                 response = self._send(request, deadline)
+                asked_for = retry_after(response.headers)
             except TransportError as error:
                 failure = error
-            is_final = response is not None and (response.status != 503 or request.is_503_an_answer)
-            delay = retry_delay(attempt, None if response is None else retry_after(response.headers))
+            is_final = failure is None and response is not None and (response.status != 503 or request.is_503_an_answer)
+            delay = retry_delay(attempt, asked_for)
             if is_final or not request.is_idempotent or time.monotonic() + delay >= deadline:
                 if response is not None:
                     return response
@@ -147,11 +191,13 @@ class Driver:
         headers = {"user-agent": self._user_agent, "accept": "application/json"}
         if request.bearer is not None:
             headers["authorization"] = f"Bearer {request.bearer}"
+        if request.json is not None:
+            headers["content-type"] = "application/json"
         try:
             with self._http().stream(
                 request.method,
                 self.broker_url + request.path,
-                json=request.json,
+                content=request.content(),
                 headers=headers,
                 timeout=remaining,
                 follow_redirects=False,
@@ -162,23 +208,32 @@ class Driver:
                     if len(body) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
                         raise TransportError(f"the broker at {self.broker_url} did not come to an end in time")
                 return HttpResponse(response.status_code, dict(response.headers), bytes(body))
-        # `from None`: the original holds the request, and with it the secret.
         except httpx2.TimeoutException:
-            raise TransportError(f"the broker at {self.broker_url} did not answer in time") from None
+            failure = "did not answer in time"
+        except httpx2.ConnectError as error:
+            failure = f"cannot be reached: {error}"
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise TransportError(f"the broker at {self.broker_url} cannot be reached: {reason}") from None
+            # Its text may hold what was sent or received, and with it a token.
+            failure = f"cannot be reached: the connection failed ({type(error).__name__})"
+        # Not raised above: the original holds the request, and with it the secret, and would be the __context__.
+        raise TransportError(f"the broker at {self.broker_url} {failure}")
 
     def _http(self) -> "httpx2.Client":
-        if self._client is None:
+        client = self._client
+        if client is None:
             with self._lock:
-                if self._client is None:
-                    import httpx2
+                client = self._client or self._connect()
+        if client.is_closed:
+            raise AgentWritError("the http_client of this app is closed: keep it open for as long as the app is used")
+        return client
 
-                    limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=30)
-                    self._client = httpx2.Client(limits=limits, **self._tls)
-                    # Whoever forgets to close loses no connection for longer than the driver lives.
-                    weakref.finalize(self, self._client.close)
+    def _connect(self) -> "httpx2.Client":
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=30)
+        self._client = httpx2.Client(limits=limits, **self._tls)
+        # Whoever forgets to close loses no connection for longer than the driver lives.
+        self._finalizer = weakref.finalize(self, self._client.close)
         return self._client
 
     def __repr__(self) -> str:
@@ -206,3 +261,15 @@ class Connected:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_drivers: "weakref.WeakSet[Driver]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for driver in list(_drivers):
+        driver.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

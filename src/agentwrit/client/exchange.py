@@ -6,10 +6,33 @@ every driver (blocking, or for an event loop) carries out the same protocol.
 
 import random
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
+import msgspec
+
+from agentwrit.errors import AgentWritError
+
 T = TypeVar("T")
+
+
+class Secret:
+    """A secret on its way into a request: whatever prints the variables of a traceback does not print it.
+
+    No dataclass, since the JSON encoder would take one for an object.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not pickled")
 
 
 @dataclass(frozen=True)
@@ -26,6 +49,18 @@ class HttpRequest:
     bearer: str | None = field(default=None, repr=False)
     is_idempotent: bool = False
     is_503_an_answer: bool = False
+
+    def content(self) -> bytes | None:
+        """The body to send.
+
+        Raises:
+            AgentWritError: a text in it has no UTF-8 form (a lone surrogate).
+        """
+        if self.json is None:
+            return None
+        with suppress(UnicodeEncodeError):  # it would carry the whole body with it, secrets included
+            return msgspec.json.encode(self.json, enc_hook=_reveal)
+        raise AgentWritError("an argument holds characters that are no text: is it bytes of another encoding?")
 
 
 @dataclass(frozen=True)
@@ -44,6 +79,12 @@ class LoginNeeded:
     stale: str | None = field(default=None, repr=False)
 
 
+def _reveal(value: object) -> object:
+    if isinstance(value, Secret):
+        return value.value
+    raise TypeError(f"{type(value).__name__} has no place in a request")
+
+
 Steps: TypeAlias = Generator[HttpRequest | LoginNeeded, Any, T]
 
 
@@ -52,7 +93,9 @@ MAX_DELAY_SECONDS: Final = 2.0
 
 
 def retry_delay(attempt: int, asked_for: float | None) -> float:
-    """Seconds to wait before the next attempt: what the broker asked for, else ever longer, with full jitter."""
-    if asked_for is not None:
-        return asked_for
-    return random.uniform(0, min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt))  # noqa: S311  # no secret
+    """Seconds to wait before the next attempt: ever longer, with full jitter, on top of what the broker asked for.
+
+    The jitter stays when the broker asks for something, or all that it sends away would come back at once.
+    """
+    jitter = random.uniform(0, min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt))  # noqa: S311  # no secret
+    return jitter + (asked_for or 0.0)

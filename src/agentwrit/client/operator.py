@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from agentwrit.client import steps
 from agentwrit.client.driver import Connected, Driver, Login
-from agentwrit.client.exchange import HttpRequest, Steps
+from agentwrit.client.exchange import HttpRequest, Secret, Steps
 
 
 class OperatorClient(Connected):
@@ -16,7 +16,9 @@ class OperatorClient(Connected):
     """
 
     def __init__(self, broker_url: str, admin_secret: str, *, timeout: float = 10.0) -> None:
-        self._driver = Driver(broker_url, timeout=timeout, login=Login(lambda: steps.operator_login(admin_secret)))
+        self._driver = Driver(
+            broker_url, timeout=timeout, login=Login(lambda: steps.operator_login(Secret(admin_secret)))
+        )
 
     def register_app(self, name: str, scopes: Sequence[str], *, token_ttl: int | None = None) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""

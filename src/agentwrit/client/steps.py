@@ -2,17 +2,19 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Steps
+from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Secret, Steps
 from agentwrit.client.keys import AgentKey
 from agentwrit.errors import AuthenticationError, AuthorizationError, TransportError, from_response
 from agentwrit.models import AgentClaims, HealthStatus, RegisterResult, ValidateResult
 
 T = TypeVar("T")
+
+NONCE_BYTES: Final = 32
 
 INVALID = ValidateResult(valid=False, error="token is invalid or expired")
 
@@ -40,8 +42,8 @@ def health() -> Steps[HealthStatus]:
 
 def validate(token: str) -> Steps[ValidateResult]:
     """Whether a token holds, as the broker sees it. A bad token is an answer, not an error."""
-    if not token:
-        return INVALID  # the broker would call the field missing
+    if not token or not _is_text(token):
+        return INVALID  # the broker would call the field missing, or could not be asked
     request = HttpRequest("POST", "/v1/token/validate", json={"token": token}, is_idempotent=True)
     members = _object((yield request))
     if members.get("valid") is not True:
@@ -50,16 +52,19 @@ def validate(token: str) -> Steps[ValidateResult]:
     claims = members.get("claims")
     if not isinstance(claims, dict):
         raise TransportError("the answer to a validation has no claims: is this a broker?")
-    return ValidateResult(valid=True, claims=AgentClaims.from_wire(claims))
+    try:
+        return ValidateResult(valid=True, claims=AgentClaims.from_wire(claims))
+    except msgspec.ValidationError as error:
+        raise TransportError(f"the claims are not of the protocol ({error}): is this a broker?") from None
 
 
-def app_login(client_id: str, client_secret: str) -> Steps[AccessToken]:
+def app_login(client_id: str, client_secret: Secret) -> Steps[AccessToken]:
     """An app token, for the app's secret."""
     body = {"client_id": client_id, "client_secret": client_secret}
     return _access_token((yield HttpRequest("POST", "/v1/app/auth", json=body)))
 
 
-def operator_login(secret: str) -> Steps[AccessToken]:
+def operator_login(secret: Secret) -> Steps[AccessToken]:
     """An operator token, for the operator's secret."""
     return _access_token((yield HttpRequest("POST", "/v1/admin/auth", json={"secret": secret})))
 
@@ -86,10 +91,7 @@ def create_agent(
     launched = yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))
     launch_token = _text(_object(launched), "launch_token")
     nonce = _text(_object((yield HttpRequest("GET", "/v1/challenge", is_idempotent=True))), "nonce")
-    try:
-        signature = key.sign(bytes.fromhex(nonce))
-    except ValueError:
-        raise TransportError("the challenge is not hex: is this a broker?") from None
+    signature = key.sign(_nonce_bytes(nonce))
     body = {
         "launch_token": launch_token,
         "nonce": nonce,
@@ -102,7 +104,7 @@ def create_agent(
     members = _object((yield HttpRequest("POST", "/v1/register", json=body)))
     return RegisterResult(
         agent_id=_text(members, "agent_id"),
-        access_token=_text(members, "access_token"),
+        access_token=_token(members),
         expires_in=_integer(members, "expires_in"),
     )
 
@@ -137,7 +139,7 @@ def read_object(response: HttpResponse) -> dict[str, Any]:
 
 
 def _with_bearer(request: HttpRequest, token: str) -> HttpRequest:
-    return HttpRequest(request.method, request.path, request.json, token, request.is_idempotent)
+    return replace(request, bearer=token)
 
 
 def _is_revoked(response: HttpResponse) -> bool:
@@ -162,7 +164,35 @@ def _object(response: HttpResponse, *, also: int | None = None) -> dict[str, Any
 
 def _access_token(response: HttpResponse) -> AccessToken:
     members = _object(response)
-    return AccessToken(_text(members, "access_token"), _integer(members, "expires_in"))
+    return AccessToken(_token(members), _integer(members, "expires_in"))
+
+
+def _nonce_bytes(nonce: str) -> bytes:
+    """The bytes that a challenge spells. Of any other length, the key would sign whatever a stranger wants signed."""
+    try:
+        spelled = bytes.fromhex(nonce)
+    except ValueError:
+        spelled = b""
+    if len(spelled) != NONCE_BYTES:
+        raise TransportError(f"the challenge is not {NONCE_BYTES} bytes in hex: is this a broker?")
+    return spelled
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has a UTF-8 form; a lone surrogate has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _token(members: Mapping[str, Any]) -> str:
+    """A token that can stand in a header (RFC 6750 §2.1), or an HTTP library would complain of it, and show it."""
+    token = _text(members, "access_token")
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise TransportError("the access_token is none (RFC 6750): is this a broker?")
+    return token
 
 
 def _text(members: Mapping[str, Any], name: str) -> str:

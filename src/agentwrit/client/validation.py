@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Final
 
 from agentwrit.client import steps
-from agentwrit.client.driver import Driver
+from agentwrit.client.driver import Driver, check_broker_url
 from agentwrit.models import ValidateResult
 
 MAX_BROKERS: Final = 64
@@ -30,20 +30,20 @@ def validate(broker_url: str, token: str, *, timeout: float = 10.0) -> ValidateR
 
 def _driver(broker_url: str) -> Driver:
     """The driver for a broker. The one that was used longest ago makes room, and its connections end with it."""
+    url = check_broker_url(broker_url)
     with _lock:
-        driver = _drivers.pop(broker_url, None) or Driver(broker_url, timeout=10.0)
-        _drivers[broker_url] = driver
+        driver = _drivers.pop(url, None) or Driver(url, timeout=10.0)
+        _drivers[url] = driver
         if len(_drivers) > MAX_BROKERS:
             _drivers.popitem(last=False)
     return driver
 
 
-def _forget_connections() -> None:
-    """After a fork: the parent's connections are not ours to use, nor is a lock that it held."""
+def _renew_lock() -> None:
+    """After a fork: another thread of the parent may have held it. The drivers see to their connections."""
     global _lock
     _lock = threading.Lock()
-    _drivers.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_connections)
+    os.register_at_fork(after_in_child=_renew_lock)
