@@ -2,33 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.support import ADMIN_SECRET, STOP_TIMEOUT, BrokerProcess
-
-AGENTWRIT = str(Path(sys.executable).parent / "agentwrit")
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("AGENTWRIT_")}
-
-
-def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [AGENTWRIT, *arguments], input=stdin, env={**CLEAN, **environment}, capture_output=True, text=True, timeout=60
-    )
-
-
-def one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """It failed with one clear line."""
-    assert done.returncode == code, done
-    assert done.stderr.startswith("agentwrit: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    for word in words:
-        assert word in done.stderr
+from tests.cli.support import AGENTWRIT, CLEAN, one_line, run, terminal
+from tests.support import ADMIN_SECRET, BrokerProcess
 
 
 @pytest.fixture
@@ -67,6 +48,8 @@ def test_mistakes_are_one_line_that_says_what_to_do(operator: dict[str, str]) ->
     one_line(run("app", "list", AGENTWRIT_BROKER_URL="http://127.0.0.1:9", AGENTWRIT_ADMIN_SECRET="x"), 2, "reached")
     one_line(run("app", "list", AGENTWRIT_BROKER_URL="broker", AGENTWRIT_ADMIN_SECRET="x"), 2, "not the URL")
     one_line(run("app", "show", "none", **operator), 1, "no such app")
+    for elsewhere in ("", ".", ".."):
+        one_line(run("app", "show", elsewhere, **operator), 2, "id or name")
     one_line(run("app", "register", "Bad", "--scope", "a:b:c", **operator), 2, "name")
     one_line(run("app", "register", "good", **operator), 2, "--scope")
     one_line(run("app", "update", "good", **operator), 2, "--scope")
@@ -83,6 +66,135 @@ def test_a_token_is_validated_from_standard_input(broker: BrokerProcess) -> None
     as_json = json.loads(run("token", "validate", "--json", agent["access_token"], **url).stdout)
     assert as_json["claims"]["sub"] == agent["agent_id"]
     assert run("token", "validate", "nonsense", **url).returncode == 1
+
+
+def test_a_validation_as_json_is_the_brokers_own_object(broker: BrokerProcess) -> None:
+    url = {"AGENTWRIT_BROKER_URL": broker.url}
+    for token in (broker.app().agent()["access_token"], broker.app().token(), "nonsense"):
+        assert json.loads(run("token", "validate", "--json", stdin=token, **url).stdout) == broker.validate(token)
+
+
+def test_what_is_not_text_is_no_token(broker: BrokerProcess) -> None:
+    answer = run("token", "validate", "--json", b"\xff\xfe", AGENTWRIT_BROKER_URL=broker.url)
+    assert answer.returncode == 1, answer
+    assert json.loads(answer.stdout) == broker.validate("nonsense")
+
+
+def test_no_token_is_a_mistake_and_not_an_invalid_one(broker: BrokerProcess) -> None:
+    one_line(run("token", "validate", AGENTWRIT_BROKER_URL=broker.url), 2, "standard input")
+
+
+def test_what_is_not_text_is_refused_in_one_line_that_does_not_repeat_it(operator: dict[str, str]) -> None:
+    one_line(run("app", "show", b"\xff\xfe", **operator), 2, "utf-8")
+    refused = run("app", "list", **{**operator, "AGENTWRIT_ADMIN_SECRET": "hush\udcff"})
+    one_line(refused, 2, "no text")
+    assert "hush" not in refused.stderr
+
+
+def test_what_others_say_cannot_steer_the_terminal() -> None:
+    refused = run("app", "list", AGENTWRIT_BROKER_URL="http://127.0.0.1:9/\x1b[2J\n", AGENTWRIT_ADMIN_SECRET="x")
+    one_line(refused, 2)
+    assert "\x1b" not in refused.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_line(operator: dict[str, str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [AGENTWRIT, "app", "list", "--json"],
+            env={**CLEAN, **operator, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    one_line(done, 2, "No space left")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_news(operator: dict[str, str], unbuffered: str) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [AGENTWRIT, "app", "list"],
+        env={**CLEAN, **operator, "PYTHONUNBUFFERED": unbuffered},
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("group", [(), ("app",), ("token",)])
+def test_a_group_without_a_command_shows_what_there_is(group: tuple[str, ...]) -> None:
+    done = run(*group)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: agentwrit")
+
+
+def test_help_loads_neither_a_client_nor_what_draws_tables() -> None:
+    program = (
+        "import sys; from agentwrit.cli.commands import run; code = run(['app', '--help']);"
+        "assert not {'rich', 'nacl', 'httpx2'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=CLEAN, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "rotate-secret" in done.stdout
+
+
+def test_without_what_it_needs_it_says_what_to_install() -> None:
+    # -S: a Python with its standard library alone.
+    source = str(Path(__file__).parents[2] / "src")
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "from agentwrit.cli import main; main()"],
+        env={"PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    one_line(done, 2, "pip install 'agentwrit[broker]'")
+
+
+# -- at a terminal --------------------------------------------------------------------------------------------------
+
+
+def test_the_secret_is_asked_for_and_not_shown(operator: dict[str, str]) -> None:
+    with terminal(["app", "list"], AGENTWRIT_BROKER_URL=operator["AGENTWRIT_BROKER_URL"]) as session:
+        session.wait_for("secret: ")
+        session.type(f"{ADMIN_SECRET}\n")
+        assert session.finish() == 0
+    assert "app_id" in session.shown
+    assert ADMIN_SECRET not in session.shown
+
+
+def test_a_token_is_asked_for_and_not_shown(broker: BrokerProcess) -> None:
+    token = broker.app().agent()["access_token"]
+    with terminal(["token", "validate"], AGENTWRIT_BROKER_URL=broker.url) as session:
+        session.wait_for("token: ")
+        session.type(f"{token}\n")
+        assert session.finish() == 0
+    assert token not in session.shown
+
+
+def test_an_app_is_removed_only_if_the_answer_is_yes(operator: dict[str, str]) -> None:
+    run("app", "register", "cli-asked", "--scope", "read:data:*", **operator)
+    for answer, code, status in (("n", 1, "active"), ("y", 0, "inactive")):
+        with terminal(["app", "remove", "cli-asked"], **operator) as session:
+            session.wait_for("[y/N]: ")
+            session.type(f"{answer}\n")
+            assert session.finish() == code
+        assert ("nothing was removed" in session.shown) == (answer == "n")
+        assert json.loads(run("app", "show", "cli-asked", "--json", **operator).stdout)["status"] == status
+
+
+def test_ctrl_c_at_a_question_is_130(operator: dict[str, str]) -> None:
+    with terminal(["app", "list"], AGENTWRIT_BROKER_URL=operator["AGENTWRIT_BROKER_URL"]) as session:
+        session.wait_for("secret: ")
+        session.type("\x03")
+        assert session.finish() == 130
+    assert "interrupted" in session.shown
 
 
 # -- the broker's own process ---------------------------------------------------------------------------------------
@@ -180,57 +292,3 @@ def test_an_unknown_name_in_the_file_is_an_error_and_an_unknown_variable_a_warni
     one_line(run("serve", "--config", str(file), **environment), 2, "prot", "did you mean port?")
     with BrokerProcess(tmp_path / "data", AGENTWRIT_ADMIN_SECERT="x") as broker:
         assert "did you mean AGENTWRIT_ADMIN_SECRET?" in broker.log.read_text()
-
-
-# -- dev --------------------------------------------------------------------------------------------------------------
-
-
-def test_dev_gives_the_command_a_broker_and_passes_its_exit_code_on(tmp_path: Path) -> None:
-    program = (
-        "import os, sys; from agentwrit import AgentWritApp;"
-        "app = AgentWritApp.from_env(); assert os.environ['AGENTWRIT_ADMIN_SECRET'];"
-        "print(app.health().status, app.create_agent('o', 't', ['write:data:9']).expires_in); sys.exit(7)"
-    )
-    of_the_user = {"AGENTWRIT_ISSUER": "of-another-broker", "TMPDIR": str(tmp_path)}
-    done = run("dev", "--", sys.executable, "-c", program, **of_the_user)
-    assert (done.returncode, done.stdout, done.stderr) == (7, "ok 300\n", "")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_dev_says_when_the_command_is_not_there() -> None:
-    one_line(run("dev", "--", "no-such-command"), 127, "command not found")
-
-
-def test_dev_says_when_its_broker_cannot_start(broker: BrokerProcess) -> None:
-    port = broker.url.rpartition(":")[2]
-    one_line(run("dev", "--port", port, "--", "true"), 2, port)
-
-
-WAITING = "import sys; print('ready', flush=True); sys.stdin.read()"
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["int", "term", "kill"]
-)
-def test_dev_leaves_no_broker_behind_however_it_ends(tmp_path: Path, number: int, code: int) -> None:
-    program = f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {WAITING}"
-    process = subprocess.Popen(
-        [AGENTWRIT, "dev", "--", sys.executable, "-c", program],
-        env={**CLEAN, "TMPDIR": str(tmp_path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    assert process.stdout.readline() == b"ready\n"
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 2  # the broker and the command
-    process.send_signal(number)
-    assert process.wait(STOP_TIMEOUT) == code
-    process.stdin.close()  # a command whose dev was killed reads its end here
-    gone, alive = psutil.wait_procs(children, STOP_TIMEOUT)
-    assert (len(gone), alive) == (2, [])
-    process.stdout.close()
-    if number != signal.SIGKILL:
-        assert list(tmp_path.iterdir()) == []

@@ -37,6 +37,21 @@ def test_the_broker_runs_as_nobody_special() -> None:
     assert "--mode 0700" in account
 
 
+def test_the_broker_is_the_containers_process_and_hears_its_stop_signal() -> None:
+    # In the exec form: a shell in between would keep SIGTERM to itself.
+    assert values("ENTRYPOINT") == ['["agentwrit"]']
+    assert values("CMD") == ['["serve"]']
+    assert values("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_no_registry_is_named() -> None:
+    for image in values("FROM"):
+        assert re.fullmatch(r"[a-z]+:[0-9.]+-slim( AS build)?", image)
+    for name in ("Dockerfile", "compose.yaml"):
+        assert "://" not in (ROOT / name).read_text()
+        assert "--index" not in (ROOT / name).read_text()
+
+
 def test_dependencies_are_installed_by_hash() -> None:
     installs = [line for line in values("RUN") if "pip install" in line]
     assert any("--require-hashes" in line and "requirements/broker.txt" in line for line in installs)

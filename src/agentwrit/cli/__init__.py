@@ -2,15 +2,24 @@
 
 import sys
 from importlib.util import find_spec
+from typing import Final
 
-INSTALL_HINT = "the command line needs more than the SDK: pip install 'agentwrit[broker]'"
+INSTALL_HINT: Final = "the command line needs more than the SDK: pip install 'agentwrit[broker]'"
+
+ANSWER_IS_NO: Final = 1
+NOT_ASKED: Final = 2
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
 
 
 def main() -> None:
     """Run the command. Exits with 0; 1 where the answer is no; 2 where it could not be asked; 130 on Ctrl-C."""
-    if find_spec("click") is None or find_spec("rich") is None:
-        print(f"agentwrit: {INSTALL_HINT}", file=sys.stderr)
-        sys.exit(2)
-    from agentwrit.cli.commands import run
+    try:
+        if find_spec("click") is None or find_spec("rich") is None:
+            print(f"agentwrit: {INSTALL_HINT}", file=sys.stderr)
+            sys.exit(NOT_ASKED)
+        from agentwrit.cli.commands import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while modules are loaded: what comes after that is caught where it runs
+        code = INTERRUPTED
+    sys.exit(code)

@@ -1,14 +1,17 @@
 """`agentwrit app`: the operator's apps."""
 
+import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentwrit.cli import options
-from agentwrit.cli.output import print_fields, print_json, print_table
-from agentwrit.client.operator import OperatorClient
+from agentwrit.cli import ANSWER_IS_NO, options
+from agentwrit.cli.output import is_terminal, print_fields, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from agentwrit.client.operator import OperatorClient
 
 
 @click.group()
@@ -111,18 +114,23 @@ def rotate_secret(app: str, overlap: int, broker_url: str, is_json: bool) -> Non
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.broker_url
 @options.as_json
-def remove(app: str, yes: bool, broker_url: str, is_json: bool) -> None:
+def remove(app: str, yes: bool, broker_url: str, is_json: bool) -> int:
     """Remove an app: every credential that came through it is dead."""
     if not yes:
-        if not sys.stdin.isatty():
+        if not is_terminal(sys.stdin):
             raise click.UsageError("removing an app cannot be undone: confirm it with --yes")
-        click.confirm(f"Remove {app}, and end every credential that came through it?", abort=True, err=True)
+        if not click.confirm(f"Remove {app}, and end every credential that came through it?", err=True):
+            say("nothing was removed")
+            return ANSWER_IS_NO
     with options.operator_client(broker_url) as operator:
         _print(operator.remove_app(_app_id(operator, app)), is_json=is_json)
+    return 0
 
 
-def _app_id(operator: OperatorClient, app: str) -> str:
+def _app_id(operator: "OperatorClient", app: str) -> str:
     """The id of an app given by id or name. Of apps of one name the active one is meant."""
+    if app in ("", ".", ".."):  # in a URL's path these name another place (RFC 3986 §5.2.4)
+        raise click.UsageError(f"{app!r} names no app: give an app's id or name")
     named = [record for record in operator.list_apps()["apps"] if record["name"] == app]
     active = [record for record in named if record["status"] == "active"]
     return str((active or named)[-1]["app_id"]) if named else app
@@ -137,6 +145,10 @@ def _print(record: Mapping[str, Any], *, is_json: bool) -> None:
 
 def _print_exports(broker_url: str, credentials: Mapping[str, Any]) -> None:
     print("\nThe secret is shown this once. For the app's environment:\n")
-    print(f"export AGENTWRIT_BROKER_URL={broker_url}")
-    print(f"export AGENTWRIT_CLIENT_ID={credentials['client_id']}")
-    print(f"export AGENTWRIT_CLIENT_SECRET={credentials['client_secret']}")
+    exports = {
+        "AGENTWRIT_BROKER_URL": broker_url,
+        "AGENTWRIT_CLIENT_ID": credentials["client_id"],
+        "AGENTWRIT_CLIENT_SECRET": credentials["client_secret"],
+    }
+    for name, value in exports.items():
+        print(f"export {name}={shlex.quote(value)}")  # a shell takes it as it stands, whatever a broker sends

@@ -1,17 +1,15 @@
 """The tree of commands, and the one place where errors become a line and an exit code."""
 
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
 from agentwrit._version import __version__
-from agentwrit.cli import apps, broker, dev, tokens
+from agentwrit.cli import ANSWER_IS_NO, INTERRUPTED, NOT_ASKED, apps, broker, dev, tokens
+from agentwrit.cli.output import say
 from agentwrit.errors import AgentWritError, ProblemResponseError
-
-ANSWER_IS_NO = 1
-NOT_ASKED = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -31,20 +29,42 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line. Returns its exit code."""
     try:
         code = agentwrit.main(list(arguments), prog_name="agentwrit", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # while a full disk can still be told
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return NOT_ASKED
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "agentwrit"
-        return _say(f"{error.format_message()} (try `{command} --help`)", NOT_ASKED)
+        return _fail(f"{error.format_message()} (try `{command} --help`)", NOT_ASKED)
     except click.ClickException as error:
-        return _say(error.format_message(), NOT_ASKED)
+        return _fail(error.format_message(), NOT_ASKED)
     except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted", INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED)
     except ProblemResponseError as error:
-        return _say(str(error), ANSWER_IS_NO if error.status_code in (404, 409) else NOT_ASKED)
+        return _fail(str(error), ANSWER_IS_NO if error.status_code in (404, 409) else NOT_ASKED)
     except AgentWritError as error:
-        return _say(str(error), NOT_ASKED)
+        return _fail(str(error), NOT_ASKED)
+    except UnicodeEncodeError as error:
+        # Not in its own words: they quote what was given, a secret perhaps.
+        return _fail(f"something that was given or is to be shown is not valid {error.encoding} text", NOT_ASKED)
+    except OSError as error:
+        return _system_refused(error)
     return code if isinstance(code, int) else 0
 
 
-def _say(line: str, code: int) -> int:
-    print(f"agentwrit: {line}", file=sys.stderr)
+def _fail(line: str, code: int) -> int:
+    say(line)
     return code
+
+
+def _system_refused(error: OSError) -> int:
+    if sys.stdout is not None:
+        # What is still buffered must not fail once more, with a traceback, when the interpreter ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    if isinstance(error, BrokenPipeError):
+        return ANSWER_IS_NO  # whoever read it has had enough
+    about = f"{error.filename}: " if error.filename is not None else ""
+    return _fail(f"{about}{error.strerror or error}", NOT_ASKED)

@@ -4,31 +4,32 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import click
 
 from agentwrit.cli.broker import BROKER, check_installed
-from agentwrit.client.operator import OperatorClient
+from agentwrit.cli.output import say
+from agentwrit.cli.signals import Signals, Stopped
 
 # What the sample apps need: scopes for any customer and any order, of which each agent gets one.
 SAMPLE_CEILING: Final = ("read:data:*", "write:data:*")
 SAMPLE_APP: Final = "sample-app"
 
+LOOPBACK: Final = "127.0.0.1"  # where a broker listens that was told nothing else
+
 COMMAND_NOT_FOUND: Final = 127  # as shells say it
 COMMAND_NOT_EXECUTABLE: Final = 126
-INTERRUPT_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 15
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+# What follows COMMAND is COMMAND's: `agentwrit dev server --port 80` asks for nothing of us.
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="A scope more in the sample app's ceiling.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The broker's port; a free one if not given.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -40,20 +41,21 @@ def dev(scopes: tuple[str, ...], port: int, command: tuple[str, ...]) -> int:
     The exit code is COMMAND's.
     """
     check_installed()
-    # Turned into an exception, so that whatever stops us, the broker is stopped and its directory removed.
-    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.update(_past_proxies(os.environ))  # for our own call to the broker, and for COMMAND's
+    signals = Signals()
     try:
         with tempfile.TemporaryDirectory(prefix="agentwrit-dev-", ignore_cleanup_errors=True) as directory:
             secret = secrets.token_hex(32)
-            with _broker(Path(directory), secret, port) as url:
-                environment = {**_without_settings(os.environ), **_register(url, secret, [*SAMPLE_CEILING, *scopes])}
-                return _run(command, environment)
-    except _Terminated:
-        return 128 + signal.SIGTERM
+            with _broker(Path(directory), secret, port, signals) as url:
+                with signals.end_us():
+                    app = _register(url, secret, [*SAMPLE_CEILING, *scopes])
+                return _run(command, {**_without_settings(os.environ), **app}, signals)
+    except Stopped as stopped:
+        return 128 + stopped.number
 
 
 @contextlib.contextmanager
-def _broker(directory: Path, secret: str, port: int) -> Iterator[str]:
+def _broker(directory: Path, secret: str, port: int, signals: Signals) -> Iterator[str]:
     """A broker's URL, for as long as the broker runs.
 
     It holds one end of a pipe whose other end is ours alone: when we are gone, however that came about, it reads the
@@ -80,7 +82,7 @@ def _broker(directory: Path, secret: str, port: int) -> Iterator[str]:
     os.close(ready_write)
     os.close(stop_read)
     try:
-        with os.fdopen(ready_read) as ready:
+        with os.fdopen(ready_read) as ready, signals.end_us():
             line = ready.readline()
         if not line:
             raise click.ClickException(_last_line(log_path))
@@ -96,6 +98,8 @@ def _broker(directory: Path, secret: str, port: int) -> Iterator[str]:
 
 def _register(url: str, secret: str, ceiling: Sequence[str]) -> dict[str, str]:
     """The environment of an app that was registered for this."""
+    from agentwrit.client.operator import OperatorClient  # here, so that `--help` does not wait for it
+
     with OperatorClient(url, secret) as operator:
         app = operator.register_app(SAMPLE_APP, ceiling)
     return {
@@ -106,32 +110,19 @@ def _register(url: str, secret: str, ceiling: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def _run(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
     """Run COMMAND to its end. Returns its exit code, as a shell would."""
     try:
         process = subprocess.Popen(command, env=environment)
     except FileNotFoundError:
-        print(f"agentwrit: {command[0]}: command not found", file=sys.stderr)
+        say(f"{command[0]}: command not found")
         return COMMAND_NOT_FOUND
     except OSError as error:
-        print(f"agentwrit: {command[0]}: {error.strerror}", file=sys.stderr)
+        say(f"{command[0]}: {error.strerror}")
         return COMMAND_NOT_EXECUTABLE
-    while True:
-        try:
-            code = process.wait()
-            return code if code >= 0 else 128 - code
-        except _Terminated:
-            process.terminate()
-        except KeyboardInterrupt:
-            _interrupt_command(process)
-
-
-def _interrupt_command(process: subprocess.Popen[bytes]) -> None:
-    """Pass Ctrl-C on to COMMAND, if it does not seem to have had it: a terminal sends it to both of us."""
-    try:
-        process.wait(INTERRUPT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+    with signals.go_to(process):
+        code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
@@ -139,15 +130,15 @@ def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith("AGENTWRIT_")}
 
 
+def _past_proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """What keeps a proxy that `environ` names from being asked for the way to this machine's own loopback."""
+    direct = environ.get("no_proxy") or environ.get("NO_PROXY") or ""  # which of the two counts, clients disagree on
+    if direct == "*" or not any(name.lower().endswith("_proxy") for name in environ):
+        return {}
+    direct = f"{direct},{LOOPBACK}" if direct else LOOPBACK
+    return {"no_proxy": direct, "NO_PROXY": direct}
+
+
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].removeprefix("agentwrit: ") if lines else "the broker ended before it listened"
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and what follows must not be cut short
-    raise _Terminated

@@ -3,11 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentwrit.client.operator import OperatorClient
+from agentwrit.cli.output import is_terminal
+
+if TYPE_CHECKING:
+    from agentwrit.client.operator import OperatorClient
 
 DEFAULT_BROKER_URL = "http://127.0.0.1:8080"
 ADMIN_SECRET = "AGENTWRIT_ADMIN_SECRET"
@@ -26,7 +29,7 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print the broker
 config_file = click.option("--config", type=click.Path(dir_okay=False), help="A TOML file with the broker's settings.")
 
 
-def operator_client(url: str) -> OperatorClient:
+def operator_client(url: str) -> "OperatorClient":
     """A client for the operator.
 
     The secret comes from the environment or the terminal, never from an argument: everybody can read a process's
@@ -34,7 +37,9 @@ def operator_client(url: str) -> OperatorClient:
     """
     secret = os.environ.get(ADMIN_SECRET)
     if not secret:
-        if not sys.stdin.isatty():
+        if not is_terminal(sys.stdin):
             raise click.ClickException(f"set {ADMIN_SECRET} to the operator's secret: `agentwrit init` makes one")
         secret = click.prompt("The operator's secret", hide_input=True, err=True)
+    from agentwrit.client.operator import OperatorClient  # here, so that `--help` does not wait for it
+
     return OperatorClient(url, secret)

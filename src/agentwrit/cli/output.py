@@ -3,19 +3,29 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# rich is loaded where it draws: a script that asks for JSON, and `--help`, need not wait for it.
+
+
+def say(line: str) -> None:
+    """One line about what went wrong, or did not, on standard error."""
+    print(f"agentwrit: {_printable(' '.join(line.split()))}", file=sys.stderr)
 
 
 def print_json(content: object) -> None:
     """The broker's own object, on standard output and nothing beside it."""
-    print(json.dumps(content, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
+    print(json.dumps(content, indent=2 if is_terminal(sys.stdout) else None, ensure_ascii=False))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table with a heading."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -26,6 +36,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """One thing, a line for each of its fields."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -34,12 +47,24 @@ def print_fields(fields: Mapping[str, object]) -> None:
     _console().print(table)
 
 
-def _console() -> Console:
+def is_terminal(stream: object) -> bool:
+    """Whether a standard stream is a terminal. It is None in a process that was started with it closed."""
+    return stream is not None and bool(getattr(stream, "isatty", lambda: False)())
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
     # Into a pipe or a file nothing is folded: whoever reads it searches for lines.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+    return Console(highlight=False, width=None if is_terminal(sys.stdout) else 1000)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, list):
-        return "\n".join(map(str, value))
-    return "" if value is None else str(value)
+        return "\n".join(_printable(str(item)) for item in value)
+    return "" if value is None else _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """Text that a terminal only shows: what a broker or a token says must not steer it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
