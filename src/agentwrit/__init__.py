@@ -17,6 +17,7 @@ from agentwrit._version import __version__
 if TYPE_CHECKING:
     from agentwrit.client.agent import Agent
     from agentwrit.client.app import AgentWritApp
+    from agentwrit.client.evidence import verify_delegation
     from agentwrit.client.validation import validate
     from agentwrit.domain.scope import scope_is_subset
     from agentwrit.errors import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from agentwrit.models import (
         AgentClaims,
+        DelegatedToken,
         DelegationRecord,
         HealthStatus,
         ProblemDetail,
@@ -45,6 +47,7 @@ __all__ = [
     "AuthenticationError",
     "AuthorizationError",
     "CryptoError",
+    "DelegatedToken",
     "DelegationRecord",
     "HealthStatus",
     "ProblemDetail",
@@ -56,6 +59,7 @@ __all__ = [
     "__version__",
     "scope_is_subset",
     "validate",
+    "verify_delegation",
 ]
 
 _HOMES = {
@@ -66,6 +70,7 @@ _HOMES = {
     "AuthenticationError": "agentwrit.errors",
     "AuthorizationError": "agentwrit.errors",
     "CryptoError": "agentwrit.errors",
+    "DelegatedToken": "agentwrit.models",
     "DelegationRecord": "agentwrit.models",
     "HealthStatus": "agentwrit.models",
     "ProblemDetail": "agentwrit.models",
@@ -76,6 +81,7 @@ _HOMES = {
     "ValidateResult": "agentwrit.models",
     "scope_is_subset": "agentwrit.domain.scope",
     "validate": "agentwrit.client.validation",
+    "verify_delegation": "agentwrit.client.evidence",
 }
 
 

@@ -43,12 +43,32 @@ class RegisterResult:
 
 @dataclass(frozen=True)
 class DelegationRecord:
-    """One hop of a delegation: `agent`, holding `scope`, handed on some of it at `delegated_at`."""
+    """One hop of a delegation: `agent`, holding `scope` on its grant `sid`, gave `granted` to `delegate`.
+
+    `delegated_at`: Unix seconds; `prev`: hex SHA-256 of the record before; `signature`: the broker's, by its key `kid`.
+    """
 
     agent: str
     scope: list[str]
     delegated_at: int | str
     signature: str = ""
+    sid: str = ""
+    delegate: str = ""
+    granted: list[str] = field(default_factory=list)
+    prev: str = ""
+    kid: str = ""
+
+
+@dataclass(frozen=True)
+class DelegatedToken:
+    """What an agent gives to another one. The token, which the repr does not show, speaks for the delegate.
+
+    `expires_in`: seconds that it had when it was issued; `delegation_chain`: how it came about, the first hop first.
+    """
+
+    access_token: str = field(repr=False)
+    expires_in: int
+    delegation_chain: list[DelegationRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,9 +104,7 @@ class AgentClaims:
         if isinstance(scope, str):
             given["scope"] = scope.split()  # as inside a token (RFC 9068 §2.2.3)
         if isinstance(chain, list):
-            given["delegation_chain"] = [
-                _MISSING_IN_RECORD | item if isinstance(item, dict) else item for item in chain
-            ]
+            given["delegation_chain"] = [_with_defaults(item) for item in chain]
         return msgspec.convert(_MISSING | given, cls)
 
 
@@ -97,6 +115,20 @@ class ValidateResult:
     valid: bool
     claims: AgentClaims | None = None
     error: str | None = None
+
+
+def chain_from_wire(chain: object) -> list[DelegationRecord]:
+    """Read the `delegation_chain` of a broker's answer.
+
+    Raises:
+        msgspec.ValidationError: it is none.
+    """
+    items = [_with_defaults(item) for item in chain] if isinstance(chain, list) else chain
+    return msgspec.convert(items, list[DelegationRecord])
+
+
+def _with_defaults(record: object) -> object:
+    return _MISSING_IN_RECORD | record if isinstance(record, dict) else record
 
 
 _MISSING: dict[str, Any] = {

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentwrit.broker.storage.base import Denied, EventQuery, GrantQuery, Snapshot, Transaction
@@ -147,7 +148,8 @@ def test_live_grants_are_those_that_are_neither_ended_nor_over(subject: Subject)
     subject.write(lambda t: [t.put_grant(grant) for grant in grants])
 
     def live(query: GrantQuery, now: float = NOW) -> set[str]:
-        return {grant.sid for grant in subject.read(lambda s: s.live_grants(query, now))}
+        query = msgspec.structs.replace(query, live_at=now)
+        return {grant.sid for grant in subject.read(lambda s: s.grants(query))}
 
     assert live(GrantQuery()) == {"live", "other-app", "of-the-app"}
     assert live(GrantQuery(app_id="app-1")) == {"live", "of-the-app"}

@@ -243,7 +243,7 @@ def test_an_ended_grant_does_not_live_again_by_its_columns(file: File) -> None:
     store = file.open()
     assert store.read(lambda s: s.grant("sid-1")).is_ended
     try:
-        found = store.read(lambda s: s.live_grants(GrantQuery(), NOW))
+        found = store.read(lambda s: s.grants(GrantQuery(live_at=NOW)))
     except TamperedRecord:
         return
     assert all(grant.is_live(NOW) for grant in found)

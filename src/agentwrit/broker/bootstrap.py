@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DataDirectory
+from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_routes import AppRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
 from agentwrit.broker.http.edge import Edge, Resource, create_router
@@ -21,9 +22,11 @@ from agentwrit.broker.http.token_routes import TokenRoutes
 from agentwrit.broker.keystore import KeyWrap, MasterKey, SigningKeys
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
+from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.audit import AuditService
 from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.delegation import DelegationService
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.housekeeping import Housekeeping
 from agentwrit.broker.services.issuing import TokenIssuer
@@ -31,6 +34,7 @@ from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.operators import OperatorService, set_secret
 from agentwrit.broker.services.registration import RegistrationService
+from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.broker.services.tokens import TokenService
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.sealing import Sealer
@@ -106,12 +110,18 @@ async def open_on(
         *TokenRoutes(
             RegistrationService(denials, issuer, clock, config, master_key),
             TokenService(denials, issuer, authenticator),
+            DelegationService(denials, issuer, authenticator),
             metrics,
         ).resources(),
         *AppRoutes(apps, launch_tokens, authenticator).resources(),
         *OperatorRoutes(
-            OperatorService(store, denials, issuer, checker, config), apps, launch_tokens, authenticator
+            OperatorService(store, denials, issuer, checker, config),
+            apps,
+            launch_tokens,
+            RevocationService(store),
+            authenticator,
         ).resources(),
+        *AgentRoutes(AgentService(store, authenticator, clock)).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
         *service_routes.resources(),
     ]

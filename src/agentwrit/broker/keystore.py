@@ -107,7 +107,8 @@ class SigningKeys:
     def __init__(self, keys: Sequence[StoredKey], wrap: KeyWrap) -> None:
         trusted = [key for key in keys if key.state is not KeyState.GONE]
         self.signer = next(wrap.unwrap(key) for key in trusted if key.state is KeyState.ACTIVE)
-        self.verifier = Verifier({key.kid: key.public_key for key in trusted}, typ=ACCESS_TOKEN)
+        self.public_keys = {key.kid: key.public_key for key in trusted}
+        self.verifier = Verifier(self.public_keys, typ=ACCESS_TOKEN)
         self.jwks = {"keys": [jwk.public_jwk(key.public_key) for key in trusted]}
 
     @classmethod

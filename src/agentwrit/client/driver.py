@@ -191,6 +191,8 @@ class Driver:
         headers = {"user-agent": self._user_agent, "accept": "application/json"}
         if request.bearer is not None:
             headers["authorization"] = f"Bearer {request.bearer}"
+        if request.idempotency_key is not None:
+            headers["idempotency-key"] = request.idempotency_key
         if request.json is not None:
             headers["content-type"] = "application/json"
         try:

@@ -39,8 +39,8 @@ class Secret:
 class HttpRequest:
     """A request to make. The repr leaves out what is secret.
 
-    `is_idempotent`: made twice it does what it does once, so it may be retried. `is_503_an_answer`: a 503 is what was
-    asked for, and no reason to try again.
+    `is_idempotent`: made twice it does what it does once, so it may be retried; `idempotency_key` is what tells the
+    broker that it is the same request. `is_503_an_answer`: a 503 is what was asked for, and no reason to try again.
     """
 
     method: str
@@ -48,6 +48,7 @@ class HttpRequest:
     json: object = field(default=None, repr=False)
     bearer: str | None = field(default=None, repr=False)
     is_idempotent: bool = False
+    idempotency_key: str | None = None
     is_503_an_answer: bool = False
 
     def content(self) -> bytes | None:

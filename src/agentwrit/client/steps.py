@@ -1,6 +1,7 @@
 """The protocol, step by step, without I/O."""
 
 import base64
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -10,7 +11,14 @@ import msgspec
 from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Secret, Steps
 from agentwrit.client.keys import AgentKey
 from agentwrit.errors import AuthenticationError, AuthorizationError, TransportError, from_response
-from agentwrit.models import AgentClaims, HealthStatus, RegisterResult, ValidateResult
+from agentwrit.models import (
+    AgentClaims,
+    DelegatedToken,
+    HealthStatus,
+    RegisterResult,
+    ValidateResult,
+    chain_from_wire,
+)
 
 T = TypeVar("T")
 
@@ -112,6 +120,22 @@ def create_agent(
 def renew(token: str) -> Steps[AccessToken]:
     """The successor of an agent's token."""
     return _access_token((yield HttpRequest("POST", "/v1/token/renew", bearer=token)))
+
+
+def delegate(token: str, delegate_to: str, scope: Sequence[str], ttl: int | None) -> Steps[DelegatedToken]:
+    """A token for another agent, made from this one."""
+    body: dict[str, object] = {"delegate_to": delegate_to, "scope": list(scope)}
+    if ttl is not None:
+        body["ttl"] = ttl
+    request = HttpRequest(
+        "POST", "/v1/delegate", json=body, bearer=token, is_idempotent=True, idempotency_key=secrets.token_hex(16)
+    )
+    members = _object((yield request))
+    try:
+        chain = chain_from_wire(members.get("delegation_chain"))
+    except msgspec.ValidationError as error:
+        raise TransportError(f"the delegation_chain is not of the protocol ({error}): is this a broker?") from None
+    return DelegatedToken(_token(members), _integer(members, "expires_in"), chain)
 
 
 def release(token: str) -> Steps[None]:

@@ -46,6 +46,7 @@ class EventType(StrEnum):
     TOKEN_REVOKED_ACCESS = "token_revoked_access"
     SCOPE_VIOLATION = "scope_violation"
     SCOPE_CEILING_EXCEEDED = "scope_ceiling_exceeded"
+    DELEGATION_DENIED = "delegation_denied"
     DELEGATION_ATTENUATION_VIOLATION = "delegation_attenuation_violation"
     SCOPES_CEILING_UPDATED = "scopes_ceiling_updated"
     APP_REGISTERED = "app_registered"

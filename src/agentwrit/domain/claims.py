@@ -5,13 +5,17 @@ The rules:
 - A token is valid while `nbf - leeway <= now < exp`. The leeway is for clocks that are behind; a token's end has none.
 - `jti` names the token, `sid` the grant it was issued on; neither is ever empty.
 - Inside the JWT `scope` is one space-separated string (RFC 9068 §2.2.3); to everybody else it is a list.
+- A delegated token carries its chain whole, from the registered agent at its root to the token's own subject, and what
+  the last hop gave is exactly what the token holds.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from agentwrit.domain.delegation import DelegationRecord
+from agentwrit.domain import delegation
+from agentwrit.domain.delegation import Chain
 from agentwrit.domain.errors import InvalidToken
 
 LEEWAY_SECONDS: Final = 5
@@ -38,7 +42,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     client_id: str
     task_id: str
     orch_id: str
-    delegation_chain: tuple[DelegationRecord, ...] = ()
+    delegation_chain: Chain = ()
     chain_hash: str = ""
     cnf: Confirmation | None = None
 
@@ -91,3 +95,24 @@ def check_issuer(claims: Claims, issuer: str) -> None:
     """
     if claims.iss != issuer:
         raise InvalidToken("the token has another issuer")
+
+
+def check_delegation(claims: Claims, keys: Mapping[str, bytes]) -> None:
+    """Refuse a token whose delegation chain is not genuine, or is another token's. One without a chain has no hash.
+
+    `keys`: the broker's public keys, 32 bytes each, by kid.
+
+    Raises:
+        InvalidToken: the chain is not that of this token.
+    """
+    chain = claims.delegation_chain
+    if claims.chain_hash != delegation.chain_hash(chain):
+        raise InvalidToken("chain_hash is not that of the delegation chain")
+    if not chain:
+        return
+    delegation.verify(chain, keys)
+    last = chain[-1]
+    if last.delegate != claims.sub or last.granted != claims.scopes:
+        raise InvalidToken("the delegation chain ends with another agent or another scope")
+    if claims.iat < last.delegated_at or any(record.sid == claims.sid for record in chain):
+        raise InvalidToken("the token is not below its delegation chain")

@@ -1,9 +1,36 @@
-"""Delegation records: who handed what to whom, in the order in which it happened.
+"""Delegation: handing some of a grant on to another agent, and the evidence of it that a token carries.
 
-A token that was delegated carries its chain. Whatever ends a grant that the chain names ends the token.
+The rules:
+
+- A delegation is a grant of its own, made from one grant (its parent) to one agent. It holds nothing that its parent
+  does not cover, and lives no longer than the token that it was made with. To delegate to oneself is a hop like any
+  other.
+- A chain has at most 5 hops.
+- Each hop is a record that names the parent grant, what it held, and what was given to whom. The broker signs it: the
+  Ed25519 signature is over `agentwrit-delegation-v1`, a line feed and the RFC 8785 form of the record without
+  `signature`. `prev` is the SHA-256 of the whole record before, in that form: no hop can be left out, put in or moved.
+- What one hop gave to its delegate is what the next one holds and hands on.
+- `chain_hash` is the SHA-256 over the RFC 8785 form of all records. Hashes are lowercase hex.
+
+Whatever ends a grant that the chain names ends the token: see `agentwrit.domain.revocation`.
 """
 
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Final
+
 import msgspec
+
+from agentwrit.domain import base64url, canonical
+from agentwrit.domain.errors import InvalidToken
+from agentwrit.domain.jws import Signer, is_signature
+from agentwrit.domain.scope import scope_is_subset
+
+MAX_DEPTH: Final = 5
+DEFAULT_TTL_SECONDS: Final = 60
+
+_CONTEXT: Final = b"agentwrit-delegation-v1\n"
 
 
 class DelegationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,3 +49,88 @@ class DelegationRecord(msgspec.Struct, frozen=True, kw_only=True):
     prev: str
     kid: str
     signature: str
+
+
+Chain = tuple[DelegationRecord, ...]
+
+
+def extend(
+    chain: Chain,
+    signer: Signer,
+    *,
+    agent: str,
+    sid: str,
+    scope: tuple[str, ...],
+    delegate: str,
+    granted: tuple[str, ...],
+    delegated_at: int,
+) -> Chain:
+    """The chain after one hop more, signed. Whether the hop may be made is the caller's to know."""
+    record = DelegationRecord(
+        agent=agent,
+        sid=sid,
+        scope=scope,
+        delegate=delegate,
+        granted=granted,
+        delegated_at=delegated_at,
+        prev=_hash(chain[-1]) if chain else "",
+        kid=signer.kid,
+        signature="",
+    )
+    signature = base64url.encode(signer.sign(_signed_bytes(record)))
+    return (*chain, msgspec.structs.replace(record, signature=signature))
+
+
+def chain_hash(chain: Sequence[DelegationRecord]) -> str:
+    """What a token of this chain carries as `chain_hash`; empty where there is no chain."""
+    if not chain:
+        return ""
+    return hashlib.sha256(canonical.encode([_members(record) for record in chain])).hexdigest()
+
+
+def verify(chain: Sequence[DelegationRecord], keys: Mapping[str, bytes]) -> None:
+    """Check a chain: its length, its links, that authority only narrows, and every signature.
+
+    `keys`: the broker's public keys, 32 bytes each, by kid.
+
+    Raises:
+        InvalidToken: it is not a chain that the broker of these keys made.
+    """
+    if len(chain) > MAX_DEPTH:
+        raise InvalidToken(f"the delegation chain has more than {MAX_DEPTH} hops")
+    if chain and chain[0].prev:
+        raise InvalidToken("the delegation chain has lost its beginning")
+    for before, record in pairwise(chain):
+        if record.prev != _hash(before) or record.delegated_at < before.delegated_at:
+            raise InvalidToken("a delegation does not follow the one before it")
+        if record.agent != before.delegate or record.scope != before.granted:
+            raise InvalidToken("a delegation hands on what was not given")
+    for record in chain:
+        if not record.granted or not scope_is_subset(record.granted, record.scope):
+            raise InvalidToken("a delegation gives more than its delegator held")
+        key = keys.get(record.kid)
+        if key is None or not is_signature(_signature(record), _signed_bytes(record), key):
+            raise InvalidToken("a delegation is not signed by a key of ours")
+    if len({record.sid for record in chain}) != len(chain):
+        raise InvalidToken("a grant stands in the delegation chain twice")
+
+
+def _signature(record: DelegationRecord) -> bytes:
+    try:
+        return base64url.decode(record.signature)
+    except ValueError:
+        raise InvalidToken("a delegation's signature is not canonical base64url") from None
+
+
+def _signed_bytes(record: DelegationRecord) -> bytes:
+    members = _members(record)
+    del members["signature"]
+    return _CONTEXT + canonical.encode(members)
+
+
+def _hash(record: DelegationRecord) -> str:
+    return hashlib.sha256(canonical.encode(_members(record))).hexdigest()
+
+
+def _members(record: DelegationRecord) -> dict[str, object]:
+    return msgspec.structs.asdict(record)

@@ -1,5 +1,14 @@
 """Grants: what a token is issued on, what renewal moves along, and what dies.
 
+An agent's registration is a grant, and so is every delegation to it; a login of an app or of the operator is one too.
+
+What ends with a grant:
+
+- everything that was delegated from it, at whatever depth;
+- with an agent's registration, also every grant that was delegated to that agent, and what was delegated from those.
+
+A renewal ends nothing but the token before: what was delegated with that token lives on.
+
 The rules of renewal:
 
 - A grant has one current token. Renewal replaces it: new jti, new times, everything else as it was. The grant's end
@@ -15,6 +24,8 @@ from typing import Final
 
 import msgspec
 
+from agentwrit.domain.delegation import Chain
+
 RETRY_WINDOW_SECONDS: Final = 30
 
 
@@ -26,6 +37,14 @@ class GrantKind(StrEnum):
     OPERATOR = "operator"
 
 
+class GrantStatus(StrEnum):
+    """Where a grant is in its life."""
+
+    LIVE = "live"
+    EXPIRED = "expired"
+    ENDED = "ended"
+
+
 class EndReason(StrEnum):
     """Why a grant ended before its time."""
 
@@ -34,6 +53,9 @@ class EndReason(StrEnum):
     APP_DEREGISTERED = "app_deregistered"
     CEILING_NARROWED = "ceiling_narrowed"
     SECRET_ROTATED = "secret_rotated"
+    REVOKED = "revoked"
+    ANCESTOR_ENDED = "ancestor_ended"
+    DELEGATE_ENDED = "delegate_ended"
 
 
 class Renewal(StrEnum):
@@ -54,7 +76,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
     `subject` is who holds it; `app_id` is empty for what the operator launched; `ttl` is that of each of its tokens;
     `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
-    app's grant was given on, so that the grant can die with that secret.
+    app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
+    registration.
     """
 
     sid: str
@@ -75,10 +98,21 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     agent_name: str = ""
     public_key: bytes = b""
     credential: bytes = b""
+    chain: Chain = ()
     previous_jti: str = ""
     renewed_at: int = 0
     ended_at: int = 0
     end_reason: str = ""
+
+    @property
+    def is_registration(self) -> bool:
+        """Whether an agent holds it by its own key, and not because another one gave it."""
+        return self.kind is GrantKind.AGENT and not self.chain
+
+    @property
+    def parent_sid(self) -> str:
+        """The grant that it was delegated from, or empty."""
+        return self.chain[-1].sid if self.chain else ""
 
     @property
     def is_ended(self) -> bool:
@@ -87,6 +121,12 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     def is_live(self, now: float) -> bool:
         """Whether the grant has a token that is not over."""
         return not self.is_ended and now < self.exp
+
+    def status(self, now: float) -> GrantStatus:
+        """Where the grant is in its life."""
+        if self.is_ended:
+            return GrantStatus.ENDED
+        return GrantStatus.LIVE if self.is_live(now) else GrantStatus.EXPIRED
 
 
 def decide_renewal(grant: Grant, presented_jti: str, now: float) -> Renewal:
@@ -117,3 +157,12 @@ def renewed(grant: Grant, jti: str, now: float) -> Grant:
 def ended(grant: Grant, reason: EndReason, now: float) -> Grant:
     """The grant after its end."""
     return msgspec.structs.replace(grant, ended_at=max(1, int(now)), end_reason=reason.value)
+
+
+def falls_with(grant: Grant, other: Grant) -> EndReason | None:
+    """Why `other` ends when `grant` ends, or None if it does not."""
+    if any(record.sid == grant.sid for record in other.chain):
+        return EndReason.ANCESTOR_ENDED
+    if grant.is_registration and other.chain and other.subject == grant.subject:
+        return EndReason.DELEGATE_ENDED
+    return None

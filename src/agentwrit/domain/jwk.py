@@ -1,9 +1,11 @@
 """Ed25519 public keys as JSON Web Keys (RFC 7517; RFC 8037 §2), named by their thumbprint (RFC 7638)."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Final
 
 from agentwrit.domain import base64url, canonical
+from agentwrit.domain.errors import InvalidToken
 
 PUBLIC_KEY_BYTES: Final = 32
 
@@ -25,3 +27,25 @@ def public_jwk(public_key: bytes) -> dict[str, str]:
         "use": "sig",
         "alg": "EdDSA",
     }
+
+
+def public_keys(jwk_set: Mapping[str, object]) -> dict[str, bytes]:
+    """The Ed25519 keys of a JWK Set by kid, 32 bytes each. Keys of other kinds are left out (RFC 7517 §5).
+
+    Raises:
+        InvalidToken: it is no JWK Set, or a key in it is not what it says it is.
+    """
+    keys = jwk_set.get("keys")
+    if not isinstance(keys, list) or not all(isinstance(key, Mapping) for key in keys):
+        raise InvalidToken("the keys are not a JWK Set")
+    found: dict[str, bytes] = {}
+    for key in keys:
+        if key.get("kty") == "OKP" and key.get("crv") == "Ed25519":
+            try:
+                public_key = base64url.decode(key.get("x", ""))
+            except (ValueError, AttributeError):
+                public_key = b""
+            if len(public_key) != PUBLIC_KEY_BYTES or key.get("kid") != thumbprint(public_key):
+                raise InvalidToken("a key of the JWK Set is not named by its thumbprint")
+            found[thumbprint(public_key)] = public_key
+    return found

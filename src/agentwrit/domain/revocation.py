@@ -2,9 +2,14 @@
 
 The rules:
 
-- What dies is a grant (sid), a superseded token (jti), or all that one key signed (kid). Revoking an agent, a task, a
-  chain or an app means ending the grants that were alive at that commit.
-- A token is dead when its jti, its sid, its key, or the sid of any ancestor in its delegation chain is revoked.
+- What dies is a grant (sid), a superseded token (jti), or all that one key signed (kid). What ends with a grant says
+  `agentwrit.domain.grant`.
+- A token is dead when its jti, its sid or its key is revoked, or for any record in its delegation chain the grant that
+  it names or the key that signed it. And it is dead when its time is over: see `agentwrit.domain.claims`.
+- Revoking an agent, a task, a chain or an app means ending the grants of that name that are alive at that commit, and
+  no later ones. Only removing an app bars those.
+- To revoke a grant's current token is to revoke the grant. A token that was superseded is dead already: revoking it
+  ends nothing.
 - An entry may take effect later (an app token whose secret is in its overlap); then it is not yet an end.
 - An entry is forgotten once no token that it can touch is unexpired: from then on time alone refuses them.
 - The empty string names nothing.
@@ -18,6 +23,7 @@ from typing import Final
 import msgspec
 
 from agentwrit.domain.claims import Claims
+from agentwrit.domain.grant import Grant, GrantKind
 
 RETENTION_SECONDS: Final = 3600
 """How long the store keeps an entry after the last exp that it touches."""
@@ -29,6 +35,41 @@ class RevocationKind(StrEnum):
     TOKEN = "jti"
     GRANT = "sid"
     KEY = "kid"
+
+
+class RevocationLevel(StrEnum):
+    """What an operator can name to be revoked."""
+
+    TOKEN = "token"
+    """The grant whose current token has this jti."""
+    AGENT = "agent"
+    """All that the agent of this SPIFFE id holds: its registration and what was delegated to it."""
+    TASK = "task"
+    """All grants for this task_id."""
+    CHAIN = "chain"
+    """The registration of the agent of this SPIFFE id, where its chains begin."""
+    GRANT = "grant"
+    """The grant of this sid."""
+    APP = "app"
+    """All that came through the app of this id, its own logins included."""
+
+
+def names(level: RevocationLevel, target: str, grant: Grant) -> bool:
+    """Whether a revocation of `target` means `grant`. What ends along with it is another question."""
+    is_agents = grant.kind is GrantKind.AGENT
+    match level:
+        case RevocationLevel.TOKEN:
+            return grant.jti == target
+        case RevocationLevel.AGENT:
+            return is_agents and grant.subject == target
+        case RevocationLevel.TASK:
+            return is_agents and grant.task_id == target
+        case RevocationLevel.CHAIN:
+            return grant.is_registration and grant.subject == target
+        case RevocationLevel.GRANT:
+            return grant.sid == target
+        case RevocationLevel.APP:
+            return grant.app_id == target
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,9 +130,12 @@ class RevocationIndex:
         return self.is_revoked(RevocationKind.TOKEN, claims.jti, now) or self.is_grant_dead(kid, claims, now)
 
     def is_grant_dead(self, kid: str, claims: Claims, now: float) -> bool:
-        """Whether the grant of a genuine token, one above it, or the key that signed it has been revoked by `now`."""
+        """Whether the grant of a genuine token, one above it, or a key that signed any of it was revoked by `now`."""
         return (
             self.is_revoked(RevocationKind.GRANT, claims.sid, now)
             or self.is_revoked(RevocationKind.KEY, kid, now)
-            or any(self.is_revoked(RevocationKind.GRANT, hop.sid, now) for hop in claims.delegation_chain)
+            or any(
+                self.is_revoked(RevocationKind.GRANT, hop.sid, now) or self.is_revoked(RevocationKind.KEY, hop.kid, now)
+                for hop in claims.delegation_chain
+            )
         )

@@ -10,6 +10,7 @@ from typing import Final
 from agentwrit.domain.errors import InvalidRequest
 
 INSTANCE_BYTES: Final = 8
+MAX_LENGTH: Final = 2048  # SPIFFE-ID §2.3
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID §2.1

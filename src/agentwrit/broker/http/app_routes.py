@@ -51,8 +51,7 @@ class AppRoutes:
         )
 
     async def create_launch_token(self, exchange: Exchange) -> Answer:
-        principal = await self._authenticator.require(
-            exchange.caller, exchange.bearer(), GrantKind.APP, app.LAUNCH_TOKENS_SCOPE
-        )
+        required = {GrantKind.APP: app.LAUNCH_TOKENS_SCOPE}
+        principal = await self._authenticator.require(exchange.caller, exchange.bearer(), required)
         request = await exchange.body(wire.CreateLaunchToken)
         return await launch_token_answer(self._launch_tokens, exchange.caller, principal, request)

@@ -61,6 +61,17 @@ class Exchange:
         scheme, _, token = values[0].partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
 
+    def idempotency_key(self) -> str | None:
+        """What names this request for safe retries, if it is named.
+
+        Raises:
+            InvalidRequest: it is named twice.
+        """
+        values = self._request.headers.getlist("idempotency-key")
+        if len(values) > 1:
+            raise InvalidRequest("there is more than one Idempotency-Key")
+        return values[0] if values else None
+
     def has_seen(self, tag: str) -> bool:
         """Whether the client holds the representation of this entity tag (RFC 9110 §13.1.2)."""
         given = [item.strip().removeprefix("W/") for item in self._request.headers.get("if-none-match", "").split(",")]

@@ -1,4 +1,4 @@
-"""What the operator does: logging in, keeping apps, launching agents, reading the log."""
+"""What the operator does: logging in, keeping apps, launching agents, revoking."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,27 @@ from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.broker.services.operators import OperatorService
+from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.domain import operator, timestamps
 from agentwrit.domain.errors import InvalidRequest, RateLimited
 from agentwrit.domain.grant import GrantKind
 
 
 class OperatorRoutes:
-    """Routes under /v1/admin."""
+    """Routes under /v1/admin, and revocation."""
 
     def __init__(
         self,
         operators: OperatorService,
         apps: AppService,
         launch_tokens: LaunchTokenService,
+        revocation: RevocationService,
         authenticator: Authenticator,
     ) -> None:
         self._operators = operators
         self._apps = apps
         self._launch_tokens = launch_tokens
+        self._revocation = revocation
         self._authenticator = authenticator
         self._attempts = RateLimiter(per_second=5, burst=10)
 
@@ -41,6 +44,7 @@ class OperatorRoutes:
             ),
             Resource("/v1/admin/apps/{app_id}/secret", {"POST": self.rotate_secret}),
             Resource("/v1/admin/launch-tokens", {"POST": self.create_launch_token}),
+            Resource("/v1/revoke", {"POST": self.revoke}),
         ]
 
     async def authenticate(self, exchange: Exchange) -> Answer:
@@ -130,10 +134,16 @@ class OperatorRoutes:
         request = await exchange.body(wire.CreateLaunchToken)
         return await launch_token_answer(self._launch_tokens, exchange.caller, principal, request)
 
+    async def revoke(self, exchange: Exchange) -> Answer:
+        required = {GrantKind.OPERATOR: operator.REVOKE_SCOPE}
+        principal = await self._authenticator.require(exchange.caller, exchange.bearer(), required)
+        request = await exchange.body(wire.Revoke)
+        count = await self._revocation.revoke(exchange.caller, principal, request.level, request.target, request.reason)
+        return json_answer({"revoked": True, "level": request.level, "target": request.target, "count": count})
+
     async def _operator(self, exchange: Exchange) -> Principal:
-        return await self._authenticator.require(
-            exchange.caller, exchange.bearer(), GrantKind.OPERATOR, operator.LAUNCH_TOKENS_SCOPE
-        )
+        required = {GrantKind.OPERATOR: operator.LAUNCH_TOKENS_SCOPE}
+        return await self._authenticator.require(exchange.caller, exchange.bearer(), required)
 
 
 def _keep_grants(exchange: Exchange) -> bool:

@@ -62,7 +62,8 @@ def headers(refusal: Refusal) -> dict[str, str]:
         case errors.Unauthorized() | errors.TokenRevoked():
             return {"www-authenticate": 'Bearer error="invalid_token"'}  # RFC 6750 §3
         case errors.InsufficientScope():
-            return {"www-authenticate": f'Bearer error="insufficient_scope", scope="{refusal.required}"'}
+            scope = f', scope="{refusal.required}"' if refusal.required else ""
+            return {"www-authenticate": f'Bearer error="insufficient_scope"{scope}'}
         case errors.MethodNotAllowed():
             return {"allow": ", ".join(sorted(refusal.allowed))}  # RFC 9110 §15.5.6
         case errors.RateLimited() | errors.Unavailable():

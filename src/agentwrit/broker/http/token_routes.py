@@ -1,4 +1,4 @@
-"""What agents and resource servers do: registering, and validating, renewing and releasing tokens."""
+"""What agents and resource servers do: registering, validating, renewing, delegating and releasing."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,6 +7,7 @@ from agentwrit.broker.http import wire
 from agentwrit.broker.http.edge import Resource
 from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
 from agentwrit.broker.metrics import Metrics
+from agentwrit.broker.services.delegation import DelegationRequest, DelegationService
 from agentwrit.broker.services.registration import Application, RegistrationService
 from agentwrit.broker.services.tokens import TokenService
 from agentwrit.domain import challenge
@@ -20,8 +21,11 @@ _INVALID: Final = json_answer({"valid": False, "error": "token is invalid or exp
 class TokenRoutes:
     """The life of an agent's token."""
 
-    def __init__(self, registration: RegistrationService, tokens: TokenService, metrics: Metrics) -> None:
+    def __init__(
+        self, registration: RegistrationService, tokens: TokenService, delegation: DelegationService, metrics: Metrics
+    ) -> None:
         self._registration = registration
+        self._delegation = delegation
         self._tokens = tokens
         self._valid = metrics.validations.labels("valid")
         self._invalid = metrics.validations.labels("invalid")
@@ -33,6 +37,7 @@ class TokenRoutes:
             Resource("/v1/register", {"POST": self.register}),
             Resource("/v1/token/renew", {"POST": self.renew}),
             Resource("/v1/token/release", {"POST": self.release}),
+            Resource("/v1/delegate", {"POST": self.delegate}),
         ]
 
     async def validate(self, exchange: Exchange) -> Answer:
@@ -75,6 +80,27 @@ class TokenRoutes:
     async def renew(self, exchange: Exchange) -> Answer:
         issued = await self._tokens.renew(exchange.caller, exchange.bearer())
         return json_answer({"access_token": issued.access_token, "expires_in": issued.expires_in})
+
+    async def delegate(self, exchange: Exchange) -> Answer:
+        delegator = await self._delegation.delegator(exchange.caller, exchange.bearer())
+        request = await exchange.body(wire.Delegate)
+        issued = await self._delegation.delegate(
+            exchange.caller,
+            delegator,
+            DelegationRequest(
+                delegate_to=request.delegate_to,
+                scope=request.scope,
+                ttl=request.ttl,
+                idempotency_key=exchange.idempotency_key(),
+            ),
+        )
+        return json_answer(
+            {
+                "access_token": issued.access_token,
+                "expires_in": issued.expires_in,
+                "delegation_chain": issued.grant.chain,
+            }
+        )
 
     async def release(self, exchange: Exchange) -> Answer:
         await self._tokens.release(exchange.caller, exchange.bearer())

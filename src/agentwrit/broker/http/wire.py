@@ -6,10 +6,12 @@ from typing import TypeVar
 
 import msgspec
 
-from agentwrit.domain import launch_token, timestamps
+from agentwrit.broker.services.agents import GrantTree
+from agentwrit.domain import delegation, launch_token, timestamps
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
+from agentwrit.domain.grant import Grant
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -59,6 +61,18 @@ class Register(msgspec.Struct, frozen=True):
     orch_id: str
     task_id: str
     requested_scope: list[str]
+
+
+class Delegate(msgspec.Struct, frozen=True):
+    delegate_to: str
+    scope: list[str]
+    ttl: int = delegation.DEFAULT_TTL_SECONDS
+
+
+class Revoke(msgspec.Struct, frozen=True):
+    level: str
+    target: str
+    reason: str = ""
 
 
 class Validate(msgspec.Struct, frozen=True):
@@ -124,3 +138,34 @@ def claims(held: Claims) -> dict[str, object]:
     shown = msgspec.to_builtins(held)
     shown["scope"] = held.scopes
     return dict(shown)
+
+
+def grant(record: Grant) -> dict[str, object]:
+    """An agent's grant as it is shown. `expires_at` is when its current token ends, `ends_at` when renewal does."""
+    return {
+        "agent_id": record.subject,
+        "sid": record.sid,
+        "app_id": record.app_id,
+        "agent_name": record.agent_name,
+        "orch_id": record.orch_id,
+        "task_id": record.task_id,
+        "scope": record.scope,
+        "created_at": timestamps.rfc3339(record.created_at),
+        "expires_at": timestamps.rfc3339(record.exp),
+        "ends_at": timestamps.rfc3339(record.ends_at),
+        "parent": record.parent_sid or None,
+        "parent_agent": record.chain[-1].agent if record.chain else None,
+        "depth": len(record.chain),
+    }
+
+
+def grant_tree(tree: GrantTree) -> dict[str, object]:
+    """A grant with its state and with what was delegated from it."""
+    record = tree.grant
+    return {
+        **grant(record),
+        "status": record.status(tree.now),
+        "ended_at": timestamps.rfc3339(record.ended_at) if record.is_ended else None,
+        "end_reason": record.end_reason or None,
+        "delegations": [grant_tree(below) for below in tree.delegations],
+    }

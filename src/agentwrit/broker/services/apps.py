@@ -2,7 +2,7 @@
 
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -10,7 +10,8 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.services.authentication import Principal, app_subject
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
-from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, end_grant, revoke_grant
+from agentwrit.broker.services.ending import end_grants, revoke_grant
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
 from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
 from agentwrit.domain import app as app_rules
 from agentwrit.domain import launch_token, scope
@@ -124,10 +125,8 @@ class AppService:
             )
             transaction.put_app(app)
 
-            def exceeds(grant: Grant) -> bool:
-                return grant.kind is GrantKind.AGENT and not scope.scope_is_subset(grant.scope, app.scopes)
-
-            ended = 0 if keep_grants else _end_grants(transaction, app, EndReason.CEILING_NARROWED, exceeds)
+            exceeding = [] if keep_grants else _exceeding(transaction, app)
+            ended = len(end_grants(transaction, caller, operator.claims.sub, exceeding, EndReason.CEILING_NARROWED))
             if app.scopes != before.scopes:
                 transaction.record(_ceiling_event(caller, operator, before, app, ended))
             if app.token_ttl != before.token_ttl:
@@ -158,11 +157,12 @@ class AppService:
                 updated_at=now,
             )
             transaction.put_app(app)
-            for grant in transaction.live_grants(GrantQuery(app_id=app_id, kind=GrantKind.APP), now):
+            logins = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app_id, kind=GrantKind.APP))
+            for grant in logins:
                 if overlap and grant.credential == before.secret_hash:
                     revoke_grant(transaction, grant, effective_at=now + overlap)
                 else:
-                    end_grant(transaction, grant, EndReason.SECRET_ROTATED)
+                    end_grants(transaction, caller, operator.claims.sub, [grant], EndReason.SECRET_ROTATED)
             transaction.record(
                 _event(
                     caller, operator, EventType.APP_SECRET_ROTATED, app, f"the old secret works for {overlap} s more"
@@ -190,9 +190,10 @@ class AppService:
                 before, status=AppStatus.INACTIVE, updated_at=now, deregistered_at=max(1, now)
             )
             transaction.put_app(app)
-            ended = _end_grants(transaction, app, EndReason.APP_DEREGISTERED, lambda grant: True)
+            grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app_id))
+            ended = end_grants(transaction, caller, operator.claims.sub, grants, EndReason.APP_DEREGISTERED)
             event = _event(caller, operator, EventType.APP_DEREGISTERED, app, "an app was removed")
-            transaction.record(msgspec.structs.replace(event, data={**event.data, "grants_ended": ended}))
+            transaction.record(msgspec.structs.replace(event, data={**event.data, "grants_ended": len(ended)}))
             return app
 
         return await self._store.write(deregister)
@@ -269,13 +270,10 @@ def _check_token_ttl(ttl: int) -> int:
     return ttl
 
 
-def _end_grants(transaction: Transaction, app: App, reason: EndReason, condition: Callable[[Grant], bool]) -> int:
-    ended = 0
-    for grant in transaction.live_grants(GrantQuery(app_id=app.app_id), transaction.now):
-        if condition(grant):
-            end_grant(transaction, grant, reason)
-            ended += 1
-    return ended
+def _exceeding(transaction: Transaction, app: App) -> Sequence[Grant]:
+    """The app's live agents' grants that its ceiling does not cover."""
+    grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT))
+    return [grant for grant in grants if not scope.scope_is_subset(grant.scope, app.scopes)]
 
 
 def _event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:

@@ -7,7 +7,7 @@ import msgspec
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.storage.base import EventQuery, Snapshot, Store
-from agentwrit.domain import app, operator, scope
+from agentwrit.domain import app, operator
 from agentwrit.domain.audit import Event
 from agentwrit.domain.grant import GrantKind
 
@@ -27,11 +27,8 @@ class AuditService:
         Raises:
             Unauthorized, InsufficientScope: not this caller.
         """
-        principal = await self._authenticator.bearer(caller, token)
-        required = app.AUDIT_SCOPE if principal.kind is GrantKind.APP else operator.AUDIT_SCOPE
-        if principal.kind is GrantKind.AGENT or not scope.scope_is_subset([required], principal.claims.scopes):
-            raise await self._authenticator.insufficient(caller, principal, required)
-        return principal
+        required = {GrantKind.OPERATOR: operator.AUDIT_SCOPE, GrantKind.APP: app.AUDIT_SCOPE}
+        return await self._authenticator.require(caller, token, required)
 
     async def events(self, principal: Principal, query: EventQuery) -> tuple[Sequence[Event], int]:
         """The events that match and that `principal` may see, and how many there are in all."""

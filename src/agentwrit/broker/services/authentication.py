@@ -1,5 +1,6 @@
 """Bearer tokens: who is calling, and may they."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -56,6 +57,8 @@ class Principal:
             task_id=self.claims.task_id,
             orch_id=self.claims.orch_id,
             sid=self.claims.sid,
+            deleg_depth=len(self.claims.delegation_chain),
+            deleg_chain_hash=self.claims.chain_hash,
         )
 
 
@@ -113,16 +116,17 @@ class Authenticator:
             raise await self.revoked(caller, principal)
         return principal
 
-    async def require(self, caller: Caller, token: str | None, kind: GrantKind, required: str) -> Principal:
-        """Who is calling, if it is the right kind of caller and holds the scope.
+    async def require(self, caller: Caller, token: str | None, required: Mapping[GrantKind, str]) -> Principal:
+        """Who is calling, if it is one of the kinds in `required` and holds the scope that its kind needs.
 
         Raises:
             Unauthorized, TokenRevoked: as `bearer`.
             InsufficientScope: it does not.
         """
         principal = await self.bearer(caller, token)
-        if principal.kind is not kind or not scope.scope_is_subset([required], principal.claims.scopes):
-            raise await self.insufficient(caller, principal, required)
+        needed = required.get(principal.kind)
+        if needed is None or not scope.scope_is_subset([needed], principal.claims.scopes):
+            raise await self.insufficient(caller, principal, needed or next(iter(required.values())))
         return principal
 
     async def insufficient(self, caller: Caller, principal: Principal, required: str) -> Refusal:
@@ -158,4 +162,5 @@ class Authenticator:
         kid, payload = self._keys.verifier.verify(token)
         claims = claims_rules.decode(payload)
         claims_rules.check_issuer(claims, self._issuer)
+        claims_rules.check_delegation(claims, self._keys.public_keys)
         return Principal(kid, claims)

@@ -1,6 +1,7 @@
 """Who is asking: what every use case needs to know to record what was done."""
 
 import ipaddress
+from collections.abc import Sequence
 from typing import TypedDict
 
 import msgspec
@@ -8,6 +9,11 @@ import msgspec
 from agentwrit.domain.audit import Draft, EventType, Outcome
 
 EventData = dict[str, str | int | list[str]]
+
+
+def scope_data(requested: Sequence[str], held: Sequence[str], exceeding: Sequence[str]) -> EventData:
+    """Why a scope was refused, for the operator alone: what was asked for, what was held, and what went beyond it."""
+    return {"scope_requested": list(requested), "scope_held": list(held), "scope_exceeding": list(exceeding)}
 
 
 class Who(TypedDict):
@@ -19,6 +25,8 @@ class Who(TypedDict):
     task_id: str
     orch_id: str
     sid: str
+    deleg_depth: int
+    deleg_chain_hash: str
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +62,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         task_id: str = "",
         orch_id: str = "",
         sid: str = "",
+        deleg_depth: int = 0,
+        deleg_chain_hash: str = "",
         data: EventData | None = None,
     ) -> Draft:
         """An event of this request, ready to be recorded."""
@@ -68,6 +78,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             task_id=task_id,
             orch_id=orch_id,
             sid=sid,
+            deleg_depth=deleg_depth,
+            deleg_chain_hash=deleg_chain_hash,
             client_address=self.address,
             request_id=self.request_id,
             trace_id=self.trace_id,

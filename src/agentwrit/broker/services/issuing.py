@@ -1,4 +1,4 @@
-"""Making grants and the tokens on them, and ending them."""
+"""Making grants and the tokens on them."""
 
 import secrets
 from collections.abc import Sequence
@@ -8,13 +8,11 @@ import msgspec
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services.context import Who
-from agentwrit.broker.storage.base import Transaction
-from agentwrit.domain import claims, grant, jws
+from agentwrit.domain import claims, delegation, jws
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
-from agentwrit.domain.grant import EndReason, Grant, GrantKind
-from agentwrit.domain.revocation import Revocation, RevocationKind
+from agentwrit.domain.grant import Grant, GrantKind
 
 
 class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +69,44 @@ class TokenIssuer:
             exp=min(at + ttl, end),
         )
 
-    def token(self, of: Grant, now: float) -> IssuedToken:
+    def delegated(self, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float) -> Grant:
+        """A grant made from `parent` for the agent whose registration is `to`, with its first token.
+
+        It is for the parent's task and audience, and by the delegate's key. `ends_at`: Unix seconds.
+        """
+        at = int(now)
+        chain = delegation.extend(
+            parent.chain,
+            self._keys.signer,
+            agent=parent.subject,
+            sid=parent.sid,
+            scope=parent.scope,
+            delegate=to.subject,
+            granted=tuple(scope),
+            delegated_at=at,
+        )
+        return msgspec.structs.replace(
+            to,
+            sid=new_id(),
+            scope=tuple(scope),
+            audience=parent.audience,
+            task_id=parent.task_id,
+            orch_id=parent.orch_id,
+            chain=chain,
+            ttl=ends_at - at,
+            created_at=at,
+            ends_at=ends_at,
+            jti=new_id(),
+            iat=at,
+            exp=ends_at,
+            previous_jti="",
+            renewed_at=0,
+        )
+
+    def token(self, of: Grant, now: float, *, scope_field: str = "requested_scope") -> IssuedToken:
         """The current token of a grant. The same grant and key give the same token.
+
+        `scope_field`: what a caller would have to make shorter.
 
         Raises:
             InvalidRequest: it would be larger than a token may be.
@@ -80,7 +114,7 @@ class TokenIssuer:
         token = jws.sign(claims.encode(self._claims(of)), self._keys.signer, typ=jws.ACCESS_TOKEN)
         if len(token) > jws.MAX_TOKEN_BYTES:
             raise InvalidRequest(
-                f"requested_scope makes a token of {len(token)} bytes; at most {jws.MAX_TOKEN_BYTES} are allowed",
+                f"{scope_field} makes a token of {len(token)} bytes; at most {jws.MAX_TOKEN_BYTES} are allowed",
                 hint="request fewer or shorter scopes",
             )
         return IssuedToken(access_token=token, expires_in=max(0, of.exp - int(now)), grant=of)
@@ -99,6 +133,8 @@ class TokenIssuer:
             client_id=of.client_id,
             task_id=of.task_id,
             orch_id=of.orch_id,
+            delegation_chain=of.chain,
+            chain_hash=delegation.chain_hash(of.chain),
         )
 
 
@@ -111,15 +147,6 @@ def holder(of: Grant) -> Who:
         task_id=of.task_id,
         orch_id=of.orch_id,
         sid=of.sid,
+        deleg_depth=len(of.chain),
+        deleg_chain_hash=delegation.chain_hash(of.chain),
     )
-
-
-def end_grant(transaction: Transaction, of: Grant, reason: EndReason) -> None:
-    """End a grant now: its tokens are dead as soon as the transaction is committed."""
-    transaction.put_grant(grant.ended(of, reason, transaction.now))
-    revoke_grant(transaction, of, effective_at=int(transaction.now))
-
-
-def revoke_grant(transaction: Transaction, of: Grant, *, effective_at: int) -> None:
-    """Let a grant's tokens be dead from `effective_at` on (Unix seconds)."""
-    transaction.revoke(Revocation(kind=RevocationKind.GRANT, id=of.sid, effective_at=effective_at, last_exp=of.exp))

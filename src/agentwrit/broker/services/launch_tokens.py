@@ -7,7 +7,7 @@ import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.services.authentication import Principal
-from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.context import Caller, scope_data
 from agentwrit.broker.storage.base import Denied, Store, Transaction
 from agentwrit.domain import launch_token, scope
 from agentwrit.domain.app import App
@@ -159,11 +159,7 @@ def _check_ceiling(caller: Caller, principal: Principal, app: App, allowed: Sequ
             app_id=app.app_id,
             sid=principal.claims.sid,
             detail="the launch token would allow more than the app's ceiling",
-            data={
-                "scope_requested": list(allowed),
-                "scope_held": list(app.scopes),
-                "scope_exceeding": list(exceeding),
-            },
+            data=scope_data(allowed, app.scopes, exceeding),
         )
         raise Denied(
             ScopeViolation("allowed_scope exceeds the app's ceiling", hint="the operator can widen the app's scopes"),

@@ -5,7 +5,8 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
-from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, end_grant
+from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
 from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
 from agentwrit.domain import operator
 from agentwrit.domain.audit import Draft, EventType, Outcome
@@ -89,8 +90,8 @@ async def set_secret(store: Store, secret: str) -> bool:
                 updated_at=now,
             )
         )
-        for grant in transaction.live_grants(GrantQuery(kind=GrantKind.OPERATOR), transaction.now):
-            end_grant(transaction, grant, EndReason.SECRET_ROTATED)
+        sessions = transaction.grants(GrantQuery(live_at=transaction.now, kind=GrantKind.OPERATOR))
+        end_grants(transaction, Caller(), "broker", sessions, EndReason.SECRET_ROTATED)
         transaction.record(
             Draft(
                 event_type=EventType.ADMIN_SECRET_SET,

@@ -7,7 +7,7 @@ import msgspec
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import MasterKey
-from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.context import Caller, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Denied, Transaction
@@ -159,11 +159,7 @@ def _check_scope(caller: Caller, application: Application, token: LaunchToken, a
                 app_id=token.app_id,
                 orch_id=application.orch_id,
                 task_id=application.task_id,
-                data={
-                    "scope_requested": list(application.requested_scope),
-                    "scope_held": list(held),
-                    "scope_exceeding": list(exceeding),
-                },
+                data=scope_data(application.requested_scope, held, exceeding),
             )
             raise Denied(ScopeViolation(f"requested_scope exceeds the {name}"), event)
 

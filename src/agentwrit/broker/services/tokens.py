@@ -3,10 +3,11 @@
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
-from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, end_grant, holder, new_id
+from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder, new_id
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import scope
-from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidToken, Unauthorized
 from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal, renewed
@@ -44,8 +45,8 @@ class TokenService:
             if decision is Renewal.REFUSE:
                 raise _renewal_failed(caller, "the grant has ended or is about to", principal)
             if decision is Renewal.REUSE:
-                end_grant(transaction, grant, EndReason.RENEWAL_REUSE)
-                transaction.record(_reuse_event(caller, grant, principal.claims.jti))
+                presented: EventData = {"jti": principal.claims.jti}
+                end_grants(transaction, caller, grant.subject, [grant], EndReason.RENEWAL_REUSE, presented)
                 return None
             if decision is Renewal.SUCCEED:
                 _check_app(transaction, caller, principal, grant)
@@ -75,8 +76,7 @@ class TokenService:
             grant = transaction.grant(principal.claims.sid)
             if grant is None or grant.is_ended:
                 return False
-            end_grant(transaction, grant, EndReason.RELEASED)
-            transaction.record(_event(caller, EventType.TOKEN_RELEASED, grant, "a grant was released"))
+            end_grants(transaction, caller, grant.subject, [grant], EndReason.RELEASED)
             return True
 
         already_dead = await self._authenticator.is_grant_dead(principal)
@@ -106,7 +106,7 @@ def _succeed(transaction: Transaction, caller: Caller, grant: Grant) -> Grant:
     successor = renewed(grant, new_id(), transaction.now)
     transaction.put_grant(successor)
     data: EventData = {"jti": successor.jti, "previous_jti": grant.jti, "exp": successor.exp}
-    transaction.record(_event(caller, EventType.TOKEN_RENEWED, grant, "a token was renewed", data=data))
+    transaction.record(caller.event(EventType.TOKEN_RENEWED, detail="a token was renewed", **holder(grant), data=data))
     return successor
 
 
@@ -131,14 +131,3 @@ def _renewal_failed(caller: Caller, reason: str, principal: Principal | None) ->
         data: EventData = {"jti": principal.claims.jti}
         event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason, **principal.who, data=data)
     return StrangerDenied(_failure(), caller, event)
-
-
-def _reuse_event(caller: Caller, grant: Grant, presented_jti: str) -> Draft:
-    detail = "a superseded token was presented to be renewed: it is taken for stolen, and its grant ended"
-    return _event(
-        caller, EventType.TOKEN_REVOKED, grant, detail, data={"jti": presented_jti, "reason": "renewal_reuse"}
-    )
-
-
-def _event(caller: Caller, event_type: EventType, grant: Grant, detail: str, *, data: EventData | None = None) -> Draft:
-    return caller.event(event_type, detail=detail, **holder(grant), data=data or {"jti": grant.jti})

@@ -31,6 +31,7 @@ from agentwrit.domain.app import App
 from agentwrit.domain.audit import Draft, Event
 from agentwrit.domain.errors import AgentWritError, Refusal
 from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import Revocation
@@ -67,13 +68,40 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which live grants to find. None means any."""
+    """Which grants to find, in the order in which they were made. None means any.
 
+    `live_at`: only grants that had not ended, with a token that was not over, at that time (Unix seconds).
+    `parent`: only what was delegated from the grant of this sid; "": only what was not delegated. `below`: as `parent`,
+    at whatever depth. `after`: only grants made after the one of this sid (keyset paging).
+    """
+
+    live_at: float | None = None
     app_id: str | None = None
     kind: GrantKind | None = None
+    subject: str | None = None
+    task_id: str | None = None
+    orch_id: str | None = None
+    jti: str | None = None
+    sid: str | None = None
+    parent: str | None = None
+    below: str | None = None
+    after: str | None = None
+    limit: int | None = None
 
     def matches(self, grant: Grant) -> bool:
-        return self.app_id in (None, grant.app_id) and self.kind in (None, grant.kind)
+        """Whether the grant is one of these, as far as it says so itself: its place in the order does not."""
+        return (
+            (self.live_at is None or grant.is_live(self.live_at))
+            and self.app_id in (None, grant.app_id)
+            and self.kind in (None, grant.kind)
+            and self.subject in (None, grant.subject)
+            and self.task_id in (None, grant.task_id)
+            and self.orch_id in (None, grant.orch_id)
+            and self.jti in (None, grant.jti)
+            and self.sid in (None, grant.sid)
+            and self.parent in (None, grant.parent_sid)
+            and (self.below is None or any(record.sid == self.below for record in grant.chain))
+        )
 
 
 class Snapshot(Protocol):
@@ -97,8 +125,10 @@ class Snapshot(Protocol):
 
     def grant(self, sid: str) -> Grant | None: ...
 
-    def live_grants(self, query: GrantQuery, now: float) -> Sequence[Grant]:
-        """The grants that have not ended and whose current token has not expired."""
+    def grants(self, query: GrantQuery) -> Sequence[Grant]: ...
+
+    def first_answer(self, key: bytes) -> FirstAnswer | None:
+        """What the request of this key was answered with, which may be too long ago to count."""
         ...
 
     def signing_keys(self) -> Sequence[StoredKey]:
@@ -132,6 +162,8 @@ class Transaction(Snapshot, Protocol):
 
     def put_grant(self, grant: Grant) -> None: ...
 
+    def put_first_answer(self, answer: FirstAnswer) -> None: ...
+
     def put_signing_key(self, key: StoredKey) -> None: ...
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
@@ -149,8 +181,8 @@ class Transaction(Snapshot, Protocol):
     def purge(self, limit: int) -> int:
         """Forget up to `limit` rows that time has made meaningless. Returns how many: fewer than `limit` is the end.
 
-        These are nonces and launch tokens that expired, and grants and revocations an hour after the last token that
-        they can touch.
+        These are nonces, launch tokens and first answers that expired, and grants and revocations an hour after the
+        last token that they can touch.
         """
         ...
 

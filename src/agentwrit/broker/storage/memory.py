@@ -18,6 +18,7 @@ from agentwrit.domain import audit
 from agentwrit.domain.app import App
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.grant import Grant
+from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
@@ -104,6 +105,7 @@ class _Tables:
         self.apps: dict[str, App] = {}
         self.launch_tokens: dict[bytes, LaunchToken] = {}
         self.grants: dict[str, Grant] = {}
+        self.first_answers: dict[bytes, FirstAnswer] = {}
         self.signing_keys: dict[str, StoredKey] = {}
         self.nonces: dict[bytes, int] = {}
         self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
@@ -138,8 +140,15 @@ class _MemorySnapshot:
     def grant(self, sid: str) -> Grant | None:
         return self._tables.grants.get(sid)
 
-    def live_grants(self, query: GrantQuery, now: float) -> Sequence[Grant]:
-        return [grant for grant in self._tables.grants.values() if grant.is_live(now) and query.matches(grant)]
+    def grants(self, query: GrantQuery) -> Sequence[Grant]:
+        made = list(self._tables.grants.values())
+        if query.after is not None:
+            places = [place for place, grant in enumerate(made) if grant.sid == query.after]
+            made = made[places[0] + 1 :] if places else []
+        return [grant for grant in made if query.matches(grant)][: query.limit]
+
+    def first_answer(self, key: bytes) -> FirstAnswer | None:
+        return self._tables.first_answers.get(key)
 
     def signing_keys(self) -> Sequence[StoredKey]:
         return sorted(self._tables.signing_keys.values(), key=lambda key: (-key.created_at, key.kid))
@@ -192,6 +201,9 @@ class _MemoryTransaction(_MemorySnapshot):
     def put_grant(self, grant: Grant) -> None:
         self._put(self._tables.grants, grant.sid, grant)
 
+    def put_first_answer(self, answer: FirstAnswer) -> None:
+        self._put(self._tables.first_answers, answer.key, answer)
+
     def put_signing_key(self, key: StoredKey) -> None:
         self._put(self._tables.signing_keys, key.kid, key)
 
@@ -221,6 +233,9 @@ class _MemoryTransaction(_MemorySnapshot):
         forgettable += [(tables.nonces, key) for key, expires_at in tables.nonces.items() if expires_at <= over]
         forgettable += [
             (tables.launch_tokens, key) for key, row in tables.launch_tokens.items() if row.expires_at <= over
+        ]
+        forgettable += [
+            (tables.first_answers, key) for key, row in tables.first_answers.items() if row.expires_at <= over
         ]
         forgettable += [(tables.grants, key) for key, row in tables.grants.items() if row.exp <= kept_until]
         forgettable += [

@@ -12,6 +12,7 @@ from agentwrit.domain import audit
 from agentwrit.domain.app import App
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import Grant
+from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation
@@ -22,6 +23,13 @@ R = TypeVar("R", bound=msgspec.Struct)
 _EVENT_COLUMNS = tuple(field.name for field in msgspec.structs.fields(audit.Event))
 _SELECT_EVENTS = f"SELECT {', '.join(_EVENT_COLUMNS)} FROM events"
 _INSERT_EVENT = f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})"
+
+_BELOW = (
+    "WITH RECURSIVE below (sid) AS ("
+    "SELECT sid FROM grants WHERE parent_sid = ? AND parent_sid <> ''"
+    " UNION SELECT grants.sid FROM grants JOIN below ON parent_sid = below.sid AND parent_sid <> ''"
+    ") SELECT sid FROM below"
+)
 
 
 class AuditHead(NamedTuple):
@@ -68,14 +76,28 @@ class SqliteSnapshot:
     def grant(self, sid: str) -> Grant | None:
         return self._one("grants", Grant, "sid = ?", sid, sid=sid)
 
-    def live_grants(self, query: GrantQuery, now: float) -> Sequence[Grant]:
-        where = _Where("ended_at = 0")
-        where.add("exp > ?", now)
+    def grants(self, query: GrantQuery) -> Sequence[Grant]:
+        where = _Where()
+        if query.live_at is not None:
+            # "+": hardly any is over, so the index on exp is no way to the rest.
+            where.add("ended_at = 0 AND +exp > ?", query.live_at)
         where.add("app_id = ?", query.app_id)
         where.add("kind = ?", query.kind)
-        found = self._all("grants", Grant, where.sql, *where.values)
+        where.add("subject = ?", query.subject)
+        where.add("task_id = ? AND task_id <> ''", query.task_id)
+        where.add("orch_id = ?", query.orch_id)
+        where.add("jti = ?", query.jti)
+        where.add("sid = ?", query.sid)
+        where.add("parent_sid = ?", query.parent)
+        where.add(f"sid IN ({_BELOW})", query.below)
+        where.add("rowid > (SELECT rowid FROM grants WHERE sid = ?)", query.after)
+        limit = -1 if query.limit is None else query.limit
+        found = self._all("grants", Grant, f"{where.sql} ORDER BY rowid LIMIT ?", *where.values, limit)
         # The columns find the rows; what a row says is what its sealed body says.
-        return [grant for grant in found if grant.is_live(now) and query.matches(grant)]
+        return [grant for grant in found if query.matches(grant)]
+
+    def first_answer(self, key: bytes) -> FirstAnswer | None:
+        return self._one("first_answers", FirstAnswer, "key = ?", key, key=key)
 
     def signing_keys(self) -> Sequence[StoredKey]:
         return self._all("signing_keys", StoredKey, "1 ORDER BY created_at DESC, kid")
@@ -158,7 +180,15 @@ class SqliteTransaction(SqliteSnapshot):
             app_id=grant.app_id,
             ended_at=grant.ended_at,
             exp=grant.exp,
+            subject=grant.subject,
+            task_id=grant.task_id,
+            orch_id=grant.orch_id,
+            jti=grant.jti,
+            parent_sid=grant.parent_sid,
         )
+
+    def put_first_answer(self, answer: FirstAnswer) -> None:
+        self._put("first_answers", answer, "key", key=answer.key, expires_at=answer.expires_at)
 
     def put_signing_key(self, key: StoredKey) -> None:
         self._put("signing_keys", key, "kid", kid=key.kid, created_at=key.created_at)
@@ -196,6 +226,7 @@ class SqliteTransaction(SqliteSnapshot):
         for table, key, column, before in (
             ("nonces", "nonce", "expires_at", over),
             ("launch_tokens", "token_hash", "expires_at", over),
+            ("first_answers", "key", "expires_at", over),
             ("grants", "sid", "exp", over - RETENTION_SECONDS),
             ("revocations", "(kind, id)", "last_exp", over - RETENTION_SECONDS),
         ):
@@ -206,7 +237,7 @@ class SqliteTransaction(SqliteSnapshot):
             ).rowcount
         return count
 
-    def _put(self, table: str, record: msgspec.Struct, key: str, **columns: object) -> None:
+    def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
         body, mac = self._sealer.seal(table, record)
         columns |= {"body": body, "mac": mac}
         changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != key)

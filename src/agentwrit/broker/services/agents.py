@@ -1,0 +1,107 @@
+"""Looking at agents: who is alive, and what was made from what."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.services.authentication import Authenticator, Principal
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.storage.base import GrantQuery, Snapshot, Store
+from agentwrit.domain import app, operator
+from agentwrit.domain.errors import InvalidRequest, NotFound
+from agentwrit.domain.grant import Grant, GrantKind
+
+MAX_LIMIT: Final = 1000
+
+
+class AgentPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Live agents' grants in the order in which they were made. `next`: the sid to go on after, if there are more."""
+
+    grants: Sequence[Grant]
+    next: str | None
+
+
+class GrantTree(msgspec.Struct, frozen=True, kw_only=True):
+    """A grant as it was at the time `now`, and what was delegated from it."""
+
+    grant: Grant
+    now: float
+    delegations: Sequence["GrantTree"]
+
+
+class AgentService:
+    """Shows agents: all to the operator, its own to an app."""
+
+    def __init__(self, store: Store, authenticator: Authenticator, clock: Clock) -> None:
+        self._store = store
+        self._authenticator = authenticator
+        self._clock = clock
+
+    async def authorize(self, caller: Caller, token: str | None) -> Principal:
+        """Who may look at agents.
+
+        Raises:
+            Unauthorized, TokenRevoked, InsufficientScope: not this caller.
+        """
+        required = {GrantKind.OPERATOR: operator.AUDIT_SCOPE, GrantKind.APP: app.AGENTS_SCOPE}
+        return await self._authenticator.require(caller, token, required)
+
+    async def list(self, principal: Principal, query: GrantQuery, *, limit: int) -> AgentPage:
+        """The live grants that match and that `principal` may see, a page of `limit` at most.
+
+        Raises:
+            InvalidRequest: `query.after` is no grant that is known, or an app asks for another app's agents.
+        """
+        limited = msgspec.structs.replace(_seen_by(principal, query), live_at=self._clock.now(), limit=limit + 1)
+
+        def find(snapshot: Snapshot) -> Sequence[Grant]:
+            if limited.after is not None and snapshot.grant(limited.after) is None:
+                raise InvalidRequest("after is no sid of this list", hint="start again without it")
+            return snapshot.grants(limited)
+
+        found = await self._store.read(find)
+        page = found[:limit]
+        return AgentPage(grants=page, next=page[-1].sid if len(found) > limit else None)
+
+    async def show(self, principal: Principal, agent_id: str) -> Sequence[GrantTree]:
+        """All that an agent held, as long as the store knows of it, each with what was delegated from it.
+
+        Raises:
+            NotFound: there is no such agent, or it is another app's.
+        """
+        query = _seen_by(principal, GrantQuery(subject=agent_id))
+        now = self._clock.now()
+
+        def find(snapshot: Snapshot) -> Sequence[GrantTree]:
+            held = snapshot.grants(query)
+            below = {grant.sid: snapshot.grants(GrantQuery(below=grant.sid)) for grant in held}
+            is_below_another = {other.sid for grants in below.values() for other in grants}
+            return [_tree(grant, below[grant.sid], now) for grant in held if grant.sid not in is_below_another]
+
+        trees = await self._store.read(find)
+        if not trees:
+            raise NotFound("no such agent", hint="`agentwrit agents list` shows those that are alive")
+        return trees
+
+
+def _seen_by(principal: Principal, query: GrantQuery) -> GrantQuery:
+    """The query, limited to the agents that the principal may see."""
+    if principal.kind is GrantKind.APP:
+        if query.app_id not in (None, principal.app_id):
+            raise InvalidRequest("app_id takes no other app than the one that asks")
+        query = msgspec.structs.replace(query, app_id=principal.app_id)
+    return msgspec.structs.replace(query, kind=GrantKind.AGENT)
+
+
+def _tree(root: Grant, below: Sequence[Grant], now: float) -> GrantTree:
+    children: defaultdict[str, list[Grant]] = defaultdict(list)
+    for grant in below:
+        children[grant.parent_sid].append(grant)
+
+    def grow(grant: Grant) -> GrantTree:
+        return GrantTree(grant=grant, now=now, delegations=[grow(child) for child in children[grant.sid]])
+
+    return grow(root)

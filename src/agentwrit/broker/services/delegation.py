@@ -1,0 +1,159 @@
+"""Delegation: an agent hands some of what it holds on to another agent of its app."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from agentwrit.broker.services.authentication import Authenticator, Principal
+from agentwrit.broker.services.context import Caller, EventData, scope_data
+from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
+from agentwrit.broker.storage.base import Denied, GrantQuery, Transaction
+from agentwrit.domain import delegation, idempotency, scope, spiffe_id
+from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.errors import InvalidTTL, NotFound, ScopeViolation, Unauthorized
+from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.idempotency import RequestIdentity
+
+
+class DelegationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent asks for. `ttl`: seconds, cut to what its own token has left; `idempotency_key` None for none."""
+
+    delegate_to: str
+    scope: Sequence[str]
+    ttl: int = delegation.DEFAULT_TTL_SECONDS
+    idempotency_key: str | None = None
+
+
+class DelegationService:
+    """Delegates."""
+
+    def __init__(self, denials: DenialLog, issuer: TokenIssuer, authenticator: Authenticator) -> None:
+        self._denials = denials
+        self._issuer = issuer
+        self._authenticator = authenticator
+
+    async def delegator(self, caller: Caller, token: str | None) -> Principal:
+        """The agent that calls.
+
+        Raises:
+            Unauthorized, TokenRevoked: no token that holds.
+            InsufficientScope: it is not an agent's.
+        """
+        principal = await self._authenticator.bearer(caller, token)
+        if principal.kind is not GrantKind.AGENT:
+            raise await self._authenticator.insufficient(caller, principal, "")
+        return principal
+
+    async def delegate(self, caller: Caller, delegator: Principal, request: DelegationRequest) -> IssuedToken:
+        """Give another agent a grant made from the delegator's, in one transaction (see `agentwrit.domain.delegation`).
+
+        Raises:
+            InvalidRequest, InvalidTTL: a field is not what it should be, or the token would be too large.
+            TokenRevoked: the delegator's token is dead by now.
+            NotFound: the delegate is not a live agent of the same app.
+            ScopeViolation: more is given than is held, or than the app may by now give; or the chain is too long.
+            Conflict: the idempotency key was used for another request.
+        """
+        granted = scope.parse_list(request.scope, field="scope")
+        if request.ttl < 1:
+            raise InvalidTTL("ttl must be at least 1 second")
+        identity = _identify(caller, delegator, request)
+
+        def delegate(transaction: Transaction) -> IssuedToken | None:
+            now = transaction.now
+            parent = transaction.grant(delegator.claims.sid)
+            if parent is None or not parent.is_live(now) or parent.jti != delegator.claims.jti:
+                return None
+            first = None if identity is None else transaction.first_answer(identity.key)
+            if identity is not None and first is not None and now < first.expires_at:
+                identity.check_same(first)
+                return self._issuer.token(first.grant, now)
+            to = self._delegate(transaction, caller, parent, request.delegate_to)
+            _check_scope(transaction, caller, parent, granted)
+            _check_depth(caller, parent)
+            ends_at = min(int(now) + request.ttl, parent.exp)
+            grant = self._issuer.delegated(parent, to, granted, ends_at=ends_at, now=now)
+            issued = self._issuer.token(grant, now, scope_field="scope")
+            transaction.put_grant(grant)
+            _record(transaction, caller, parent, grant)
+            if identity is not None:
+                transaction.put_first_answer(identity.answered(grant, now))
+            return issued
+
+        issued = await self._denials.write(delegate)
+        if issued is None:
+            raise await self._authenticator.revoked(caller, delegator)
+        return issued
+
+    def _delegate(self, transaction: Transaction, caller: Caller, parent: Grant, agent_id: str) -> Grant:
+        """The registration of the agent to be delegated to. Another app's agents are as if there were none."""
+        registrations = transaction.grants(
+            GrantQuery(live_at=transaction.now, kind=GrantKind.AGENT, app_id=parent.app_id, subject=agent_id, parent="")
+        )
+        if not registrations:
+            event = caller.event(
+                EventType.DELEGATION_DENIED,
+                Outcome.DENIED,
+                detail="the delegate is not a live agent of the same app",
+                **holder(parent),
+                data={"delegate": agent_id[: spiffe_id.MAX_LENGTH]},
+            )
+            raise StrangerDenied(NotFound("there is no such live agent in this app"), caller, event)
+        return registrations[0]
+
+
+def _identify(caller: Caller, delegator: Principal, request: DelegationRequest) -> RequestIdentity | None:
+    if request.idempotency_key is None:
+        return None
+    body = {"delegate_to": request.delegate_to, "scope": list(request.scope), "ttl": request.ttl}
+    return idempotency.identify(request.idempotency_key, route=caller.route, caller=delegator.claims.sid, body=body)
+
+
+def _check_scope(transaction: Transaction, caller: Caller, parent: Grant, granted: Sequence[str]) -> None:
+    """Within what the delegator holds, and within the ceiling that its app has by now."""
+    ceilings = [(EventType.DELEGATION_ATTENUATION_VIOLATION, "delegator's scope", parent.scope)]
+    if parent.app_id:
+        app = transaction.app(parent.app_id)
+        if app is None or not app.is_active:
+            raise Unauthorized("the app is not active")
+        ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", app.scopes))
+    for event_type, name, held in ceilings:
+        exceeding = scope.uncovered(granted, held)
+        if exceeding:
+            detail = f"the delegated scope exceeds the {name}"
+            data = scope_data(granted, held, exceeding)
+            event = caller.event(event_type, Outcome.DENIED, detail=detail, **holder(parent), data=data)
+            raise Denied(ScopeViolation(f"scope exceeds the {name}"), event)
+
+
+def _check_depth(caller: Caller, parent: Grant) -> None:
+    if len(parent.chain) >= delegation.MAX_DEPTH:
+        detail = f"the delegation would have more than {delegation.MAX_DEPTH} hops"
+        event = caller.event(
+            EventType.DELEGATION_ATTENUATION_VIOLATION, Outcome.DENIED, detail=detail, **holder(parent)
+        )
+        raise Denied(ScopeViolation(detail), event)
+
+
+def _record(transaction: Transaction, caller: Caller, parent: Grant, grant: Grant) -> None:
+    below, above = holder(grant), holder(parent)
+    below["principal"] = parent.subject
+    above["deleg_depth"], above["deleg_chain_hash"] = below["deleg_depth"], below["deleg_chain_hash"]
+    data: EventData = {"jti": grant.jti, "scope": list(grant.scope), "exp": grant.exp}
+    transaction.record(
+        caller.event(
+            EventType.DELEGATION_CREATED,
+            detail="an agent delegated",
+            **above,
+            data={**data, "delegate": grant.subject, "delegated_sid": grant.sid},
+        )
+    )
+    transaction.record(
+        caller.event(
+            EventType.TOKEN_ISSUED,
+            detail="a token was issued by delegation",
+            **below,
+            data={**data, "parent_sid": parent.sid},
+        )
+    )
