@@ -96,7 +96,8 @@ def token(broker: BrokerProcess) -> str:
 
 @pytest.fixture(scope="module")
 def forged(broker: BrokerProcess, token: str) -> dict[str, str]:
-    [jwk] = broker.http.get("/.well-known/jwks.json").json()["keys"]
+    kid = json.loads(base64.urlsafe_b64decode(token.partition(".")[0] + "=="))["kid"]
+    [jwk] = [key for key in broker.http.get("/.well-known/jwks.json").json()["keys"] if key["kid"] == kid]
     return forgeries(token, jwk)
 
 

@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import KeyWrap, MasterKey, SigningKeys
+from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import EventQuery
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.domain import audit, base64url, jws
 from agentwrit.domain.errors import ConfigurationError, InvalidToken, TamperedRecord
-from agentwrit.domain.signing_key import KeyState
+from agentwrit.domain.signing_key import KeyPurpose, KeyState
 from tests.domain.records import NOW
 
 MASTER = MasterKey.parse("5a" * 32)
 WRAP = KeyWrap(MASTER)
 SEED = bytes(range(32))
-STORED = WRAP.wrap(SEED, state=KeyState.ACTIVE, created_at=NOW)
+STORED = WRAP.wrap(SEED, purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.ACTIVE, created_at=NOW)
 
 
 @pytest.mark.parametrize("text", ["5a" * 32, "5A" * 32, base64.b64encode(b"Z" * 32).decode()])
@@ -59,7 +60,10 @@ def test_a_wrapped_key_is_opened_as_it_was() -> None:
 
 
 def test_a_key_is_wrapped_differently_each_time() -> None:
-    assert WRAP.wrap(SEED, state=KeyState.ACTIVE, created_at=NOW).wrapped != STORED.wrapped
+    assert (
+        WRAP.wrap(SEED, purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.ACTIVE, created_at=NOW).wrapped
+        != STORED.wrapped
+    )
 
 
 @given(st.integers(0, len(STORED.wrapped) - 1), st.integers(1, 255))
@@ -77,36 +81,38 @@ def test_a_wrapped_key_that_is_cut_short_is_refused(length: int) -> None:
 
 
 def test_a_retired_key_cannot_be_made_active_again_by_its_record() -> None:
-    retired = WRAP.wrap(SEED, state=KeyState.RETIRED, created_at=NOW)
+    retired = WRAP.wrap(SEED, purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.RETIRED, created_at=NOW)
     with pytest.raises(TamperedRecord):
         WRAP.unwrap(msgspec.structs.replace(retired, state=KeyState.ACTIVE))
 
 
 def test_a_key_is_not_opened_under_another_name_or_another_master_key() -> None:
-    other = WRAP.wrap(bytes(32), state=KeyState.ACTIVE, created_at=NOW)
+    other = WRAP.wrap(bytes(32), purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.ACTIVE, created_at=NOW)
     with pytest.raises(TamperedRecord):
         WRAP.unwrap(msgspec.structs.replace(STORED, kid=other.kid))
     with pytest.raises(TamperedRecord, match=STORED.kid):
         KeyWrap(MasterKey.parse("5b" * 32)).unwrap(STORED)
 
 
-def test_the_first_start_makes_one_key_and_later_starts_use_it() -> None:
+def test_the_first_start_makes_an_active_and_a_next_key_for_each_purpose_and_later_starts_use_them() -> None:
     async def start_twice() -> None:
         store = MemoryStore(Clock())
-        first = await SigningKeys.load(store, WRAP)
-        second = await SigningKeys.load(store, WRAP)
-        assert first.signer.kid == second.signer.kid
-        assert first.jwks == second.jwks
+        first = await KeyRings.load(store, WRAP)
+        second = await KeyRings.load(store, WRAP)
+        for one, other in ((first.access_tokens, second.access_tokens), (first.feed, second.feed)):
+            assert one.signer.kid == other.signer.kid
+            assert one.jwks == other.jwks
+            assert len(one.jwks["keys"]) == 2
         events = await store.read(lambda snapshot: snapshot.events(EventQuery()))
-        assert [event.event_type for event in events] == ["signing_key_created"]
-        assert events[0].data == {"kid": first.signer.kid}
-        assert audit.verify(events) == 1
+        assert [event.event_type for event in events] == ["signing_key_created"] * 4
+        assert events[0].data == {"kid": first.access_tokens.signer.kid, "purpose": "access_token"}
+        assert audit.verify(events) == 4
 
     asyncio.run(start_twice())
 
 
 def test_the_published_keys_verify_what_the_signer_signs() -> None:
-    keys = SigningKeys([STORED], WRAP)
+    keys = SigningKeys(KeyPurpose.ACCESS_TOKEN, [STORED], WRAP)
     token = jws.sign(b'{"sub":"x"}', keys.signer, typ=jws.ACCESS_TOKEN)
     [published] = keys.jwks["keys"]
     assert jwt.PyJWS().decode(token, jwt.PyJWK(dict(published)), algorithms=["EdDSA"]) == b'{"sub":"x"}'
@@ -115,9 +121,9 @@ def test_the_published_keys_verify_what_the_signer_signs() -> None:
 
 
 def test_a_retired_key_verifies_and_one_that_is_gone_does_not() -> None:
-    retired = WRAP.wrap(bytes(32), state=KeyState.RETIRED, created_at=NOW)
-    gone = WRAP.wrap(b"g" * 32, state=KeyState.GONE, created_at=NOW)
-    keys = SigningKeys([STORED, retired, gone], WRAP)
+    retired = WRAP.wrap(bytes(32), purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.RETIRED, created_at=NOW)
+    gone = WRAP.wrap(b"g" * 32, purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.GONE, created_at=NOW)
+    keys = SigningKeys(KeyPurpose.ACCESS_TOKEN, [STORED, retired, gone], WRAP)
     assert keys.signer.kid == STORED.kid
     assert [key["kid"] for key in keys.jwks["keys"]] == [STORED.kid, retired.kid]
     keys.verifier.verify(jws.sign(b"{}", jws.Ed25519Signer(bytes(32)), typ=jws.ACCESS_TOKEN))

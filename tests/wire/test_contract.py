@@ -152,8 +152,8 @@ def test_health_says_what_monitors_ask(broker: BrokerProcess) -> None:
 
 def test_the_public_key_is_at_the_well_known_place(broker: BrokerProcess) -> None:
     answer = broker.http.get("/.well-known/jwks.json")
-    [key] = answer.json()["keys"]
-    assert set(key) == {"kty", "crv", "x", "kid", "use", "alg"}
+    active, following = answer.json()["keys"]
+    assert set(active) == set(following) == {"kty", "crv", "x", "kid", "use", "alg"}
     assert answer.headers["cache-control"] == "public, max-age=300"
     tag = answer.headers["etag"]
     again = broker.http.get("/.well-known/jwks.json", headers={"if-none-match": f'"other", W/{tag}'})
@@ -166,7 +166,8 @@ def test_an_off_the_shelf_library_verifies_our_tokens(broker: BrokerProcess) -> 
     import jwt
 
     token = broker.app().agent()["access_token"]
-    [key] = jwt.PyJWKSet.from_dict(broker.http.get("/.well-known/jwks.json").json()).keys
+    keys = jwt.PyJWKSet.from_dict(broker.http.get("/.well-known/jwks.json").json())
+    key = keys[jwt.get_unverified_header(token)["kid"]]
     claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="agentwrit", issuer="agentwrit")
     assert claims["scope"] == "read:data:1"
     assert list(jwt.get_unverified_header(token)) == ["alg", "typ", "kid"]

@@ -16,10 +16,11 @@ from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_routes import AppRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
 from agentwrit.broker.http.edge import Edge, Resource, create_router
+from agentwrit.broker.http.key_routes import KeyRoutes
 from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.service_routes import ServiceRoutes
 from agentwrit.broker.http.token_routes import TokenRoutes
-from agentwrit.broker.keystore import KeyWrap, MasterKey, SigningKeys
+from agentwrit.broker.keystore import KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services.agents import AgentService
@@ -30,6 +31,7 @@ from agentwrit.broker.services.delegation import DelegationService
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.housekeeping import Housekeeping
 from agentwrit.broker.services.issuing import TokenIssuer
+from agentwrit.broker.services.keys import KeyRings, KeyService
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.operators import OperatorService, set_secret
@@ -96,7 +98,10 @@ async def open_on(
     store: Store, clock: Clock, config: Config, master_key: MasterKey, *, is_stopping: Callable[[], bool]
 ) -> AsyncIterator[Broker]:
     """A broker over a store that is open."""
-    keys = await SigningKeys.load(store, KeyWrap(master_key))
+    wrap = KeyWrap(master_key)
+    rings = await KeyRings.load(store, wrap)
+    keys = rings.access_tokens
+    key_service = KeyService(store, rings, wrap, config, clock)
     liveness = await Liveness.load(store, clock.now())
     denials = DenialLog(store, clock)
     metrics = Metrics()
@@ -122,6 +127,7 @@ async def open_on(
             authenticator,
         ).resources(),
         *AgentRoutes(AgentService(store, authenticator, clock)).resources(),
+        *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
         *service_routes.resources(),
     ]
@@ -137,7 +143,7 @@ async def open_on(
             is_tls=config.is_tls,
         )
 
-    housekeeping = asyncio.create_task(Housekeeping(store, clock, liveness, denials, metrics).run())
+    housekeeping = asyncio.create_task(Housekeeping(store, clock, liveness, denials, key_service, metrics).run())
     try:
         yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource))
     finally:

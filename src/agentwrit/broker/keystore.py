@@ -3,23 +3,23 @@
 import base64
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from agentwrit.broker.storage.base import Store, Transaction
 from agentwrit.domain import canonical, jwk
-from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
-from agentwrit.domain.jws import ACCESS_TOKEN, Ed25519Signer, Verifier
+from agentwrit.domain.jws import ACCESS_TOKEN, REVOCATION_PAGE, Ed25519Signer, Verifier
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
 
 KEY_BYTES: Final = 32
+_TYPES: Final = {KeyPurpose.ACCESS_TOKEN: ACCESS_TOKEN, KeyPurpose.REVOCATION_FEED: REVOCATION_PAGE}
 _NONCE_BYTES: Final = 12  # NIST SP 800-38D §5.2.1.1: the length that GCM is made for
 
 
@@ -63,26 +63,28 @@ class KeyWrap:
     def __init__(self, master: MasterKey) -> None:
         self._cipher = AESGCM(master.derive("key-wrap"))
 
-    def wrap(self, seed: bytes, *, state: KeyState, created_at: int) -> StoredKey:
+    def wrap(self, seed: bytes, *, purpose: KeyPurpose, state: KeyState, created_at: int) -> StoredKey:
+        """A key pair for the store. `seed`: the private key's 32 bytes."""
         public_key = Ed25519Signer(seed).public_key
         key = StoredKey(
             kid=jwk.thumbprint(public_key),
-            purpose=KeyPurpose.ACCESS_TOKEN,
+            purpose=purpose,
             state=state,
             public_key=public_key,
             wrapped=b"",
             created_at=created_at,
+            active_since=created_at if state is KeyState.ACTIVE else 0,
         )
-        nonce = os.urandom(_NONCE_BYTES)
-        wrapped = nonce + self._cipher.encrypt(nonce, seed, _binding(key))
-        return StoredKey(
-            kid=key.kid,
-            purpose=key.purpose,
-            state=key.state,
-            public_key=key.public_key,
-            wrapped=wrapped,
-            created_at=key.created_at,
-        )
+        return self._wrapped(key, seed)
+
+    def activated(self, key: StoredKey, now: int) -> StoredKey:
+        """The key, for its time as the one that signs.
+
+        Raises:
+            TamperedRecord: it was not wrapped by us, or as something else.
+        """
+        active = msgspec.structs.replace(key, state=KeyState.ACTIVE, active_since=now)
+        return self._wrapped(active, self._seed(key))
 
     def unwrap(self, key: StoredKey) -> Ed25519Signer:
         """The key, ready to sign.
@@ -90,9 +92,16 @@ class KeyWrap:
         Raises:
             TamperedRecord: it was not wrapped by us, or as something else.
         """
+        return Ed25519Signer(self._seed(key))
+
+    def _wrapped(self, key: StoredKey, seed: bytes) -> StoredKey:
+        nonce = os.urandom(_NONCE_BYTES)
+        return msgspec.structs.replace(key, wrapped=nonce + self._cipher.encrypt(nonce, seed, _binding(key)))
+
+    def _seed(self, key: StoredKey) -> bytes:
         nonce, ciphertext = key.wrapped[:_NONCE_BYTES], key.wrapped[_NONCE_BYTES:]
         try:
-            return Ed25519Signer(self._cipher.decrypt(nonce, ciphertext, _binding(key)))
+            return self._cipher.decrypt(nonce, ciphertext, _binding(key))
         except (InvalidTag, ValueError):
             raise TamperedRecord(f"the signing key {key.kid} does not open under the master key") from None
 
@@ -102,28 +111,22 @@ def _binding(key: StoredKey) -> bytes:
 
 
 class SigningKeys:
-    """The keys that tokens are signed with and verified by."""
+    """The keys of one purpose, as the store last had them: what to sign with, and what to verify by."""
 
-    def __init__(self, keys: Sequence[StoredKey], wrap: KeyWrap) -> None:
-        trusted = [key for key in keys if key.state is not KeyState.GONE]
-        self.signer = next(wrap.unwrap(key) for key in trusted if key.state is KeyState.ACTIVE)
-        self.public_keys = {key.kid: key.public_key for key in trusted}
-        self.verifier = Verifier(self.public_keys, typ=ACCESS_TOKEN)
-        self.jwks = {"keys": [jwk.public_jwk(key.public_key) for key in trusted]}
+    signer: Ed25519Signer
+    public_keys: Mapping[str, bytes]
+    jwks: Mapping[str, list[dict[str, str]]]
 
-    @classmethod
-    async def load(cls, store: Store, wrap: KeyWrap) -> "SigningKeys":
-        """Read the keys; on the very first start, make one."""
+    def __init__(self, purpose: KeyPurpose, keys: Sequence[StoredKey], wrap: KeyWrap) -> None:
+        self.purpose = purpose
+        self._wrap = wrap
+        self.replace(keys)
 
-        def load_or_create(transaction: Transaction) -> Sequence[StoredKey]:
-            keys = transaction.signing_keys()
-            if any(key.state is KeyState.ACTIVE for key in keys):
-                return keys
-            key = wrap.wrap(os.urandom(KEY_BYTES), state=KeyState.ACTIVE, created_at=int(transaction.now))
-            transaction.put_signing_key(key)
-            transaction.record(
-                Draft(event_type=EventType.SIGNING_KEY_CREATED, principal="broker", data={"kid": key.kid})
-            )
-            return [key, *keys]
-
-        return cls(await store.write(load_or_create), wrap)
+    def replace(self, keys: Sequence[StoredKey]) -> None:
+        """Go on with the keys as they were just committed, those of other purposes left aside."""
+        published = [key for key in keys if key.purpose is self.purpose and key.is_published]
+        [active] = [key for key in published if key.state is KeyState.ACTIVE]
+        self.signer = self._wrap.unwrap(active)
+        self.public_keys = {key.kid: key.public_key for key in published}
+        self.verifier = Verifier(self.public_keys, typ=_TYPES[self.purpose])
+        self.jwks = {"keys": [jwk.public_jwk(key.public_key) for key in published]}

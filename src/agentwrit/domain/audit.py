@@ -57,6 +57,9 @@ class EventType(StrEnum):
     APP_DEREGISTERED = "app_deregistered"
     APP_RATE_LIMITED = "app_rate_limited"
     SIGNING_KEY_CREATED = "signing_key_created"
+    SIGNING_KEY_ROTATED = "signing_key_rotated"
+    SIGNING_KEY_EXPIRED = "signing_key_expired"
+    SIGNING_KEY_REVOKED = "signing_key_revoked"
 
 
 class Outcome(StrEnum):

@@ -53,6 +53,7 @@ class EndReason(StrEnum):
     APP_DEREGISTERED = "app_deregistered"
     CEILING_NARROWED = "ceiling_narrowed"
     SECRET_ROTATED = "secret_rotated"
+    KEY_REVOKED = "key_revoked"
     REVOKED = "revoked"
     ANCESTOR_ENDED = "ancestor_ended"
     DELEGATE_ENDED = "delegate_ended"
@@ -77,7 +78,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     `subject` is who holds it; `app_id` is empty for what the operator launched; `ttl` is that of each of its tokens;
     `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
     app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
-    registration.
+    registration; `kid` names the key that signed its current token, empty where that is not known.
     """
 
     sid: str
@@ -99,6 +100,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     public_key: bytes = b""
     credential: bytes = b""
     chain: Chain = ()
+    kid: str = ""
     previous_jti: str = ""
     renewed_at: int = 0
     ended_at: int = 0
@@ -117,6 +119,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_ended(self) -> bool:
         return self.ended_at > 0
+
+    def is_signed_by(self, kid: str) -> bool:
+        """Whether the key signed its current token or a delegation in it, as far as is known."""
+        return self.kid in (kid, "") or any(record.kid == kid for record in self.chain)
 
     def is_live(self, now: float) -> bool:
         """Whether the grant has a token that is not over."""

@@ -5,7 +5,7 @@ The rules:
 - The protected header is exactly `{"alg":"EdDSA","typ":…,"kid":…}`, in this order and spelling, and it is compared
   whole with the header of each known key. What could stand in a header besides (`none`, `HS256`, `jwk`, `jku`,
   `x5u`, `crit`, a kid that is a path, a member twice) is therefore refused by one comparison (RFC 8725 §3.1, §3.10).
-- A token is at most 8 KiB, which is checked before any other work.
+- A token has a largest size (8 KiB for access tokens), which is checked before any other work.
 - All three parts are canonical base64url: a token has one spelling.
 - Signatures are checked by libsodium, which refuses small-order keys and non-canonical encodings (RFC 8032 §5.1.7).
 
@@ -26,6 +26,8 @@ MAX_TOKEN_BYTES: Final = 8192
 ALGORITHM: Final = "EdDSA"
 
 ACCESS_TOKEN: Final = "at+jwt"  # RFC 9068 §2.1
+REVOCATION_PAGE: Final = "agentwrit-revocations+jwt"
+REVOCATION_SNAPSHOT: Final = "agentwrit-revocations-snapshot+jwt"
 
 
 class Signer(Protocol):
@@ -56,9 +58,13 @@ class Ed25519Signer:
 
 
 class Verifier:
-    """Checks compact JWS of one type against a set of public keys. `keys`: 32-byte public keys by kid."""
+    """Checks compact JWS of one type against a set of public keys.
 
-    def __init__(self, keys: Mapping[str, bytes], *, typ: str) -> None:
+    `keys`: 32-byte public keys by kid; `max_bytes`: what is larger is refused before any work.
+    """
+
+    def __init__(self, keys: Mapping[str, bytes], *, typ: str, max_bytes: int = MAX_TOKEN_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._by_header = {encoded_header(kid, typ=typ): (kid, key) for kid, key in keys.items()}
 
     def verify(self, token: str) -> tuple[str, bytes]:
@@ -67,8 +73,8 @@ class Verifier:
         Raises:
             InvalidToken: anything at all is not as it should be.
         """
-        if len(token) > MAX_TOKEN_BYTES:
-            raise InvalidToken("the token is larger than 8 KiB")
+        if len(token) > self._max_bytes:
+            raise InvalidToken(f"the token is larger than {self._max_bytes // 1024} KiB")
         header, dot, rest = token.partition(".")
         payload, dot2, signature = rest.partition(".")
         if not dot or not dot2:

@@ -14,9 +14,9 @@ from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.metrics import CONTENT_TYPE, Metrics
 from agentwrit.broker.storage.base import Store
 from agentwrit.domain.errors import Unavailable
+from agentwrit.domain.signing_key import PUBLISHED_SECONDS
 
 HEALTH_TIMEOUT_SECONDS = 2
-JWKS_MAX_AGE_SECONDS = 300
 
 
 class ServiceRoutes:
@@ -71,7 +71,7 @@ class ServiceRoutes:
     async def jwks(self, exchange: Exchange) -> Answer:
         body = msgspec.json.encode(self._keys.jwks)
         tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        headers = {"cache-control": f"public, max-age={JWKS_MAX_AGE_SECONDS}", "etag": tag}
+        headers = {"cache-control": f"public, max-age={PUBLISHED_SECONDS}", "etag": tag}
         if exchange.has_seen(tag):
             return Answer(status=304, headers=headers)
         return Answer(body=body, media_type="application/jwk-set+json", headers=headers)  # RFC 7517 §8.5.2

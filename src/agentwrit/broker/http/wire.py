@@ -7,11 +7,12 @@ from typing import TypeVar
 import msgspec
 
 from agentwrit.broker.services.agents import GrantTree
-from agentwrit.domain import delegation, launch_token, timestamps
+from agentwrit.domain import base64url, delegation, launch_token, timestamps
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant
+from agentwrit.domain.signing_key import KeyPurpose, StoredKey
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -72,6 +73,15 @@ class Delegate(msgspec.Struct, frozen=True):
 class Revoke(msgspec.Struct, frozen=True):
     level: str
     target: str
+    reason: str = ""
+
+
+class RotateKey(msgspec.Struct, frozen=True):
+    purpose: str = KeyPurpose.ACCESS_TOKEN.value
+    force: bool = False
+
+
+class RevokeKey(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
@@ -165,7 +175,25 @@ def grant_tree(tree: GrantTree) -> dict[str, object]:
     return {
         **grant(record),
         "status": record.status(tree.now),
-        "ended_at": timestamps.rfc3339(record.ended_at) if record.is_ended else None,
+        "ended_at": _time_or_none(record.ended_at),
         "end_reason": record.end_reason or None,
         "delegations": [grant_tree(below) for below in tree.delegations],
     }
+
+
+def signing_key(record: StoredKey) -> dict[str, object]:
+    """A signing key as it is shown: its public half."""
+    return {
+        "kid": record.kid,
+        "purpose": record.purpose,
+        "state": record.state,
+        "public_key": base64url.encode(record.public_key),
+        "created_at": timestamps.rfc3339(record.created_at),
+        "active_since": _time_or_none(record.active_since),
+        "verifies_until": _time_or_none(record.verifies_until),
+        "revoked_at": _time_or_none(record.revoked_at),
+    }
+
+
+def _time_or_none(at: int) -> str | None:
+    return timestamps.rfc3339(at) if at else None

@@ -81,6 +81,8 @@ class Authenticator:
             InvalidToken: it is not.
         """
         principal = self._read_genuine(token)
+        if principal.kid not in self._keys.public_keys:
+            raise InvalidToken("the key that signed the token is gone")
         claims_rules.check_time(principal.claims, self._clock.now())
         return principal
 

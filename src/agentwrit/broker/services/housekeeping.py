@@ -8,6 +8,7 @@ import structlog
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.denials import DenialLog
+from agentwrit.broker.services.keys import KeyService
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.storage.base import Store
 from agentwrit.domain.errors import Unavailable
@@ -21,11 +22,20 @@ log = structlog.get_logger("agentwrit.housekeeping")
 class Housekeeping:
     """Keeps the store and the memory bounded."""
 
-    def __init__(self, store: Store, clock: Clock, liveness: Liveness, denials: DenialLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        liveness: Liveness,
+        denials: DenialLog,
+        keys: KeyService,
+        metrics: Metrics,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._liveness = liveness
         self._denials = denials
+        self._keys = keys
         self._metrics = metrics
 
     async def run(self) -> None:
@@ -41,5 +51,6 @@ class Housekeeping:
         """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it."""
         self._metrics.revocation_entries.set(self._liveness.forget(self._clock.now()))
         await self._denials.flush()
+        await self._keys.keep()
         while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
             pass

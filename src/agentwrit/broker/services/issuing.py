@@ -9,6 +9,7 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services.context import Who
 from agentwrit.domain import claims, delegation, jws
+from agentwrit.domain import grant as grant_rules
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
@@ -67,6 +68,7 @@ class TokenIssuer:
             jti=new_id(),
             iat=at,
             exp=min(at + ttl, end),
+            kid=self._keys.signer.kid,
         )
 
     def delegated(self, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float) -> Grant:
@@ -93,6 +95,7 @@ class TokenIssuer:
             task_id=parent.task_id,
             orch_id=parent.orch_id,
             chain=chain,
+            kid=self._keys.signer.kid,
             ttl=ends_at - at,
             created_at=at,
             ends_at=ends_at,
@@ -102,6 +105,10 @@ class TokenIssuer:
             previous_jti="",
             renewed_at=0,
         )
+
+    def renewed(self, of: Grant, now: float) -> Grant:
+        """The grant with a new current token."""
+        return msgspec.structs.replace(grant_rules.renewed(of, new_id(), now), kid=self._keys.signer.kid)
 
     def token(self, of: Grant, now: float, *, scope_field: str = "requested_scope") -> IssuedToken:
         """The current token of a grant. The same grant and key give the same token.

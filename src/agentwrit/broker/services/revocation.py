@@ -34,7 +34,7 @@ class RevocationService:
             raise InvalidRequest("level names nothing to revoke", hint=f"one of {', '.join(RevocationLevel)}")
         chosen = RevocationLevel(level)
         _check_text("target", target, MAX_TARGET_LENGTH)
-        _check_text("reason", reason, MAX_REASON_LENGTH)
+        check_reason(reason)
 
         def revoke(transaction: Transaction) -> int:
             found = transaction.grants(_query(chosen, target, transaction.now))
@@ -70,6 +70,15 @@ def _query(level: RevocationLevel, target: str, now: float) -> GrantQuery:
             return GrantQuery(live_at=now, sid=target)
         case RevocationLevel.APP:
             return GrantQuery(live_at=now, app_id=target)
+
+
+def check_reason(reason: str) -> None:
+    """Refuse a reason that does not fit into a line.
+
+    Raises:
+        InvalidRequest: it is too long, or not printable.
+    """
+    _check_text("reason", reason, MAX_REASON_LENGTH)
 
 
 def _check_text(field: str, text: str, longest: int) -> None:

@@ -4,13 +4,13 @@ from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.ending import end_grants
-from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder, new_id
+from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidToken, Unauthorized
-from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal, renewed
+from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal
 from agentwrit.domain.revocation import Revocation, RevocationKind
 
 
@@ -50,7 +50,7 @@ class TokenService:
                 return None
             if decision is Renewal.SUCCEED:
                 _check_app(transaction, caller, principal, grant)
-                grant = _succeed(transaction, caller, grant)
+                grant = self._succeed(transaction, caller, grant)
             return self._issuer.token(grant, transaction.now)
 
         issued = await self._denials.write(renew)
@@ -83,6 +83,19 @@ class TokenService:
         if already_dead or not await self._denials.write(release):
             raise await self._authenticator.revoked(caller, principal)
 
+    def _succeed(self, transaction: Transaction, caller: Caller, grant: Grant) -> Grant:
+        """Replace the grant's token; the one before is dead with the commit."""
+        transaction.revoke(
+            Revocation(kind=RevocationKind.TOKEN, id=grant.jti, effective_at=int(transaction.now), last_exp=grant.exp)
+        )
+        successor = self._issuer.renewed(grant, transaction.now)
+        transaction.put_grant(successor)
+        data: EventData = {"jti": successor.jti, "previous_jti": grant.jti, "exp": successor.exp}
+        transaction.record(
+            caller.event(EventType.TOKEN_RENEWED, detail="a token was renewed", **holder(grant), data=data)
+        )
+        return successor
+
     async def _renewable(self, caller: Caller, token: str | None) -> Principal:
         principal: Principal | None = None
         try:
@@ -96,18 +109,6 @@ class TokenService:
         except InvalidToken as invalid:
             raise await self._denials.record(_renewal_failed(caller, invalid.reason, principal)) from None
         return principal
-
-
-def _succeed(transaction: Transaction, caller: Caller, grant: Grant) -> Grant:
-    """Replace the grant's token; the one before is dead with the commit."""
-    transaction.revoke(
-        Revocation(kind=RevocationKind.TOKEN, id=grant.jti, effective_at=int(transaction.now), last_exp=grant.exp)
-    )
-    successor = renewed(grant, new_id(), transaction.now)
-    transaction.put_grant(successor)
-    data: EventData = {"jti": successor.jti, "previous_jti": grant.jti, "exp": successor.exp}
-    transaction.record(caller.event(EventType.TOKEN_RENEWED, detail="a token was renewed", **holder(grant), data=data))
-    return successor
 
 
 def _check_app(transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> None:

@@ -71,6 +71,7 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which grants to find, in the order in which they were made. None means any.
 
     `live_at`: only grants that had not ended, with a token that was not over, at that time (Unix seconds).
+    `signed_by`: only what the key of this kid may have signed.
     `parent`: only what was delegated from the grant of this sid; "": only what was not delegated. `below`: as `parent`,
     at whatever depth. `after`: only grants made after the one of this sid (keyset paging).
     """
@@ -83,6 +84,7 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
     orch_id: str | None = None
     jti: str | None = None
     sid: str | None = None
+    signed_by: str | None = None
     parent: str | None = None
     below: str | None = None
     after: str | None = None
@@ -99,6 +101,7 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
             and self.orch_id in (None, grant.orch_id)
             and self.jti in (None, grant.jti)
             and self.sid in (None, grant.sid)
+            and (self.signed_by is None or grant.is_signed_by(self.signed_by))
             and self.parent in (None, grant.parent_sid)
             and (self.below is None or any(record.sid == self.below for record in grant.chain))
         )
@@ -126,6 +129,10 @@ class Snapshot(Protocol):
     def grant(self, sid: str) -> Grant | None: ...
 
     def grants(self, query: GrantQuery) -> Sequence[Grant]: ...
+
+    def last_exp(self) -> int:
+        """When the last token of any grant is over (Unix seconds)."""
+        ...
 
     def first_answer(self, key: bytes) -> FirstAnswer | None:
         """What the request of this key was answered with, which may be too long ago to count."""

@@ -147,6 +147,9 @@ class _MemorySnapshot:
             made = made[places[0] + 1 :] if places else []
         return [grant for grant in made if query.matches(grant)][: query.limit]
 
+    def last_exp(self) -> int:
+        return max((grant.exp for grant in self._tables.grants.values()), default=0)
+
     def first_answer(self, key: bytes) -> FirstAnswer | None:
         return self._tables.first_answers.get(key)
 

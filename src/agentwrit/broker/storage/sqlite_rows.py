@@ -88,6 +88,7 @@ class SqliteSnapshot:
         where.add("orch_id = ?", query.orch_id)
         where.add("jti = ?", query.jti)
         where.add("sid = ?", query.sid)
+        where.add("(kid IN (?, '') OR parent_sid <> '')", query.signed_by)
         where.add("parent_sid = ?", query.parent)
         where.add(f"sid IN ({_BELOW})", query.below)
         where.add("rowid > (SELECT rowid FROM grants WHERE sid = ?)", query.after)
@@ -95,6 +96,10 @@ class SqliteSnapshot:
         found = self._all("grants", Grant, f"{where.sql} ORDER BY rowid LIMIT ?", *where.values, limit)
         # The columns find the rows; what a row says is what its sealed body says.
         return [grant for grant in found if query.matches(grant)]
+
+    def last_exp(self) -> int:
+        [exp] = self._connection.execute("SELECT coalesce(max(exp), 0) FROM grants").fetchone()
+        return int(exp)
 
     def first_answer(self, key: bytes) -> FirstAnswer | None:
         return self._one("first_answers", FirstAnswer, "key = ?", key, key=key)
@@ -185,6 +190,7 @@ class SqliteTransaction(SqliteSnapshot):
             orch_id=grant.orch_id,
             jti=grant.jti,
             parent_sid=grant.parent_sid,
+            kid=grant.kid,
         )
 
     def put_first_answer(self, answer: FirstAnswer) -> None:

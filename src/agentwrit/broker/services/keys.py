@@ -1,0 +1,215 @@
+"""The signing keys: making them, rotating them, and revoking one that is no longer ours alone."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.config import Config
+from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, SigningKeys
+from agentwrit.broker.services.authentication import Principal
+from agentwrit.broker.services.context import Caller, EventData
+from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.revocation import check_reason
+from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
+from agentwrit.domain import app, signing_key
+from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.errors import Conflict, NotFound
+from agentwrit.domain.grant import EndReason
+from agentwrit.domain.revocation import Revocation, RevocationKind
+from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
+
+MARGIN_SECONDS: Final = 60  # for what is being signed while a key retires
+
+BROKER: Final = "broker"  # the principal of what nobody asked for
+
+
+class KeyRings(msgspec.Struct, frozen=True, kw_only=True):
+    """The signing keys of each purpose."""
+
+    access_tokens: SigningKeys
+    feed: SigningKeys
+
+    @classmethod
+    async def load(cls, store: Store, wrap: KeyWrap) -> "KeyRings":
+        """Read the keys, and make those that there should be."""
+        keys = await store.write(lambda transaction: _complete(transaction, wrap))
+        return cls(
+            access_tokens=SigningKeys(KeyPurpose.ACCESS_TOKEN, keys, wrap),
+            feed=SigningKeys(KeyPurpose.REVOCATION_FEED, keys, wrap),
+        )
+
+    def replace(self, keys: Sequence[StoredKey]) -> None:
+        """Go on with the keys as they were just committed."""
+        self.access_tokens.replace(keys)
+        self.feed.replace(keys)
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rotation did: who signs now, who does no longer, and who will."""
+
+    active: StoredKey
+    retired: StoredKey
+    next: StoredKey
+
+
+class KeyService:
+    """Keeps the signing keys."""
+
+    def __init__(self, store: Store, rings: KeyRings, wrap: KeyWrap, config: Config, clock: Clock) -> None:
+        self._store = store
+        self._rings = rings
+        self._wrap = wrap
+        self._clock = clock
+        self._max_age = config.key_max_age
+        self._longest_ttl = max(config.max_ttl, config.admin_token_ttl, app.MAX_TOKEN_TTL_SECONDS)
+        self._lock = asyncio.Lock()  # so that the rings follow the commits in their order
+
+    async def list(self) -> Sequence[StoredKey]:
+        """All keys, the newest first, those that are gone included."""
+        return await self._store.read(lambda snapshot: snapshot.signing_keys())
+
+    async def rotate(self, caller: Caller, operator: Principal, purpose: KeyPurpose, *, force: bool) -> Rotation:
+        """Make the next key sign. Kills no token.
+
+        Raises:
+            Conflict: verifiers may not know the next key yet, and it is not to be forced.
+        """
+
+        def rotate(transaction: Transaction) -> Rotation:
+            upcoming = _key(transaction, purpose, KeyState.NEXT)
+            if not force and not upcoming.is_known_to_verifiers(transaction.now):
+                wait = int(upcoming.created_at + signing_key.PUBLISHED_SECONDS - transaction.now) + 1
+                raise Conflict(
+                    f"verifiers may not know the next key yet: wait {wait} s",
+                    hint="or force it: verifiers then have to ask for a key that they do not know",
+                )
+            return self._rotate(transaction, caller, operator.claims.sub, purpose)
+
+        async with self._lock:
+            rotation = await self._store.write(rotate)
+            await self._follow()
+        return rotation
+
+    async def revoke(self, caller: Caller, operator: Principal, kid: str, reason: str) -> int:
+        """Revoke a key: it is gone at once, all that it signed is dead, and the next one takes its place.
+
+        Returns how many live tokens that killed.
+
+        Raises:
+            NotFound: there is no such key.
+            InvalidRequest: the reason does not fit into a line.
+        """
+        check_reason(reason)
+
+        def revoke(transaction: Transaction) -> int:
+            key = next((key for key in transaction.signing_keys() if key.kid == kid), None)
+            if key is None:
+                raise NotFound("no such key", hint="`agentwrit keys list` shows the keys that there are")
+            if key.revoked_at:
+                return 0
+            now = int(transaction.now)
+            transaction.put_signing_key(signing_key.gone(key, revoked_at=max(1, now)))
+            if key.state is KeyState.ACTIVE:
+                self._activate_next(transaction, key.purpose)
+            _complete(transaction, self._wrap)
+            last_exp = self._last_exp(transaction)
+            transaction.revoke(Revocation(kind=RevocationKind.KEY, id=key.kid, effective_at=now, last_exp=last_exp))
+            signed = transaction.grants(GrantQuery(live_at=transaction.now, signed_by=key.kid))
+            is_access_key = key.purpose is KeyPurpose.ACCESS_TOKEN
+            why: EventData = {"kid": key.kid}
+            ended = end_grants(
+                transaction, caller, operator.claims.sub, signed if is_access_key else [], EndReason.KEY_REVOKED, why
+            )
+            transaction.record(
+                caller.event(
+                    EventType.SIGNING_KEY_REVOKED,
+                    detail="a signing key was revoked, with all that it signed",
+                    principal=operator.claims.sub,
+                    sid=operator.claims.sid,
+                    data={**_data(key), "revocation_reason": reason, "count": len(ended)},
+                )
+            )
+            return len(ended)
+
+        async with self._lock:
+            count = await self._store.write(revoke)
+            await self._follow()
+        return count
+
+    async def keep(self) -> None:
+        """Do what is due: rotate keys that have signed for long enough, and let go of those that verify no more."""
+        now = self._clock.now()
+        keys = await self.list()
+        expired = [key for key in keys if key.state is KeyState.RETIRED and now >= key.verifies_until]
+        aged = [
+            key.purpose
+            for key in keys
+            if self._max_age and key.state is KeyState.ACTIVE and now >= key.active_since + self._max_age
+        ]
+        if not expired and not aged:
+            return
+
+        def keep(transaction: Transaction) -> None:
+            for key in expired:
+                transaction.put_signing_key(signing_key.gone(key))
+                transaction.record(Draft(event_type=EventType.SIGNING_KEY_EXPIRED, principal=BROKER, data=_data(key)))
+            for purpose in aged:
+                if _key(transaction, purpose, KeyState.NEXT).is_known_to_verifiers(transaction.now):
+                    self._rotate(transaction, Caller(), BROKER, purpose)
+
+        async with self._lock:
+            await self._store.write(keep)
+            await self._follow()
+
+    def _rotate(self, transaction: Transaction, caller: Caller, principal: str, purpose: KeyPurpose) -> Rotation:
+        before = _key(transaction, purpose, KeyState.ACTIVE)
+        retired = signing_key.retired(before, verifies_until=self._last_exp(transaction))
+        transaction.put_signing_key(retired)
+        active = self._activate_next(transaction, purpose)
+        transaction.record(
+            caller.event(
+                EventType.SIGNING_KEY_ROTATED,
+                detail="the next key signs now",
+                principal=principal,
+                data={**_data(active), "previous_kid": retired.kid, "verifies_until": retired.verifies_until},
+            )
+        )
+        _complete(transaction, self._wrap)
+        return Rotation(active=active, retired=retired, next=_key(transaction, purpose, KeyState.NEXT))
+
+    def _activate_next(self, transaction: Transaction, purpose: KeyPurpose) -> StoredKey:
+        active = self._wrap.activated(_key(transaction, purpose, KeyState.NEXT), int(transaction.now))
+        transaction.put_signing_key(active)
+        return active
+
+    def _last_exp(self, transaction: Transaction) -> int:
+        """When the last token that can have been signed by now is over (Unix seconds)."""
+        return max(transaction.last_exp(), int(transaction.now) + self._longest_ttl) + MARGIN_SECONDS
+
+    async def _follow(self) -> None:
+        self._rings.replace(await self.list())
+
+
+def _complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
+    """Make the keys that there should be, and return all."""
+    for purpose in KeyPurpose:
+        for state in (KeyState.ACTIVE, KeyState.NEXT):
+            if not any(key.purpose is purpose and key.state is state for key in transaction.signing_keys()):
+                now = int(transaction.now)
+                key = wrap.wrap(os.urandom(KEY_BYTES), purpose=purpose, state=state, created_at=now)
+                transaction.put_signing_key(key)
+                transaction.record(Draft(event_type=EventType.SIGNING_KEY_CREATED, principal=BROKER, data=_data(key)))
+    return transaction.signing_keys()
+
+
+def _key(transaction: Transaction, purpose: KeyPurpose, state: KeyState) -> StoredKey:
+    [key] = [key for key in transaction.signing_keys() if key.purpose is purpose and key.state is state]
+    return key
+
+
+def _data(key: StoredKey) -> EventData:
+    return {"kid": key.kid, "purpose": key.purpose.value}
