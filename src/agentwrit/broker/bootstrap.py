@@ -16,6 +16,7 @@ from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_routes import AppRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
 from agentwrit.broker.http.edge import Edge, Resource, create_router
+from agentwrit.broker.http.feed_routes import FeedRoutes
 from agentwrit.broker.http.key_routes import KeyRoutes
 from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.service_routes import ServiceRoutes
@@ -29,6 +30,7 @@ from agentwrit.broker.services.audit import AuditService
 from agentwrit.broker.services.authentication import Authenticator
 from agentwrit.broker.services.delegation import DelegationService
 from agentwrit.broker.services.denials import DenialLog
+from agentwrit.broker.services.feed import RevocationFeed
 from agentwrit.broker.services.housekeeping import Housekeeping
 from agentwrit.broker.services.issuing import TokenIssuer
 from agentwrit.broker.services.keys import KeyRings, KeyService
@@ -110,6 +112,7 @@ async def open_on(
     authenticator = Authenticator(keys, config.issuer, clock, liveness, denials)
     apps = AppService(store, denials, issuer, config)
     launch_tokens = LaunchTokenService(store, config)
+    revocations = RevocationFeed(store, rings.feed, clock, is_stopping=is_stopping)
     service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
     resources = [
         *TokenRoutes(
@@ -127,6 +130,7 @@ async def open_on(
             authenticator,
         ).resources(),
         *AgentRoutes(AgentService(store, authenticator, clock)).resources(),
+        *FeedRoutes(revocations, rings.feed).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
         *service_routes.resources(),
@@ -143,15 +147,19 @@ async def open_on(
             is_tls=config.is_tls,
         )
 
-    housekeeping = asyncio.create_task(Housekeeping(store, clock, liveness, denials, key_service, metrics).run())
+    housekeeping = Housekeeping(store, clock, liveness, denials, key_service, metrics)
+    tasks = [asyncio.create_task(revocations.run()), asyncio.create_task(housekeeping.run())]
     try:
         yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource))
     finally:
-        housekeeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await housekeeping
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
         await denials.flush(everything=True)
         checker.close()
+        for defect in ends:
+            if isinstance(defect, Exception):
+                raise defect
 
 
 def _master_key(config: Config, directory: DataDirectory) -> MasterKey:

@@ -1,7 +1,8 @@
 """The outermost layer: every request gets its id, its headers, its log line and its count, and every error its form."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -30,6 +31,8 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _CLOSE: Final = (b"connection", b"close")
 _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 
+STALLED_SECONDS: Final = 10  # how long a piece of a stream may wait for a client that does not read
+
 # Asked many times a second by machines; their counts say what their lines would.
 _QUIET_ROUTES: Final = frozenset({"/v1/health", "/livez", "/readyz", "/v1/metrics", "/v1/token/validate"})
 
@@ -52,7 +55,10 @@ class Resource:
             raise MethodNotAllowed(frozenset(self._handlers))
         caller: Caller = scope[_CALLER]
         answer = await handler(Exchange(scope, receive, caller.at(f"{scope['method']} {self.path}")))
-        await _send(send, answer)
+        if answer.stream is None:
+            await _send(send, answer)
+        else:
+            await _stream(receive, send, answer, answer.stream)
 
 
 def create_router(resources: Sequence[Resource]) -> ASGIApp:
@@ -149,3 +155,39 @@ async def _send(send: Send, answer: Answer) -> None:
         headers.append((b"content-length", str(len(answer.body)).encode("ascii")))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _stream(receive: Receive, send: Send, answer: Answer, pieces: AsyncIterator[bytes]) -> None:
+    """Send an answer piece by piece, until there are no more, or the client is gone or does not read."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    headers.append((b"content-type", answer.media_type.encode("latin-1")))
+
+    async def pump() -> None:
+        first = await anext(pieces, b"")  # what is refused is refused before the answer begins
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await _send_piece(send, first)
+        async for piece in pieces:
+            await _send_piece(send, piece)
+        await send({"type": "http.response.body", "body": b""})
+
+    pumping = asyncio.ensure_future(pump())
+    leaving = asyncio.ensure_future(_until_gone(receive))
+    try:
+        await asyncio.wait({pumping, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not pumping.done():
+            pumping.cancel()
+        await asyncio.gather(leaving, pumping, return_exceptions=True)
+    if not pumping.cancelled() and pumping.exception() is not None:
+        raise pumping.exception() or RuntimeError
+
+
+async def _send_piece(send: Send, piece: bytes) -> None:
+    async with asyncio.timeout(STALLED_SECONDS):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

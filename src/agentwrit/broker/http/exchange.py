@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -36,6 +36,8 @@ class Answer(msgspec.Struct, kw_only=True):
     status: int = 200
     media_type: str = "application/json"
     headers: Mapping[str, str] = {}
+    stream: AsyncIterator[bytes] | None = None
+    """What follows piece by piece in place of `body`, for as long as the client listens."""
 
 
 def json_answer(content: object, *, status: int = 200) -> Answer:
@@ -72,9 +74,18 @@ class Exchange:
             raise InvalidRequest("there is more than one Idempotency-Key")
         return values[0] if values else None
 
+    def header(self, name: str) -> str:
+        """A header field, or empty."""
+        return self._request.headers.get(name, "")
+
+    def accepts(self, media_type: str) -> bool:
+        """Whether the client asks for this media type by its name (RFC 9110 §12.5.1)."""
+        asked_for = [item.partition(";")[0].strip().lower() for item in self.header("accept").split(",")]
+        return media_type in asked_for
+
     def has_seen(self, tag: str) -> bool:
         """Whether the client holds the representation of this entity tag (RFC 9110 §13.1.2)."""
-        given = [item.strip().removeprefix("W/") for item in self._request.headers.get("if-none-match", "").split(",")]
+        given = [item.strip().removeprefix("W/") for item in self.header("if-none-match").split(",")]
         return tag in given or "*" in given
 
     async def body(self, schema: type[B]) -> B:

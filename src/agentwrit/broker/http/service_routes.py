@@ -69,12 +69,7 @@ class ServiceRoutes:
         return Answer(body=self._metrics.render(), media_type=CONTENT_TYPE)
 
     async def jwks(self, exchange: Exchange) -> Answer:
-        body = msgspec.json.encode(self._keys.jwks)
-        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        headers = {"cache-control": f"public, max-age={PUBLISHED_SECONDS}", "etag": tag}
-        if exchange.has_seen(tag):
-            return Answer(status=304, headers=headers)
-        return Answer(body=body, media_type="application/jwk-set+json", headers=headers)  # RFC 7517 §8.5.2
+        return jwks_answer(exchange, self._keys)
 
     async def _event_count(self) -> int | None:
         """How many events there are, or None if the store does not say, or not soon."""
@@ -83,3 +78,13 @@ class ServiceRoutes:
                 return await self._store.read(lambda snapshot: snapshot.event_count())
         except (Unavailable, TimeoutError):
             return None
+
+
+def jwks_answer(exchange: Exchange, keys: SigningKeys) -> Answer:
+    """The public halves of keys as a JWK Set (RFC 7517 §5)."""
+    body = msgspec.json.encode(keys.jwks)
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"cache-control": f"public, max-age={PUBLISHED_SECONDS}", "etag": tag}
+    if exchange.has_seen(tag):
+        return Answer(status=304, headers=headers)
+    return Answer(body=body, media_type="application/jwk-set+json", headers=headers)  # RFC 7517 §8.5.2

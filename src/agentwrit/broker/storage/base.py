@@ -146,6 +146,18 @@ class Snapshot(Protocol):
         """The entries that an unexpired token can still meet."""
         ...
 
+    def feed(self, first: int, last: int) -> Sequence[Revocation]:
+        """The entries that have the numbers `first` to `last` in the feed, in their order, forgotten ones left out."""
+        ...
+
+    def feed_head(self) -> int:
+        """The number of the newest entry; 0 when there has been none. It never goes back."""
+        ...
+
+    def feed_epoch(self) -> str:
+        """What history the feed's numbers belong to."""
+        ...
+
     def events(self, query: EventQuery) -> Sequence[Event]: ...
 
     def event_count(self, query: EventQuery | None = None) -> int:
@@ -178,7 +190,10 @@ class Transaction(Snapshot, Protocol):
         ...
 
     def revoke(self, revocation: Revocation) -> None:
-        """Announced when committed. A second entry for one thing adds to the first: see `RevocationIndex`."""
+        """Announced when committed, and put at the feed's head.
+
+        A second entry for one thing adds to the first (see `RevocationIndex`), and takes its place in the feed anew.
+        """
         ...
 
     def record(self, draft: Draft) -> None:
@@ -189,7 +204,7 @@ class Transaction(Snapshot, Protocol):
         """Forget up to `limit` rows that time has made meaningless. Returns how many: fewer than `limit` is the end.
 
         These are nonces, launch tokens and first answers that expired, and grants and revocations an hour after the
-        last token that they can touch.
+        last token that they can touch. The newest revocation stays: the feed's numbers go on after its.
         """
         ...
 

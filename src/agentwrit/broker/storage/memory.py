@@ -1,6 +1,7 @@
 """A store in memory, for tests: the port's guarantees but for durability, and faults where a test wants them."""
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -109,6 +110,8 @@ class _Tables:
         self.signing_keys: dict[str, StoredKey] = {}
         self.nonces: dict[bytes, int] = {}
         self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
+        self.feed: dict[tuple[RevocationKind, str], int] = {}
+        self.feed_epoch = secrets.token_hex(16)
         self.events: dict[int, audit.Event] = {}
 
 
@@ -158,6 +161,16 @@ class _MemorySnapshot:
 
     def revocations(self, now: float) -> Iterator[Revocation]:
         return iter([entry for entry in self._tables.revocations.values() if entry.last_exp > now])
+
+    def feed(self, first: int, last: int) -> Sequence[Revocation]:
+        places = sorted((place, key) for key, place in self._tables.feed.items() if first <= place <= last)
+        return [self._tables.revocations[key] for _, key in places]
+
+    def feed_head(self) -> int:
+        return max(self._tables.feed.values(), default=0)
+
+    def feed_epoch(self) -> str:
+        return self._tables.feed_epoch
 
     def events(self, query: EventQuery) -> Sequence[audit.Event]:
         found = [event for event in self._matching(query) if event.sequence > query.after]
@@ -221,6 +234,7 @@ class _MemoryTransaction(_MemorySnapshot):
         known = self._tables.revocations.get(key)
         joined = revocation if known is None else known.joined(revocation)
         self._put(self._tables.revocations, key, joined)
+        self._put(self._tables.feed, key, self.feed_head() + 1)
         self.revoked.append(joined)
 
     def record(self, draft: audit.Draft) -> None:
@@ -242,10 +256,14 @@ class _MemoryTransaction(_MemorySnapshot):
         ]
         forgettable += [(tables.grants, key) for key, row in tables.grants.items() if row.exp <= kept_until]
         forgettable += [
-            (tables.revocations, key) for key, row in tables.revocations.items() if row.last_exp <= kept_until
+            (tables.revocations, key)
+            for key, row in tables.revocations.items()
+            if row.last_exp <= kept_until and tables.feed[key] != self.feed_head()
         ]
         for table, key in forgettable[:limit]:
             self._undo_log.append(partial(table.__setitem__, key, table.pop(key)))
+            if table is tables.revocations:
+                self._undo_log.append(partial(tables.feed.__setitem__, key, tables.feed.pop(key)))
         return len(forgettable[:limit])
 
     def _put(self, table: dict[Any, Any], key: Any, row: Any) -> None:

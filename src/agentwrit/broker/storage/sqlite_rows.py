@@ -31,6 +31,8 @@ _BELOW = (
     ") SELECT sid FROM below"
 )
 
+_IS_NOT_HEAD = "seq < (SELECT max(seq) FROM revocations)"
+
 
 class AuditHead(NamedTuple):
     """Where the audit log ends."""
@@ -113,6 +115,21 @@ class SqliteSnapshot:
         )
         for row in rows:
             yield self._open_revocation(*row)
+
+    def feed(self, first: int, last: int) -> Sequence[Revocation]:
+        rows = self._connection.execute(
+            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE seq BETWEEN ? AND ? ORDER BY seq",
+            (first, last),
+        )
+        return [self._open_revocation(*row) for row in rows]
+
+    def feed_head(self) -> int:
+        [head] = self._connection.execute("SELECT coalesce(max(seq), 0) FROM revocations").fetchone()
+        return int(head)
+
+    def feed_epoch(self) -> str:
+        [epoch] = self._connection.execute("SELECT value FROM meta WHERE name = 'feed_epoch'").fetchone()
+        return str(epoch)
 
     def events(self, query: EventQuery) -> Sequence[audit.Event]:
         where = _events_where(query)
@@ -214,8 +231,15 @@ class SqliteTransaction(SqliteSnapshot):
             revocation = self._open_revocation(*row).joined(revocation)
         _, mac = self._sealer.seal("revocations", revocation)
         self._connection.execute(
-            "INSERT OR REPLACE INTO revocations (kind, id, effective_at, last_exp, mac) VALUES (?, ?, ?, ?, ?)",
-            (revocation.kind.value, revocation.id, revocation.effective_at, revocation.last_exp, mac),
+            "INSERT OR REPLACE INTO revocations (kind, id, effective_at, last_exp, mac, seq) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                revocation.kind.value,
+                revocation.id,
+                revocation.effective_at,
+                revocation.last_exp,
+                mac,
+                self.feed_head() + 1,
+            ),
         )
         self.revoked.append(revocation)
 
@@ -234,7 +258,7 @@ class SqliteTransaction(SqliteSnapshot):
             ("launch_tokens", "token_hash", "expires_at", over),
             ("first_answers", "key", "expires_at", over),
             ("grants", "sid", "exp", over - RETENTION_SECONDS),
-            ("revocations", "(kind, id)", "last_exp", over - RETENTION_SECONDS),
+            ("revocations", "(kind, id)", f"{_IS_NOT_HEAD} AND last_exp", over - RETENTION_SECONDS),
         ):
             columns = key.strip("()")
             count += self._connection.execute(

@@ -1,6 +1,7 @@
 """The file of the SQLite store: opening it, bringing its schema up to date, and what is known of it as a whole."""
 
 import os
+import secrets
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ def open_database(path: Path, sealer: Sealer) -> sqlite3.Connection:
     try:
         _migrate(connection, path)
         _check_seal(connection, sealer)
+        _name_epoch(connection)
     except BaseException:
         connection.close()
         raise
@@ -85,6 +87,13 @@ def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:
             "the master key is not the one that this data directory was made with:"
             " check AGENTWRIT_MASTER_KEY, or put its master.key back"
         )
+
+
+def _name_epoch(connection: sqlite3.Connection) -> None:
+    """Give the revocation feed of a new database a name of its own."""
+    connection.execute(
+        "INSERT INTO meta (name, value) VALUES ('feed_epoch', ?) ON CONFLICT DO NOTHING", (secrets.token_hex(16),)
+    )
 
 
 def load_high_water_mark(connection: sqlite3.Connection) -> float:
