@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from agentwrit.client.app import AgentWritApp
     from agentwrit.client.evidence import verify_delegation
     from agentwrit.client.validation import validate
+    from agentwrit.client.verifier import Verifier
     from agentwrit.domain.scope import scope_is_subset
     from agentwrit.errors import (
         AgentWritError,
         AuthenticationError,
         AuthorizationError,
         CryptoError,
+        InvalidToken,
         ProblemResponseError,
         RateLimitError,
+        ScopeDenied,
         TransportError,
+        Unverifiable,
     )
     from agentwrit.models import (
         AgentClaims,
@@ -50,12 +54,16 @@ __all__ = [
     "DelegatedToken",
     "DelegationRecord",
     "HealthStatus",
+    "InvalidToken",
     "ProblemDetail",
     "ProblemResponseError",
     "RateLimitError",
     "RegisterResult",
+    "ScopeDenied",
     "TransportError",
+    "Unverifiable",
     "ValidateResult",
+    "Verifier",
     "__version__",
     "scope_is_subset",
     "validate",
@@ -73,12 +81,16 @@ _HOMES = {
     "DelegatedToken": "agentwrit.models",
     "DelegationRecord": "agentwrit.models",
     "HealthStatus": "agentwrit.models",
+    "InvalidToken": "agentwrit.errors",
     "ProblemDetail": "agentwrit.models",
     "ProblemResponseError": "agentwrit.errors",
     "RateLimitError": "agentwrit.errors",
     "RegisterResult": "agentwrit.models",
+    "ScopeDenied": "agentwrit.errors",
     "TransportError": "agentwrit.errors",
+    "Unverifiable": "agentwrit.errors",
     "ValidateResult": "agentwrit.models",
+    "Verifier": "agentwrit.client.verifier",
     "scope_is_subset": "agentwrit.domain.scope",
     "validate": "agentwrit.client.validation",
     "verify_delegation": "agentwrit.client.evidence",

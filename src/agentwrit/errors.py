@@ -8,7 +8,10 @@
     │   ├── AuthorizationError   403: the credential does not reach that far
     │   └── RateLimitError       429: too many failed attempts; .retry_after, seconds
     ├── TransportError           the broker was not reached, or what answered is no broker
-    └── CryptoError              a key that cannot be used
+    │   └── Unverifiable         whether a token holds cannot be told: revocations may be missing
+    ├── CryptoError              a key that cannot be used
+    ├── InvalidToken             a token that does not hold; .reason
+    └── ScopeDenied              a token that holds, and does not reach that far; .needed, .held
 """
 
 from collections.abc import Mapping
@@ -17,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from agentwrit.domain.errors import AgentWritError
+from agentwrit.domain.errors import AgentWritError, InvalidToken
 from agentwrit.models import ProblemDetail
 
 __all__ = [
@@ -25,9 +28,12 @@ __all__ = [
     "AuthenticationError",
     "AuthorizationError",
     "CryptoError",
+    "InvalidToken",
     "ProblemResponseError",
     "RateLimitError",
+    "ScopeDenied",
     "TransportError",
+    "Unverifiable",
 ]
 
 MAX_TEXT: Final = 1000
@@ -67,6 +73,22 @@ class RateLimitError(ProblemResponseError):
 
 class TransportError(AgentWritError):
     """The broker was not reached in time, or what answered does not speak its protocol."""
+
+
+class Unverifiable(TransportError):
+    """Whether a token holds cannot be told: the broker was not heard of for too long. Nothing is accepted then."""
+
+
+class ScopeDenied(AgentWritError):
+    """The token holds, and does not cover what is needed. `needed`, `held`: lists of scopes."""
+
+    def __init__(self, needed: list[str], held: list[str]) -> None:
+        super().__init__(f"needed {' '.join(needed)}, held {' '.join(held)}")
+        self.needed = needed
+        self.held = held
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.needed, self.held)
 
 
 class CryptoError(AgentWritError):

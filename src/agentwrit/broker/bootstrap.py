@@ -112,7 +112,7 @@ async def open_on(
     authenticator = Authenticator(keys, config.issuer, clock, liveness, denials)
     apps = AppService(store, denials, issuer, config)
     launch_tokens = LaunchTokenService(store, config)
-    revocations = RevocationFeed(store, rings.feed, clock, is_stopping=is_stopping)
+    revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
     resources = [
         *TokenRoutes(

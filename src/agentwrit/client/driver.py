@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from agentwrit._version import __version__
+from agentwrit.client.event_stream import EventStream
 from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Steps, retry_delay
 from agentwrit.client.steps import AccessToken
 from agentwrit.errors import AgentWritError, TransportError, retry_after
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 RENEW_LOGIN_AT: Final = 0.75  # of its life
 
 
@@ -130,6 +130,18 @@ class Driver:
             result: T = done.value
             return result
 
+    def send(self, request: HttpRequest) -> HttpResponse:
+        """Make one request, once.
+
+        Raises:
+            TransportError: the broker was not reached in time.
+        """
+        return self._send(request, time.monotonic() + self._timeout)
+
+    def event_stream(self, *, silence: float) -> EventStream:
+        """Something to open streams of events with, over the connections of this driver."""
+        return EventStream(self._http(), silence=silence)
+
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
         with self._lock:
@@ -207,7 +219,7 @@ class Driver:
                 body = bytearray()
                 for chunk in response.iter_bytes():
                     body += chunk
-                    if len(body) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+                    if len(body) > request.max_bytes or time.monotonic() > deadline:
                         raise TransportError(f"the broker at {self.broker_url} did not come to an end in time")
                 return HttpResponse(response.status_code, dict(response.headers), bytes(body))
         except httpx2.TimeoutException:

@@ -17,6 +17,9 @@ from agentwrit.errors import AgentWritError
 T = TypeVar("T")
 
 
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+
+
 class Secret:
     """A secret on its way into a request: whatever prints the variables of a traceback does not print it.
 
@@ -41,6 +44,7 @@ class HttpRequest:
 
     `is_idempotent`: made twice it does what it does once, so it may be retried; `idempotency_key` is what tells the
     broker that it is the same request. `is_503_an_answer`: a 503 is what was asked for, and no reason to try again.
+    `max_bytes`: the largest answer to take.
     """
 
     method: str
@@ -50,6 +54,7 @@ class HttpRequest:
     is_idempotent: bool = False
     idempotency_key: str | None = None
     is_503_an_answer: bool = False
+    max_bytes: int = MAX_ANSWER_BYTES
 
     def content(self) -> bytes | None:
         """The body to send.

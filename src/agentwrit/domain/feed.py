@@ -8,6 +8,7 @@ The rules:
 - A page covers the numbers `first` to `last` without a gap; entries that may be forgotten are left out of it. `head` is
   the number of the newest entry when the page was issued. A page without entries is a heartbeat: `first` is `last` + 1.
 - A snapshot has all entries up to `head` that may not be forgotten yet: where a newcomer begins.
+- `iss` is the issuer of the tokens that the feed is about.
 - `epoch` names the history that the numbers belong to. A page of another epoch makes all that is known worthless: begin
   again with a snapshot.
 - Pages and snapshots are signed (JWS), each with a type of its own, so anybody may pass them on. Fresh is who has all
@@ -43,6 +44,7 @@ class FeedEntry(msgspec.Struct, frozen=True, array_like=True):
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """A run of the feed. `issued_at`: Unix seconds."""
 
+    iss: str
     epoch: str
     first: int
     last: int
@@ -54,6 +56,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All that is dead and cannot be forgotten yet, up to the entry `head`."""
 
+    iss: str
     epoch: str
     head: int
     issued_at: int

@@ -17,6 +17,7 @@ The broker and the SDK share this one implementation.
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from agentwrit.domain.errors import InvalidRequest
@@ -24,6 +25,7 @@ from agentwrit.domain.errors import InvalidRequest
 MAX_SCOPE_LENGTH: Final = 256
 MAX_SCOPES: Final = 64
 WILDCARD: Final = "*"
+PARSED_SCOPES_REMEMBERED: Final = 4096
 
 # RFC 6749 §3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E ); the first two parts also without ":" and "*".
 _SCOPE = re.compile(r"(?P<action>[!#-)+-9;-\[\]-~]+):(?P<resource>[!#-)+-9;-\[\]-~]+):(?P<identifier>[!#-\[\]-~]+)")
@@ -105,6 +107,7 @@ def _is_covered(requested: Scope | None, held: Iterable[Scope]) -> bool:
     return requested is not None and any(scope.covers(requested) for scope in held)
 
 
+@lru_cache(PARSED_SCOPES_REMEMBERED)
 def _parse_or_none(text: str) -> Scope | None:
     if len(text) > MAX_SCOPE_LENGTH:
         return None

@@ -44,9 +44,12 @@ _Follower = asyncio.Queue[SignedPage | None]
 class RevocationFeed:
     """The feed of one broker. `is_stopping`: whether those who follow are to be let go."""
 
-    def __init__(self, store: Store, keys: SigningKeys, clock: Clock, *, is_stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: Store, keys: SigningKeys, issuer: str, clock: Clock, *, is_stopping: Callable[[], bool]
+    ) -> None:
         self._store = store
         self._keys = keys
+        self._issuer = issuer
         self._clock = clock
         self._is_stopping = is_stopping
         self._news = asyncio.Event()
@@ -132,6 +135,7 @@ class RevocationFeed:
                     # Here and not on the event loop: there may be a great many.
                     return feed.sign_snapshot(
                         feed.Snapshot(
+                            iss=self._issuer,
                             epoch=snapshot.feed_epoch(),
                             head=snapshot.feed_head(),
                             issued_at=int(now),
@@ -190,7 +194,13 @@ class RevocationFeed:
             last = min(feed.page_end(first), head)
             entries = tuple(map(feed.entry, snapshot.feed(first, last)))
             return feed.Page(
-                epoch=snapshot.feed_epoch(), first=first, last=last, head=head, issued_at=issued_at, entries=entries
+                iss=self._issuer,
+                epoch=snapshot.feed_epoch(),
+                first=first,
+                last=last,
+                head=head,
+                issued_at=issued_at,
+                entries=entries,
             )
 
         known = self._sealed.get((self._keys.signer.kid, after + 1))
