@@ -15,10 +15,11 @@ from agentwrit.broker.data_directory import DataDirectory
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_routes import AppRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
-from agentwrit.broker.http.edge import Edge, Resource, create_router
+from agentwrit.broker.http.edge import Edge
 from agentwrit.broker.http.feed_routes import FeedRoutes
 from agentwrit.broker.http.key_routes import KeyRoutes
 from agentwrit.broker.http.operator_routes import OperatorRoutes
+from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.service_routes import ServiceRoutes
 from agentwrit.broker.http.token_routes import TokenRoutes
 from agentwrit.broker.keystore import KeyWrap, MasterKey
@@ -141,7 +142,7 @@ async def open_on(
 
     def edge(*of: Resource) -> Edge:
         return Edge(
-            create_router(of),
+            Router(of),
             metrics,
             trusted_proxies=config.trusted_proxies,
             is_tls=config.is_tls,

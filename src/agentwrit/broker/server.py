@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -81,6 +82,9 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> N
         for server in servers:
             await server.is_listening.wait()
         url = _url(config, listeners[0])
+        # What was loaded to get here stays: no garbage collection needs to look at it again.
+        gc.collect()
+        gc.freeze()
         log.info("listening", url=url, version=__version__, data_dir=str(config.data_dir))
         _announce(ready_fd, url)
         await stop.wait()

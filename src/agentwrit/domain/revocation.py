@@ -134,8 +134,12 @@ class RevocationIndex:
         return (
             self.is_revoked(RevocationKind.GRANT, claims.sid, now)
             or self.is_revoked(RevocationKind.KEY, kid, now)
-            or any(
-                self.is_revoked(RevocationKind.GRANT, hop.sid, now) or self.is_revoked(RevocationKind.KEY, hop.kid, now)
-                for hop in claims.delegation_chain
+            or (
+                bool(claims.delegation_chain)
+                and any(
+                    self.is_revoked(RevocationKind.GRANT, hop.sid, now)
+                    or self.is_revoked(RevocationKind.KEY, hop.kid, now)
+                    for hop in claims.delegation_chain
+                )
             )
         )

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from agentwrit.broker.http import wire
-from agentwrit.broker.http.edge import Resource
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
+from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.agents import MAX_LIMIT, AgentService
 from agentwrit.broker.storage.base import GrantQuery
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from agentwrit.broker.http import wire
-from agentwrit.broker.http.edge import Resource
 from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
 from agentwrit.broker.http.launching import launch_token_answer
 from agentwrit.broker.http.rate_limits import RateLimiter
+from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.authentication import Authenticator
 from agentwrit.broker.services.launch_tokens import LaunchTokenService

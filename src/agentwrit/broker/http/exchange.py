@@ -1,15 +1,14 @@
 """One request and its answer, as handlers see them."""
 
-import asyncio
 import ipaddress
+import itertools
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
-from starlette.datastructures import Headers, QueryParams
-from starlette.requests import ClientDisconnect, Request
+from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope
 
 from agentwrit.broker.config import Network
@@ -20,17 +19,18 @@ from agentwrit.domain.errors import InvalidRequest, PayloadTooLarge
 B = TypeVar("B", bound=msgspec.Struct)
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-MAX_BODY_SECONDS: Final = 10
-
-BODY_UNREAD: Final = "agentwrit.body_unread"
-"""In a scope: whether the connection has to be closed, because it still holds some of the request's body."""
+_PROCESS: Final = secrets.token_hex(8)
+_requests = itertools.count(1)
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")  # W3C Trace Context §3.2
 
 
+Header = tuple[bytes, bytes]
+
+
 class Answer(msgspec.Struct, kw_only=True):
-    """What a handler answers with."""
+    """What a handler answers with. An answer may be kept, and given again."""
 
     body: bytes = b""
     status: int = 200
@@ -38,6 +38,22 @@ class Answer(msgspec.Struct, kw_only=True):
     headers: Mapping[str, str] = {}
     stream: AsyncIterator[bytes] | None = None
     """What follows piece by piece in place of `body`, for as long as the client listens."""
+    _fields: list[Header] | None = None
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether it says itself how it may be cached."""
+        return "cache-control" in self.headers
+
+    def fields(self) -> list[Header]:
+        """Its header fields, as they are sent."""
+        if self._fields is None:
+            self._fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+            if self.status not in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: no content, and no word on it
+                self._fields.append((b"content-type", self.media_type.encode("latin-1")))
+                if self.stream is None:
+                    self._fields.append((b"content-length", str(len(self.body)).encode("ascii")))
+        return self._fields
 
 
 def json_answer(content: object, *, status: int = 200) -> Answer:
@@ -47,17 +63,35 @@ def json_answer(content: object, *, status: int = 200) -> Answer:
 class Exchange:
     """A request, with what every use case needs to know of it."""
 
-    def __init__(self, scope: Scope, receive: Receive, caller: Caller) -> None:
-        self._request = Request(scope, receive)
-        self.caller = caller
+    def __init__(self, scope: Scope, receive: Receive, trusted_proxies: Sequence[Network]) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._trusted_proxies = trusted_proxies
+        self._caller: Caller | None = None
+        given_id = self.header("x-request-id")
+        self.request_id = given_id if _REQUEST_ID.fullmatch(given_id) else new_request_id()
+        self.route = ""
+        """The method and the template of the path, once it is found."""
+        self.path_params: Mapping[str, str] = {}
+        self.is_body_unread = False
+        """Whether the connection has to be closed, because it still holds some of the request's body."""
 
     @property
-    def path_params(self) -> Mapping[str, str]:
-        return self._request.path_params
+    def caller(self) -> Caller:
+        """Where the request comes from."""
+        if self._caller is None:
+            trace = _TRACEPARENT.fullmatch(self.header("traceparent"))
+            self._caller = Caller(
+                address=client_address(self._scope, self._trusted_proxies),
+                route=self.route,
+                request_id=self.request_id,
+                trace_id=trace[1] if trace is not None and trace[1].strip("0") else "",
+            )
+        return self._caller
 
     def bearer(self) -> str | None:
         """The bearer token (RFC 6750 §2.1), if there is one and only one."""
-        values = self._request.headers.getlist("authorization")
+        values = self._values("authorization")
         if len(values) != 1:
             return None
         scheme, _, token = values[0].partition(" ")
@@ -69,14 +103,19 @@ class Exchange:
         Raises:
             InvalidRequest: it is named twice.
         """
-        values = self._request.headers.getlist("idempotency-key")
+        values = self._values("idempotency-key")
         if len(values) > 1:
             raise InvalidRequest("there is more than one Idempotency-Key")
         return values[0] if values else None
 
     def header(self, name: str) -> str:
         """A header field, or empty."""
-        return self._request.headers.get(name, "")
+        wanted = name.encode("ascii")
+        for field, value in self._scope["headers"]:
+            if field == wanted:
+                text: str = value.decode("latin-1")
+                return text
+        return ""
 
     def accepts(self, media_type: str) -> bool:
         """Whether the client asks for this media type by its name (RFC 9110 §12.5.1)."""
@@ -95,11 +134,11 @@ class Exchange:
             InvalidRequest: it is not one.
             PayloadTooLarge: it is over 1 MiB.
         """
-        return wire.decode(await self._read(), schema)
+        return wire.decode(await self.read(), schema)
 
     async def optional_body(self, schema: type[B]) -> B:
         """As `body`, for a body that may be left out."""
-        return wire.decode_optional(await self._read(), schema)
+        return wire.decode_optional(await self.read(), schema)
 
     def query(self, *known: str) -> dict[str, str]:
         """The query's parameters.
@@ -107,7 +146,7 @@ class Exchange:
         Raises:
             InvalidRequest: one is unknown, or is given twice.
         """
-        given = QueryParams(self._request.scope["query_string"]).multi_items()
+        given = QueryParams(self._scope["query_string"]).multi_items()
         parameters = dict(given)
         for name in parameters:
             if name not in known:
@@ -116,29 +155,34 @@ class Exchange:
             raise InvalidRequest("the query has a parameter twice")
         return parameters
 
-    async def _read(self) -> bytes:
-        # Until the whole body is read, what follows on this connection is no new request.
-        self._request.scope[BODY_UNREAD] = True
-        body = await self._read_bounded()
-        self._request.scope[BODY_UNREAD] = False
-        return body
+    async def read(self) -> bytes:
+        """The body as it came.
 
-    async def _read_bounded(self) -> bytes:
-        declared = self._request.headers.get("content-length", "")
+        Raises:
+            InvalidRequest: the connection ended before it did. (How long it may take, the connection says.)
+            PayloadTooLarge: it is over 1 MiB.
+        """
+        # Until the whole body is read, what follows on this connection is no new request.
+        self.is_body_unread = True
+        declared = self.header("content-length")
         if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
             raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
-        body = bytearray()
-        try:
-            async with asyncio.timeout(MAX_BODY_SECONDS):
-                async for chunk in self._request.stream():
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
-                        raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
-        except TimeoutError:
-            raise InvalidRequest(f"the body did not arrive within {MAX_BODY_SECONDS} seconds") from None
-        except ClientDisconnect:
-            raise InvalidRequest("the connection was closed before the body arrived") from None
-        return bytes(body)
+        body = b""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidRequest("the connection was closed before the body arrived")
+            piece: bytes = message.get("body", b"")
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
+            if not message.get("more_body", False):
+                self.is_body_unread = False
+                return body
+
+    def _values(self, name: str) -> list[str]:
+        wanted = name.encode("ascii")
+        return [value.decode("latin-1") for field, value in self._scope["headers"] if field == wanted]
 
 
 def integer_parameter(parameters: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
@@ -155,20 +199,7 @@ def integer_parameter(parameters: Mapping[str, str], name: str, default: int, *,
     return int(text)
 
 
-def caller_of(scope: Scope, route: str, trusted_proxies: Sequence[Network]) -> Caller:
-    """Where a request comes from."""
-    headers = Headers(scope=scope)
-    given_id = headers.get("x-request-id", "")
-    trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-    return Caller(
-        address=client_address(scope, headers, trusted_proxies),
-        route=route,
-        request_id=given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16),
-        trace_id=trace[1] if trace is not None and trace[1].strip("0") else "",
-    )
-
-
-def client_address(scope: Scope, headers: Headers, trusted_proxies: Sequence[Network]) -> str:
+def client_address(scope: Scope, trusted_proxies: Sequence[Network]) -> str:
     """The peer's address, or what trusted proxies say of it.
 
     X-Forwarded-For is read from its end, where the nearest proxy wrote, and only as far as proxies are trusted:
@@ -177,7 +208,8 @@ def client_address(scope: Scope, headers: Headers, trusted_proxies: Sequence[Net
     address: str = scope["client"][0] if scope.get("client") else ""
     if not trusted_proxies:
         return address
-    forwarded = ",".join(headers.getlist("x-forwarded-for")).split(",")
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    forwarded = ",".join(values).split(",")
     while forwarded and _is_trusted(address, trusted_proxies):
         claimed = forwarded.pop().strip()
         try:
@@ -185,6 +217,11 @@ def client_address(scope: Scope, headers: Headers, trusted_proxies: Sequence[Net
         except ValueError:
             break
     return address
+
+
+def new_request_id() -> str:
+    """A name for a request that none of any broker's has had. It is no secret: counting is quicker than drawing."""
+    return f"{_PROCESS}{next(_requests):016x}"
 
 
 def _is_trusted(address: str, trusted_proxies: Sequence[Network]) -> bool:

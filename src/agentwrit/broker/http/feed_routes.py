@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from agentwrit.broker.http.edge import Resource
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter
+from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.http.service_routes import jwks_answer
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services.feed import SNAPSHOT_SECONDS, RevocationFeed

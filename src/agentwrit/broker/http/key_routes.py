@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from agentwrit.broker.http import wire
-from agentwrit.broker.http.edge import Resource
 from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
+from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.keys import KeyService
 from agentwrit.domain import operator

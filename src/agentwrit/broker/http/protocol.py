@@ -13,61 +13,105 @@ from agentwrit.domain.errors import InvalidRequest, Refusal
 
 MAX_HEAD_BYTES: Final = 32 * 1024
 MAX_HEAD_SECONDS: Final = 15
+MAX_BODY_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 75  # longer than clients keep idle connections, so that the client is the one who closes
 
 
+class _Gathering:
+    """A transport that sends what is written in one turn of the event loop at once.
+
+    uvicorn writes the head and the body of an answer apart; sent apart they would cost two system calls.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._transport.write(b"".join(pieces))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """A request's head has 15 seconds to arrive, and is refused if 32 KiB of it did not bring its end."""
+    """A request's head has 15 seconds to arrive, and its body 10 more; a head of more than 32 KiB is refused."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_in_head = False
+        self._head: object = None  # the scope of the request whose head has begun to arrive
         self._head_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn narrows it to Transport
-        self._await_head()
+        super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type]  # it acts as one
+        self._give(MAX_HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_in_head:
-            self._head_bytes += len(data)
         super().data_received(data)
-        if not self._is_in_head or self.transport.is_closing():
+        if self._is_in_head():
+            self._head_arrives(len(data))
+        elif self._is_in_body():
+            if self._head is not None or self._timer is None:
+                self._head = None
+                self._give(MAX_BODY_SECONDS)
+        elif self._timer is not None:
             self._stop_waiting()
-        elif self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(InvalidRequest(f"a request's head has at most {MAX_HEAD_BYTES} bytes"))
-        elif self._head_timer is None:
-            self._await_head()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_head = True
-        self._head_bytes = 0
-
-    def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest("this is not HTTP/1.1"))
 
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(MAX_HEAD_SECONDS, self._give_up)
+    def _is_in_head(self) -> bool:
+        # A scope is made when a request begins, and its cycle when its head is complete.
+        return bool(self.scope) and getattr(self.cycle, "scope", None) is not self.scope
+
+    def _is_in_body(self) -> bool:
+        return getattr(self.cycle, "more_body", False) and not self.cycle.response_complete
+
+    def _head_arrives(self, count: int) -> None:
+        if self.transport.is_closing():
+            self._stop_waiting()
+        elif self._head is not self.scope:
+            self._head, self._head_bytes = self.scope, 0
+            self._give(MAX_HEAD_SECONDS)
+        else:
+            self._head_bytes += count
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(InvalidRequest(f"a request's head has at most {MAX_HEAD_BYTES} bytes"))
+
+    def _give(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
-        self._head_timer = None
-        if not self.transport.is_closing():
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self._is_in_body() and not self.cycle.response_started:
+            self._refuse(InvalidRequest(f"the body did not arrive within {MAX_BODY_SECONDS} seconds"))
+        else:
             self.transport.close()
 
     def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _refuse(self, refusal: Refusal) -> None:
         status = problems.STATUS[refusal.error_code]
@@ -77,5 +121,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             f"content-length: {len(body)}\r\nx-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
             "cache-control: no-store\r\nconnection: close\r\n\r\n"
         )
+        self._stop_waiting()
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from agentwrit._version import __version__
-from agentwrit.broker.http.edge import Resource
 from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
+from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.metrics import CONTENT_TYPE, Metrics
 from agentwrit.broker.storage.base import Store

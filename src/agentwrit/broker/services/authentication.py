@@ -17,7 +17,7 @@ from agentwrit.domain.errors import InsufficientScope, InvalidToken, Refusal, To
 from agentwrit.domain.grant import GrantKind
 from agentwrit.domain.operator import SUBJECT as OPERATOR_SUBJECT
 
-GENUINE_TOKENS_REMEMBERED: Final = 8192
+GENUINE_TOKENS_REMEMBERED: Final = 4096
 
 _APP_PREFIX: Final = "app:"
 
@@ -81,9 +81,7 @@ class Authenticator:
             InvalidToken: it is not.
         """
         principal = self._read_genuine(token)
-        if principal.kid not in self._keys.public_keys:
-            raise InvalidToken("the key that signed the token is gone")
-        claims_rules.check_time(principal.claims, self._clock.now())
+        self._check_still_genuine(principal, self._clock.now())
         return principal
 
     async def alive(self, token: str) -> Principal:
@@ -92,10 +90,20 @@ class Authenticator:
         Raises:
             InvalidToken: it is not.
         """
-        principal = self.genuine(token)
-        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
-            raise InvalidToken("the token has been revoked")
+        principal = self._read_genuine(token)
+        await self.check_alive(principal)
         return principal
+
+    async def check_alive(self, principal: Principal) -> None:
+        """Check that a token which was genuine still is, is in time and not revoked.
+
+        Raises:
+            InvalidToken: it is not.
+        """
+        now = self._clock.now()
+        self._check_still_genuine(principal, now)
+        if await self._liveness.is_dead(principal.kid, principal.claims, now):
+            raise InvalidToken("the token has been revoked")
 
     async def is_grant_dead(self, principal: Principal) -> bool:
         """Whether the principal's grant has ended; a token that was merely superseded does not count."""
@@ -159,6 +167,11 @@ class Authenticator:
             data={"jti": principal.claims.jti},
         )
         return await self._denials.record(StrangerDenied(TokenRevoked(), caller, event))
+
+    def _check_still_genuine(self, principal: Principal, now: float) -> None:
+        if principal.kid not in self._keys.public_keys:
+            raise InvalidToken("the key that signed the token is gone")
+        claims_rules.check_time(principal.claims, now)
 
     def _read(self, token: str) -> Principal:
         kid, payload = self._keys.verifier.verify(token)

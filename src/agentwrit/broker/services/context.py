@@ -85,7 +85,3 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             trace_id=self.trace_id,
             data=data or {},
         )
-
-    def at(self, route: str) -> "Caller":
-        """The same caller, at a route."""
-        return msgspec.structs.replace(self, route=route)

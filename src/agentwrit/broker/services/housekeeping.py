@@ -49,7 +49,7 @@ class Housekeeping:
 
     async def round(self) -> None:
         """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it."""
-        self._metrics.revocation_entries.set(self._liveness.forget(self._clock.now()))
+        self._metrics.revocation_entries = self._liveness.forget(self._clock.now())
         await self._denials.flush()
         await self._keys.keep()
         while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:

@@ -8,7 +8,6 @@ from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidToken, Unauthorized
 from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal
 from agentwrit.domain.revocation import Revocation, RevocationKind
@@ -22,12 +21,20 @@ class TokenService:
         self._issuer = issuer
         self._authenticator = authenticator
 
-    async def validate(self, token: str) -> Claims | None:
-        """What a token says, or None if it does not hold."""
+    async def validate(self, token: str) -> Principal | None:
+        """Whom a token speaks for, or None if it does not hold."""
         try:
-            return (await self._authenticator.alive(token)).claims
+            return await self._authenticator.alive(token)
         except InvalidToken:
             return None
+
+    async def is_alive(self, principal: Principal) -> bool:
+        """Whether a token that held still does."""
+        try:
+            await self._authenticator.check_alive(principal)
+        except InvalidToken:
+            return False
+        return True
 
     async def renew(self, caller: Caller, token: str | None) -> IssuedToken:
         """The successor of an agent's token (see `agentwrit.domain.grant`).

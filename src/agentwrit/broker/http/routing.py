@@ -1,0 +1,61 @@
+"""What stands at which path."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from starlette.routing import compile_path
+
+from agentwrit.broker.http.exchange import Answer, Exchange
+from agentwrit.domain.errors import MethodNotAllowed, NotFound
+
+Handler = Callable[[Exchange], Awaitable[Answer]]
+
+_NO_PARAMETERS: Final[Mapping[str, str]] = {}
+
+
+class Resource:
+    """What stands at one path: a handler for each method.
+
+    In a path `{name}` takes one segment, and `{name:path}` all that follows.
+    """
+
+    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
+        self.path = path
+        self._handlers = dict(handlers)
+        if "GET" in self._handlers:
+            self._handlers.setdefault("HEAD", self._handlers["GET"])
+        self.routes = {method: f"{method} {path}" for method in self._handlers}
+
+    def handler(self, method: str) -> Handler:
+        """What answers this method.
+
+        Raises:
+            MethodNotAllowed: nothing does.
+        """
+        handler = self._handlers.get(method)
+        if handler is None:
+            raise MethodNotAllowed(frozenset(self._handlers))
+        return handler
+
+
+class Router:
+    """Resources by path. Most paths are fixed, and are found at once."""
+
+    def __init__(self, resources: Sequence[Resource]) -> None:
+        self._fixed = {resource.path: resource for resource in resources if "{" not in resource.path}
+        self._templates = [(compile_path(resource.path)[0], resource) for resource in resources if "{" in resource.path]
+
+    def find(self, path: str) -> tuple[Resource, Mapping[str, str]]:
+        """The resource at a path, and the values of the path's parameters.
+
+        Raises:
+            NotFound: there is none.
+        """
+        resource = self._fixed.get(path)
+        if resource is not None:
+            return resource, _NO_PARAMETERS
+        for pattern, candidate in self._templates:
+            match = pattern.match(path)
+            if match is not None:
+                return candidate, match.groupdict()
+        raise NotFound("there is nothing at this path")
