@@ -10,9 +10,9 @@ import sys
 from agentwrit import Agent, AgentWritApp, AgentWritError, scope_is_subset, validate
 
 ROWS = {
-    "acme": ["19.90", "5.00", "12.50"],
-    "birch": ["7.25", "n/a", "3.00"],  # one row that is no number
-    "cedar": ["80.00", "20.00"],
+    "acme": ["199", "50", "125"],
+    "birch": ["72", "n/a", "30"],  # one row that is no number
+    "cedar": ["80", "20"],
 }
 
 
@@ -46,7 +46,7 @@ def run_batch(app: AgentWritApp) -> bool:
                     if other != tenant:
                         is_isolated &= is_blocked(warehouse, agent, other)
                 rows = warehouse.rows(agent.access_token, tenant)
-                print(f"  [DONE] {len(rows)} rows, total {sum(map(float, rows)):.2f}")
+                print(f"  [DONE] {len(rows)} rows, {sum(map(int, rows))} sold")
         except ValueError as error:
             # By now the `with` has released the agent.
             print(f"  [FAILED] {error}")

@@ -1,6 +1,6 @@
 """A moderation queue: the moderator gives one item, and only that, to a specialist, for a minute.
 
-The specialist acts on the moderator's authority with a key of its own, and only as long as the moderator's lasts.
+The specialist acts on the moderator's authority and under its own name, for as long as that authority lasts.
 
     agentwrit dev -- python examples/moderation_queue.py --item item-17
 """
@@ -23,7 +23,7 @@ def moderate(app: AgentWritApp, hard: str) -> bool:
         print(f"Specialist: {specialist.agent_id}, {specialist.scope}")
         print()
 
-        # What travels to the specialist is this token. Of no use to anybody else: it speaks for the specialist.
+        # This is what travels to the specialist: a token in its name, for one item, for a minute.
         delegated = moderator.delegate(specialist.agent_id, [f"write:queue:{hard}"], ttl=60)
         acting = specialist.accept(delegated)
         print(f"Delegated:  {acting.scope} for {acting.expires_in}s")
