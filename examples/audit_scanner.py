@@ -36,7 +36,7 @@ def scan(app: AgentWritApp) -> bool:
         pass
     with app.create_agent("audit-scanner", "valid", ["read:data:report"]) as agent:
         head, payload, signature = agent.access_token.split(".")
-        time.sleep(shortlived.expires_in)
+        time.sleep(shortlived.expires_in)  # now its time is over
         bad = {
             "expired": shortlived.access_token,
             "released": released.access_token,
@@ -85,7 +85,7 @@ def provoke(app: AgentWritApp) -> bool:
         ended.release()
 
         def be_wrong_too_often() -> None:
-            for _ in range(10):  # three in a row are forgiven, and ten a minute
+            for _ in range(10):  # three in a row are let through, then ten a minute
                 with contextlib.suppress(AuthenticationError):
                     impostor.create_agent("audit-scanner", "impostor", report)
 

@@ -43,9 +43,9 @@ def trade(app: AgentWritApp, account: str, ttl: int, ticks: int) -> bool:
 
 
 def renew_after(agent: Agent) -> float:
-    """Seconds until 75 % of a token's life are over, if it was just issued.
+    """Seconds until 75 % of the life of a token are over that was just issued.
 
-    Times in tokens are whole seconds, and the one in which it was issued may have been nearly over.
+    It may live up to a second less than `expires_in` says: times in tokens are whole seconds, rounded down.
     """
     return 0.75 * (agent.expires_in - 1)
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.cli.support import CLEAN
 from tests.pages import blocks
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "order_worker")
 
-_CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("AGENTWRIT_")}
-_CLEAN["PATH"] = f"{Path(sys.executable).parent}:{_CLEAN['PATH']}"
+_PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 def page(name: str) -> str:
@@ -37,7 +37,12 @@ def ceiling(name: str) -> list[str]:
 def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command as it stands on a page. Its environment has no settings but those given."""
     return subprocess.run(
-        shlex.split(command), cwd=ROOT, env={**_CLEAN, **environment}, capture_output=True, text=True, timeout=60
+        shlex.split(command),
+        cwd=ROOT,
+        env={**CLEAN, "PATH": _PATH, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
