@@ -15,6 +15,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers each request with the next reply of the script, and the last one for ever."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's acknowledgement of its head
     server: "Peer"
 
     def do_GET(self) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from agentwrit.broker.config import Config
+from tests.pages import blocks, check_printed
 from tests.support import BrokerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -26,24 +27,14 @@ class Shown(NamedTuple):
     output: list[str]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
 def shown() -> list[Shown]:
     found: list[Shown] = []
-    for line in "".join(blocks("console")).splitlines():
+    for line in "".join(blocks(README, "console")).splitlines():
         if line.startswith("$ "):
             found.append(Shown(line[2:], []))
         else:
             found[-1].output.append(line)
     return found
-
-
-def looks_like(line: str, pattern: str) -> bool:
-    """Whether a line is as shown: `…` stands for anything, and the width of columns does not matter."""
-    parts = [re.escape(part) for part in re.sub(r"\s+", " ", pattern).strip().split("…")]
-    return re.fullmatch(".*".join(parts), re.sub(r"\s+", " ", line).strip()) is not None
 
 
 def test_the_readme_can_be_followed(tmp_path: Path) -> None:
@@ -70,13 +61,11 @@ def test_the_readme_can_be_followed(tmp_path: Path) -> None:
         run(f"export AGENTWRIT_BROKER_URL={broker.url}")
         for step in steps[2:]:
             printed = [line.replace(broker.url, "http://127.0.0.1:8080") for line in run(step.command)]
-            assert len(printed) == len(step.output), (step.command, printed)
-            for line, pattern in zip(printed, step.output, strict=True):
-                assert looks_like(line, pattern), (line, pattern)
+            check_printed(printed, step.output, step.command)
             for line in printed:
                 if line.startswith("export AGENTWRIT_CLIENT"):
                     run(line)  # "with those three variables set"
-        [program] = blocks("python")
+        [program] = blocks(README, "python")
         run(f"python - <<'END'\n{program}\nEND")
 
 

@@ -17,8 +17,22 @@ from agentwrit.cli.broker import BROKER, check_installed
 from agentwrit.cli.output import say
 from agentwrit.cli.signals import Signals, Stopped
 
-# What the sample apps need: scopes for any customer and any order, of which each agent gets one.
-SAMPLE_CEILING: Final = ("read:data:*", "write:data:*")
+# What the sample apps need, together: scopes for any customer, patient or service, of which each agent gets one.
+SAMPLE_CEILING: Final = (
+    "read:data:*",
+    "write:data:*",
+    "read:tenant:*",
+    "read:patient:*",
+    "read:policy:*",
+    "write:queue:*",
+    "read:run:*",
+    "build:service:*",
+    "deploy:service:*",
+    "verify:service:*",
+    "trade:account:*",
+    "read:claim:*",
+    "pay:claim:*",
+)
 SAMPLE_APP: Final = "sample-app"
 
 LOOPBACK: Final = "127.0.0.1"  # where a broker listens that was told nothing else

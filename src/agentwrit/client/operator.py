@@ -1,18 +1,22 @@
 """The operator's side of the protocol, for the command line."""
 
 from collections.abc import Sequence
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Final
+from urllib.parse import quote, urlencode
 
 from agentwrit.client import steps
 from agentwrit.client.driver import Connected, Driver, Login
 from agentwrit.client.exchange import HttpRequest, Secret, Steps
 
+APPS: Final = "/v1/admin/apps"
+AGENTS: Final = "/v1/agents"
+
 
 class OperatorClient(Connected):
-    """Manages the apps of a broker. Answers are the broker's own JSON objects. `timeout`: seconds for a whole call.
+    """Manages the apps of a broker, watches its agents and revokes. Answers are the broker's own JSON objects.
 
-    Every method raises ProblemResponseError where the broker refuses, and TransportError where it was not reached.
+    `timeout`: seconds for a whole call. Every method raises ProblemResponseError where the broker refuses, and
+    TransportError where it was not reached.
     """
 
     def __init__(self, broker_url: str, admin_secret: str, *, timeout: float = 10.0) -> None:
@@ -23,11 +27,11 @@ class OperatorClient(Connected):
     def register_app(self, name: str, scopes: Sequence[str], *, token_ttl: int | None = None) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""
         body = {"name": name, "scopes": list(scopes)} | ({} if token_ttl is None else {"token_ttl": token_ttl})
-        return self._call("POST", "", body)
+        return self._call("POST", APPS, body)
 
     def list_apps(self) -> dict[str, Any]:
         """All apps, as `apps` and `total`."""
-        return self._call("GET", "")
+        return self._call("GET", APPS)
 
     def get_app(self, app_id: str) -> dict[str, Any]:
         return self._call("GET", _at(app_id))
@@ -55,6 +59,41 @@ class OperatorClient(Connected):
         """End an app, and every credential that came through it."""
         return self._call("DELETE", _at(app_id))
 
+    def revoke(self, level: str, target: str, *, reason: str = "") -> dict[str, Any]:
+        """End all that is alive under a name, and what falls with it; as `count` how many live tokens that killed.
+
+        `level` says what `target` is: `token` (jti), `agent` or `chain` (agent_id), `task` (task_id), `grant` (sid) or
+        `app` (app_id). A name that nobody has is no error: `count` is 0.
+        """
+        return self._call("POST", "/v1/revoke", {"level": level, "target": target, "reason": reason})
+
+    def list_agents(
+        self,
+        *,
+        app_id: str | None = None,
+        agent_id: str | None = None,
+        task_id: str | None = None,
+        orch_id: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """A page of the live grants that match, as `agents`; and as `next` what to give as `after` for the next page,
+        or null."""
+        asked = {
+            "app_id": app_id,
+            "agent_id": agent_id,
+            "task_id": task_id,
+            "orch_id": orch_id,
+            "after": after,
+            "limit": limit,
+        }
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        return self._call("GET", f"{AGENTS}?{query}")
+
+    def show_agent(self, agent_id: str) -> dict[str, Any]:
+        """All that an agent held, as `grants`: each with what was delegated from it, and how it ended."""
+        return self._call("GET", f"{AGENTS}/{quote(agent_id, safe='')}")
+
     def __repr__(self) -> str:
         return f"OperatorClient({self.broker_url!r})"
 
@@ -63,9 +102,9 @@ class OperatorClient(Connected):
 
 
 def _call(method: str, path: str, body: object) -> Steps[dict[str, Any]]:
-    request = HttpRequest(method, f"/v1/admin/apps{path}", json=body, is_idempotent=method in ("GET", "DELETE"))
+    request = HttpRequest(method, path, json=body, is_idempotent=method in ("GET", "DELETE"))
     return steps.read_object((yield from steps.logged_in(request)))
 
 
 def _at(app_id: str) -> str:
-    return "/" + quote(app_id, safe="")
+    return f"{APPS}/{quote(app_id, safe='')}"
