@@ -132,6 +132,17 @@ class BrokerProcess:
     def release(self, token: str) -> httpx2.Response:
         return self.http.post("/v1/token/release", headers=bearer(token))
 
+    def delegate(self, token: str, delegate_to: str, *scopes: str, **fields: Any) -> httpx2.Response:
+        body = {"delegate_to": delegate_to, "scope": list(scopes or ("read:data:1",)), **fields}
+        return self.http.post("/v1/delegate", json=body, headers=bearer(token))
+
+    def revoke(self, level: str, target: str, **fields: str) -> int:
+        """Revoke as the operator. Returns the count."""
+        body = {"level": level, "target": target, **fields}
+        answer = self.http.post("/v1/revoke", json=body, headers=self.admin())
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["count"])
+
     def nonce(self) -> str:
         return str(self.http.get("/v1/challenge").json()["nonce"])
 
@@ -168,16 +179,18 @@ class TestApp:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["launch_token"])
 
-    def agent(self, *scopes: str, **policy: Any) -> dict[str, Any]:
+    def agent(self, *scopes: str, task_id: str = "task-1", **policy: Any) -> dict[str, Any]:
         """A registered agent: agent_id, access_token, expires_in."""
         scopes = scopes or ("read:data:1",)
-        body = registration(self.launch_token(*scopes, **policy), self.broker.nonce(), *scopes)
+        body = registration(self.launch_token(*scopes, **policy), self.broker.nonce(), *scopes, task_id=task_id)
         answer = self.broker.http.post("/v1/register", json=body)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
 
-def registration(launch_token: str, nonce: str, *scopes: str, key: SigningKey | None = None) -> dict[str, Any]:
+def registration(
+    launch_token: str, nonce: str, *scopes: str, key: SigningKey | None = None, task_id: str = "task-1"
+) -> dict[str, Any]:
     """The body of a registration, signed."""
     key = key or SigningKey.generate()
     return {
@@ -186,7 +199,7 @@ def registration(launch_token: str, nonce: str, *scopes: str, key: SigningKey | 
         "public_key": base64.b64encode(bytes(key.verify_key)).decode(),
         "signature": base64.b64encode(key.sign(bytes.fromhex(nonce)).signature).decode(),
         "orch_id": "orchestrator",
-        "task_id": "task-1",
+        "task_id": task_id,
         "requested_scope": list(scopes or ("read:data:1",)),
     }
 

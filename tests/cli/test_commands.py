@@ -185,7 +185,7 @@ def test_an_app_is_removed_only_if_the_answer_is_yes(operator: dict[str, str]) -
             session.wait_for("[y/N]: ")
             session.type(f"{answer}\n")
             assert session.finish() == code
-        assert ("nothing was removed" in session.shown) == (answer == "n")
+        assert ("nothing was done" in session.shown) == (answer == "n")
         assert json.loads(run("app", "show", "cli-asked", "--json", **operator).stdout)["status"] == status
 
 

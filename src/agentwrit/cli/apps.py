@@ -3,15 +3,12 @@
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from agentwrit.cli import ANSWER_IS_NO, options
-from agentwrit.cli.output import is_terminal, print_fields, print_json, print_table, say
-
-if TYPE_CHECKING:
-    from agentwrit.client.operator import OperatorClient
+from agentwrit.cli.output import confirmed, print_fields, print_json, print_table
 
 
 @click.group()
@@ -66,7 +63,7 @@ def list_(broker_url: str, is_json: bool) -> None:
 def show(app: str, broker_url: str, is_json: bool) -> None:
     """Show one app."""
     with options.operator_client(broker_url) as operator:
-        _print(operator.get_app(_app_id(operator, app)), is_json=is_json)
+        _print(operator.get_app(options.app_id(operator, app)), is_json=is_json)
 
 
 @app.command()
@@ -87,7 +84,7 @@ def update(
         raise click.UsageError("give --scope, --token-ttl or both")
     with options.operator_client(broker_url) as operator:
         updated = operator.update_app(
-            _app_id(operator, app), scopes=scopes or None, token_ttl=token_ttl, keep_grants=keep_grants
+            options.app_id(operator, app), scopes=scopes or None, token_ttl=token_ttl, keep_grants=keep_grants
         )
     _print(updated, is_json=is_json)
 
@@ -100,7 +97,7 @@ def update(
 def rotate_secret(app: str, overlap: int, broker_url: str, is_json: bool) -> None:
     """Give an app a new secret, and show it, this once."""
     with options.operator_client(broker_url) as operator:
-        rotated = operator.rotate_secret(_app_id(operator, app), overlap=overlap)
+        rotated = operator.rotate_secret(options.app_id(operator, app), overlap=overlap)
     if is_json:
         print_json(rotated)
         return
@@ -116,24 +113,12 @@ def rotate_secret(app: str, overlap: int, broker_url: str, is_json: bool) -> Non
 @options.as_json
 def remove(app: str, yes: bool, broker_url: str, is_json: bool) -> int:
     """Remove an app: every credential that came through it is dead."""
-    if not yes:
-        if not is_terminal(sys.stdin):
-            raise click.UsageError("removing an app cannot be undone: confirm it with --yes")
-        if not click.confirm(f"Remove {app}, and end every credential that came through it?", err=True):
-            say("nothing was removed")
-            return ANSWER_IS_NO
+    question = f"Remove {app}, and end every credential that came through it?"
+    if not yes and not confirmed(sys.stdin, question, "removing an app"):
+        return ANSWER_IS_NO
     with options.operator_client(broker_url) as operator:
-        _print(operator.remove_app(_app_id(operator, app)), is_json=is_json)
+        _print(operator.remove_app(options.app_id(operator, app)), is_json=is_json)
     return 0
-
-
-def _app_id(operator: "OperatorClient", app: str) -> str:
-    """The id of an app given by id or name. Of apps of one name the active one is meant."""
-    if app in ("", ".", ".."):  # in a URL's path these name another place (RFC 3986 §5.2.4)
-        raise click.UsageError(f"{app!r} names no app: give an app's id or name")
-    named = [record for record in operator.list_apps()["apps"] if record["name"] == app]
-    active = [record for record in named if record["status"] == "active"]
-    return str((active or named)[-1]["app_id"]) if named else app
 
 
 def _print(record: Mapping[str, Any], *, is_json: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from agentwrit._version import __version__
-from agentwrit.cli import ANSWER_IS_NO, INTERRUPTED, NOT_ASKED, apps, broker, dev, tokens
+from agentwrit.cli import ANSWER_IS_NO, INTERRUPTED, NOT_ASKED, agents, apps, broker, dev, keys, revocation, tokens
 from agentwrit.cli.output import say
 from agentwrit.errors import AgentWritError, ProblemResponseError
 
@@ -21,6 +21,10 @@ def agentwrit() -> None:
 agentwrit.add_command(broker.serve)
 agentwrit.add_command(broker.init)
 agentwrit.add_command(apps.app)
+agentwrit.add_command(agents.agents)
+agentwrit.add_command(agents.delegations)
+agentwrit.add_command(revocation.revoke)
+agentwrit.add_command(keys.keys)
 agentwrit.add_command(tokens.token)
 agentwrit.add_command(dev.dev)
 

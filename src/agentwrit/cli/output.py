@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,6 +16,25 @@ if TYPE_CHECKING:
 def say(line: str) -> None:
     """One line about what went wrong, or did not, on standard error."""
     print(f"agentwrit: {_printable(' '.join(line.split()))}", file=sys.stderr)
+
+
+def say_out(line: str) -> None:
+    """One line of an answer, on standard output."""
+    print(_printable(line))
+
+
+def confirmed(stream: TextIO | None, question: str, what: str) -> bool:
+    """Whether the person at the terminal says yes. `what` cannot be undone.
+
+    Raises:
+        click.UsageError: nobody is at the terminal to be asked.
+    """
+    if not is_terminal(stream):
+        raise click.UsageError(f"{what} cannot be undone: confirm it with --yes")
+    if click.confirm(question, err=True):
+        return True
+    say("nothing was done")
+    return False
 
 
 def print_json(content: object) -> None:
@@ -45,6 +66,29 @@ def print_fields(fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         table.add_row(name, Text(_shown(value)))
     _console().print(table)
+
+
+class Tree(NamedTuple):
+    """A thing, in lines, and what is below it."""
+
+    lines: Sequence[str]
+    below: Sequence["Tree"]
+
+
+def print_tree(label: str, branches: Iterable[Tree]) -> None:
+    """A tree under a label."""
+    from rich import tree as rich_tree
+    from rich.text import Text
+
+    def grow(onto: rich_tree.Tree, branch: Tree) -> None:
+        node = onto.add(Text("\n".join(map(_printable, branch.lines))))
+        for below in branch.below:
+            grow(node, below)
+
+    root = rich_tree.Tree(Text(_printable(label)))
+    for branch in branches:
+        grow(root, branch)
+    _console().print(root)
 
 
 def is_terminal(stream: object) -> bool:

@@ -7,9 +7,11 @@ from urllib.parse import quote, urlencode
 from agentwrit.client import steps
 from agentwrit.client.driver import Connected, Driver, Login
 from agentwrit.client.exchange import HttpRequest, Secret, Steps
+from agentwrit.errors import AgentWritError
 
 APPS: Final = "/v1/admin/apps"
 AGENTS: Final = "/v1/agents"
+KEYS: Final = "/v1/admin/keys"
 
 
 class OperatorClient(Connected):
@@ -34,7 +36,7 @@ class OperatorClient(Connected):
         return self._call("GET", APPS)
 
     def get_app(self, app_id: str) -> dict[str, Any]:
-        return self._call("GET", _at(app_id))
+        return self._call("GET", _at(APPS, app_id))
 
     def update_app(
         self,
@@ -48,16 +50,16 @@ class OperatorClient(Connected):
         body = {"scopes": None if scopes is None else list(scopes), "token_ttl": token_ttl}
         query = "?keep_grants=true" if keep_grants else ""
         return self._call(
-            "PUT", _at(app_id) + query, {name: value for name, value in body.items() if value is not None}
+            "PUT", _at(APPS, app_id) + query, {name: value for name, value in body.items() if value is not None}
         )
 
     def rotate_secret(self, app_id: str, *, overlap: int = 0) -> dict[str, Any]:
         """Give an app a new secret, shown this once; the old one works for `overlap` seconds more."""
-        return self._call("POST", f"{_at(app_id)}/secret", {"overlap": overlap})
+        return self._call("POST", f"{_at(APPS, app_id)}/secret", {"overlap": overlap})
 
     def remove_app(self, app_id: str) -> dict[str, Any]:
         """End an app, and every credential that came through it."""
-        return self._call("DELETE", _at(app_id))
+        return self._call("DELETE", _at(APPS, app_id))
 
     def revoke(self, level: str, target: str, *, reason: str = "") -> dict[str, Any]:
         """End all that is alive under a name, and what falls with it; as `count` how many live tokens that killed.
@@ -77,8 +79,7 @@ class OperatorClient(Connected):
         after: str | None = None,
         limit: int | None = None,
     ) -> dict[str, Any]:
-        """A page of the live grants that match, as `agents`; and as `next` what to give as `after` for the next page,
-        or null."""
+        """A page of the live grants that match, as `agents`, and as `next` the `after` of the next page, or null."""
         asked = {
             "app_id": app_id,
             "agent_id": agent_id,
@@ -92,7 +93,19 @@ class OperatorClient(Connected):
 
     def show_agent(self, agent_id: str) -> dict[str, Any]:
         """All that an agent held, as `grants`: each with what was delegated from it, and how it ended."""
-        return self._call("GET", f"{AGENTS}/{quote(agent_id, safe='')}")
+        return self._call("GET", _at(AGENTS, agent_id))
+
+    def list_keys(self) -> dict[str, Any]:
+        """The signing keys, as `keys`, the newest first."""
+        return self._call("GET", KEYS)
+
+    def rotate_key(self, *, purpose: str, force: bool = False) -> dict[str, Any]:
+        """Let the next key of a purpose sign: as `active`, `retired` and `next` which are which now."""
+        return self._call("POST", f"{KEYS}/rotate", {"purpose": purpose, "force": force})
+
+    def revoke_key(self, kid: str, *, reason: str = "") -> dict[str, Any]:
+        """Revoke a key with all that it signed; as `count` how many live tokens that killed."""
+        return self._call("POST", f"{_at(KEYS, kid)}/revoke", {"reason": reason})
 
     def __repr__(self) -> str:
         return f"OperatorClient({self.broker_url!r})"
@@ -106,5 +119,12 @@ def _call(method: str, path: str, body: object) -> Steps[dict[str, Any]]:
     return steps.read_object((yield from steps.logged_in(request)))
 
 
-def _at(app_id: str) -> str:
-    return f"{APPS}/{quote(app_id, safe='')}"
+def _at(collection: str, name: str) -> str:
+    """The path of one thing in a collection.
+
+    Raises:
+        AgentWritError: in a path the name would name another place (RFC 3986 §5.2.4).
+    """
+    if name in ("", ".", ".."):
+        raise AgentWritError(f"{name!r} is no name of anything at the broker")
+    return f"{collection}/{quote(name, safe='')}"
