@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentwrit.domain.grant import EndReason, Grant, Renewal, decide_renewal, ended, renewed
-from tests.domain.records import NOW, make_grant
+from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal, ended, falls_with, renewed
+from tests.domain.records import NOW, make_grant, make_hop
 
 # A grant whose first token was replaced at NOW + 100.
 RENEWED = renewed(make_grant(), "jti-2", NOW + 100)
@@ -72,3 +72,28 @@ def test_a_grant_lives_until_its_token_is_over_or_it_is_ended() -> None:
 def test_an_end_at_the_epoch_is_still_an_end() -> None:
     assert ended(make_grant(), EndReason.RELEASED, 0.0).is_ended
     assert ended(make_grant(), EndReason.RELEASED, NOW).end_reason == "released"
+
+
+def _delegated(sid: str, *, parents: tuple[str, ...], subject: str = "b") -> Grant:
+    return make_grant(sid=sid, subject=subject, chain=tuple(make_hop(parent) for parent in parents))
+
+
+def test_what_falls_with_a_grant() -> None:
+    registration = make_grant(sid="a", subject="a")
+    child = _delegated("child", parents=("a",))
+    grandchild = _delegated("grandchild", parents=("a", "child"), subject="c")
+    given_to_it = _delegated("given", parents=("z",), subject="a")
+    assert falls_with(registration, child) is EndReason.ANCESTOR_ENDED
+    assert falls_with(registration, grandchild) is EndReason.ANCESTOR_ENDED
+    assert falls_with(child, grandchild) is EndReason.ANCESTOR_ENDED
+    assert falls_with(registration, given_to_it) is EndReason.DELEGATE_ENDED
+    for grant, other in (
+        (grandchild, child),  # what is above stands
+        (child, registration),
+        (child, _delegated("other", parents=("a",))),  # so does what is beside, for the same agent too
+        (given_to_it, registration),
+        (registration, registration),
+        (registration, make_grant(sid="d", subject="a")),
+        (make_grant(kind=GrantKind.APP, sid="app", subject="a"), given_to_it),
+    ):
+        assert falls_with(grant, other) is None

@@ -3,8 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentwrit.domain.revocation import Revocation, RevocationIndex, RevocationKind
-from tests.domain.records import NOW, make_claims, make_hop
+from agentwrit.domain.grant import GrantKind
+from agentwrit.domain.revocation import Revocation, RevocationIndex, RevocationKind, RevocationLevel
+from agentwrit.domain.revocation import names as is_named
+from tests.domain.records import NOW, make_claims, make_grant, make_hop
 
 kinds = st.sampled_from(RevocationKind)
 names = st.sampled_from(["a", "b", "c"])
@@ -94,3 +96,34 @@ def test_an_index_that_was_filled_and_outlived_is_empty() -> None:
 def _last_exp(model: list[Revocation], of: Revocation) -> int:
     """When the last of the entries for the same thing is over, those added before its end counted."""
     return max(entry.last_exp for entry in model if (entry.kind, entry.id) == (of.kind, of.id))
+
+
+def test_a_token_dies_with_a_key_that_signed_a_hop_of_its_chain() -> None:
+    claims = make_claims(delegation_chain=(make_hop("root"),))  # its record is by kid-1
+    index = RevocationIndex()
+    index.add([Revocation(kind=RevocationKind.KEY, id="kid-1", effective_at=NOW, last_exp=NOW + 300)])
+    assert index.is_dead("kid-2", claims, NOW)
+    assert not index.is_dead("kid-2", make_claims(), NOW)
+
+
+def test_what_each_level_names() -> None:
+    registration = make_grant(sid="s", jti="j", subject="a", task_id="t", app_id="p")
+    delegated = make_grant(sid="d", jti="k", subject="a", task_id="u", app_id="p", chain=(make_hop("z"),))
+    login = make_grant(kind=GrantKind.APP, sid="l", jti="m", subject="app:p", task_id="", app_id="p")
+    meant = {
+        ("token", "j"): {"s"},
+        ("agent", "a"): {"s", "d"},
+        ("agent", "app:p"): set(),
+        ("task", "t"): {"s"},
+        ("task", "u"): {"d"},
+        ("task", ""): set(),
+        ("chain", "a"): {"s"},
+        ("grant", "d"): {"d"},
+        ("app", "p"): {"s", "d", "l"},
+        ("app", "P"): set(),
+    }
+    for (level, target), sids in meant.items():
+        found = {
+            grant.sid for grant in (registration, delegated, login) if is_named(RevocationLevel(level), target, grant)
+        }
+        assert found == sids, (level, target)
