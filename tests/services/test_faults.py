@@ -13,6 +13,7 @@ from agentwrit.broker.bootstrap import open_on
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import MasterKey
+from agentwrit.broker.services.housekeeping import Housekeeping
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.broker.storage.base import EventQuery
 from agentwrit.broker.storage.memory import MemoryStore
@@ -40,6 +41,7 @@ class Setup:
         self.clock = Clock(self.time, self.time)
         self.store = MemoryStore(self.clock, fault=self._fault)
         self.http: httpx2.AsyncClient
+        self.housekeeping: Housekeeping
 
     def _fault(self, point: str) -> None:
         if point in self.failing:
@@ -99,6 +101,7 @@ async def setup() -> AsyncIterator[Setup]:
     config = Config(max_lifetime=1000)
     key = MasterKey.parse("00" * 32)
     async with open_on(made.store, made.clock, config, key, is_stopping=lambda: False) as broker:
+        made.housekeeping = broker.housekeeping
         transport = httpx2.ASGITransport(app=broker.app, client=("192.0.2.1", 1))
         async with httpx2.AsyncClient(transport=transport, base_url="http://broker") as made.http:
             yield made

@@ -12,12 +12,13 @@ from agentwrit.domain import audit
 from agentwrit.domain.app import AppStatus
 from agentwrit.domain.audit import Draft, EventType, Outcome
 from agentwrit.domain.errors import NotFound, ScopeViolation, Unavailable
-from agentwrit.domain.grant import EndReason, GrantKind, ended
+from agentwrit.domain.grant import EndReason, Grant, GrantKind, ended
+from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import used
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
-from tests.domain.records import NOW, make_app, make_grant, make_launch_token
+from tests.domain.records import NOW, make_app, make_grant, make_hop, make_launch_token
 from tests.storage.conftest import Subject
 
 ISSUED = Draft(event_type=EventType.TOKEN_ISSUED)
@@ -157,6 +158,86 @@ def test_live_grants_are_those_that_are_neither_ended_nor_over(subject: Subject)
     assert live(GrantQuery(app_id="")) == set()
     assert live(GrantQuery(), NOW + 299.5) == {"live", "other-app", "of-the-app"}
     assert live(GrantQuery(), NOW + 300) == set()
+
+
+def chained(sid: str, *parents: str, **changes: Any) -> Grant:
+    return make_grant(sid=sid, jti=f"jti-{sid}", chain=tuple(make_hop(parent) for parent in parents), **changes)
+
+
+def test_grants_are_found_by_whatever_is_known_of_them(subject: Subject) -> None:
+    grants = [
+        chained("a", subject="one", task_id="t1", orch_id="o1"),
+        chained("b", "a", subject="two", task_id="t1", orch_id="o1"),
+        chained("c", "a", "b", subject="one", task_id="t2", kid="key"),
+        chained("d", "a", "b", "c", subject="three", app_id="app-2", kid="key"),
+        chained("e", subject="two", task_id="t2", kid="other"),
+    ]
+    subject.write(lambda t: [t.put_grant(grant) for grant in grants])
+    for query, sids in (
+        (GrantQuery(), "abcde"),
+        (GrantQuery(subject="one"), "ac"),
+        (GrantQuery(subject="one", parent=""), "a"),
+        (GrantQuery(task_id="t2"), "ce"),
+        (GrantQuery(task_id=""), ""),
+        (GrantQuery(orch_id="o1"), "ab"),
+        (GrantQuery(jti="jti-d"), "d"),
+        (GrantQuery(sid="e"), "e"),
+        (GrantQuery(parent="a"), "b"),
+        (GrantQuery(parent=""), "ae"),
+        (GrantQuery(below="a"), "bcd"),
+        (GrantQuery(below="b"), "cd"),
+        (GrantQuery(below="d"), ""),
+        (GrantQuery(below=""), ""),
+        (GrantQuery(below="a", app_id="app-2"), "d"),
+        (GrantQuery(signed_by="other"), "abe"),  # of those without a kid it is not known
+        (GrantQuery(signed_by="key"), "abcd"),
+        (GrantQuery(signed_by="kid-1"), "abcd"),  # it signed the chains
+        (GrantQuery(limit=2), "ab"),
+        (GrantQuery(after="b"), "cde"),
+        (GrantQuery(after="b", limit=1), "c"),
+        (GrantQuery(after="e"), ""),
+        (GrantQuery(after="nobody"), ""),
+    ):
+        found = subject.read(lambda s: s.grants(query))  # noqa: B023  # read at once
+        assert "".join(grant.sid for grant in found) == sids, query
+        assert all(grant in grants for grant in found)
+
+
+def test_a_grant_keeps_its_place_when_it_changes(subject: Subject) -> None:
+    subject.write(lambda t: [t.put_grant(chained(sid)) for sid in "abc"])
+    subject.write(lambda t: t.put_grant(chained("a", scope=("read:data:2",))))
+    assert [grant.sid for grant in subject.read(lambda s: s.grants(GrantQuery()))] == ["a", "b", "c"]
+    assert subject.read(lambda s: s.last_exp()) == NOW + 300
+
+
+def test_a_first_answer_is_kept_until_its_time_is_over(subject: Subject) -> None:
+    answer = FirstAnswer(key=b"k" * 32, request=b"r" * 32, grant=chained("a", "z"), expires_at=NOW + 600)
+    assert subject.read(lambda s: s.first_answer(b"k" * 32)) is None
+    subject.write(lambda t: t.put_first_answer(answer))
+    assert subject.read(lambda s: s.first_answer(b"k" * 32)) == answer
+    subject.time.wall = NOW + 600
+    assert subject.write(lambda t: t.purge(100)) == 1
+    assert subject.read(lambda s: s.first_answer(b"k" * 32)) is None
+
+
+def test_the_feed_numbers_revocations_by_commit_and_never_goes_back(subject: Subject) -> None:
+    def feed(first: int, last: int) -> list[str]:
+        return [entry.id for entry in subject.read(lambda s: s.feed(first, last))]
+
+    assert subject.read(lambda s: s.feed_head()) == 0
+    epoch = subject.read(lambda s: s.feed_epoch())
+    for name in "abc":
+        entry = revocation(name, last_exp=NOW + 10)
+        subject.write(lambda t: t.revoke(entry))  # noqa: B023  # written at once
+    assert feed(1, 3) == ["a", "b", "c"]
+    subject.write(lambda t: t.revoke(revocation("a", last_exp=NOW + 20)))
+    assert (feed(1, 3), feed(4, 9)) == (["b", "c"], ["a"])
+    subject.time.wall = NOW + 1_000_000
+    subject.write(lambda t: t.purge(100))
+    assert subject.read(lambda s: s.feed_head()) == 4
+    subject.write(lambda t: t.revoke(revocation("d", last_exp=NOW + 2_000_000)))
+    assert feed(5, 5) == ["d"]
+    assert subject.read(lambda s: s.feed_epoch()) == epoch
 
 
 # -- atomicity --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What only the SQLite store has: a file, restarts, one commit for many, and somebody who edits it by hand."""
 
 import asyncio
+import hmac
 import sqlite3
 import stat
 import subprocess
@@ -9,15 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from agentwrit.broker.storage import migrations
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID
 from agentwrit.domain import audit
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
+from agentwrit.domain.grant import GrantKind
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import Revocation, RevocationKind
 from tests.domain.records import NOW, make_app, make_grant, make_launch_token
@@ -479,3 +484,68 @@ def test_a_lock_that_is_not_given_back_is_unavailable_for_everyone_who_waits(fil
             await store.close()
 
     asyncio.run(claim())
+
+
+# -- schema -----------------------------------------------------------------------------------------------------------
+
+
+def test_grants_of_the_first_schema_are_found_by_what_later_ones_ask(file: File) -> None:
+    """A file as it was written before there was delegation: its rows have fewer columns, their bodies fewer members."""
+    first = migrations.load("sqlite")[0]
+    with sqlite3.connect(file.path) as connection:
+        connection.executescript(first.script)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {first.version}")
+        sealer = Sealer(KEY)
+        connection.execute("INSERT INTO meta VALUES ('sealed_by', ?)", (sealer.name,))
+        for sid in ("one", "two"):
+            grant = make_grant(sid=sid, jti=f"jti-{sid}", task_id=f"task-{sid}")
+            members = {
+                name: value for name, value in msgspec.to_builtins(grant).items() if name not in ("chain", "kid")
+            }
+            body = msgspec.json.encode(members)
+            mac = hmac.digest(KEY, b"grants\n" + body, "sha256")
+            row = (sid, "agent", grant.app_id, 0, grant.exp, body, mac)
+            connection.execute("INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        for name, last_exp in (("r1", NOW + 5), ("r2", NOW + 9)):
+            entry = Revocation(kind=RevocationKind.GRANT, id=name, effective_at=NOW, last_exp=last_exp)
+            _, mac = sealer.seal("revocations", entry)
+            connection.execute("INSERT INTO revocations VALUES ('sid', ?, ?, ?, ?)", (name, NOW, last_exp, mac))
+    connection.close()
+    store = file.open()
+    assert [grant.sid for grant in store.read(lambda s: s.grants(GrantQuery(live_at=NOW)))] == ["one", "two"]
+    for query in (GrantQuery(jti="jti-two"), GrantQuery(task_id="task-two"), GrantQuery(sid="two", parent="")):
+        assert [grant.sid for grant in store.read(lambda s: s.grants(query))] == ["two"]  # noqa: B023  # read at once
+    assert store.read(lambda s: (len(s.grants(GrantQuery(subject=make_grant().subject))), s.feed_head())) == (2, 2)
+    assert {entry.id for entry in store.read(lambda s: s.feed(1, 2))} == {"r1", "r2"}
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (GrantQuery(live_at=NOW, jti="x"), "grants_live_by_jti"),
+        (GrantQuery(live_at=NOW, task_id="x"), "grants_live_by_task"),
+        (GrantQuery(live_at=NOW, app_id="x", kind=GrantKind.AGENT), "grants_live_by_app"),
+        (GrantQuery(live_at=NOW, app_id="x"), "grants_live_by_app"),
+        (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, limit=100), "grants_live_by_kind"),
+        (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, after="x", limit=100), "grants_live_by_kind"),
+        (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, app_id="x", subject="y", parent=""), "grants_by_subject"),
+        (GrantQuery(live_at=NOW, subject="x"), "grants_by_subject"),
+        (GrantQuery(live_at=NOW, below="x"), "grants_by_parent"),
+        (GrantQuery(parent="x"), "grants_by_parent"),
+        (GrantQuery(sid="x"), "sqlite_autoindex_grants_1"),
+    ],
+    ids=str,
+)
+def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQuery, index: str) -> None:
+    file.open().write(lambda t: [t.put_grant(make_grant(sid=str(number))) for number in range(100)])
+    file.close()
+    connection = sqlite3.connect(file.path)
+    asked: list[str] = []
+    connection.set_trace_callback(asked.append)
+    SqliteSnapshot(connection, Sealer(KEY)).grants(query)
+    connection.set_trace_callback(None)
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {asked[-1]}")]
+    connection.close()
+    assert any(f"INDEX {index}" in step for step in plan), plan
+    assert not any(step.startswith("SCAN grants") for step in plan), plan

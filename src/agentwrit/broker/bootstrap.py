@@ -54,10 +54,14 @@ log = structlog.get_logger("agentwrit.bootstrap")
 
 @dataclass(frozen=True, kw_only=True)
 class Broker:
-    """A broker, ready to serve. `metrics_app` answers /v1/metrics alone, for a port of its own."""
+    """A broker, ready to serve. `metrics_app` answers /v1/metrics alone, for a port of its own.
+
+    `housekeeping` runs by itself; a round may be asked for out of turn.
+    """
 
     app: ASGIApp
     metrics_app: ASGIApp
+    housekeeping: Housekeeping
 
 
 @contextlib.asynccontextmanager
@@ -151,7 +155,7 @@ async def open_on(
     housekeeping = Housekeeping(store, clock, liveness, denials, key_service, metrics)
     tasks = [asyncio.create_task(revocations.run()), asyncio.create_task(housekeeping.run())]
     try:
-        yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource))
+        yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource), housekeeping=housekeeping)
     finally:
         for task in tasks:
             task.cancel()

@@ -91,7 +91,7 @@ class SqliteSnapshot:
         where.add("jti = ?", query.jti)
         where.add("sid = ?", query.sid)
         where.add("(kid IN (?, '') OR parent_sid <> '')", query.signed_by)
-        where.add("parent_sid = ?", query.parent)
+        where.add("parent_sid = ? AND parent_sid <> ''" if query.parent else "parent_sid = ?", query.parent)
         where.add(f"sid IN ({_BELOW})", query.below)
         where.add("rowid > (SELECT rowid FROM grants WHERE sid = ?)", query.after)
         limit = -1 if query.limit is None else query.limit
