@@ -95,10 +95,11 @@ class Agent:
         try:
             return self._driver.run(steps.delegate(token, delegate_to, wanted, ttl))
         except (AuthenticationError, AuthorizationError):
-            successor = self._live_token()
-            if successor == token:
-                raise
-            return self._driver.run(steps.delegate(successor, delegate_to, wanted, ttl))
+            with self._lock:  # so that it is not renewed under us a second time
+                successor = self._live_token()
+                if successor == token:
+                    raise
+                return self._driver.run(steps.delegate(successor, delegate_to, wanted, ttl))
 
     def accept(self, delegated: DelegatedToken | str) -> "Agent":
         """This agent, acting on what another one delegated to it. What that agent delegates is the chain's next hop.
