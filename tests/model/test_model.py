@@ -4,7 +4,7 @@ import ast
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -15,11 +15,30 @@ from tests.model.machine import Machine
 from tests.model.subject import Disagreement, MovableBroker, Outlived, Revived
 from tests.support import SOAK
 
+EVERYTHING = {
+    *(f"depth {depth}" for depth in range(1, 6)),
+    "too deep",
+    "cut",
+    "another app's",
+    "retry",
+    "theft",
+    "renewed delegation",
+    "used launch token",
+    "cascade",
+    "narrowed",
+    "restarted with dead tokens",
+    "looked",
+}
+"""What random histories have to come by to be worth anything."""
+
 D = TypeVar("D", bound=Disagreement)
 
 
-def run(broker: MovableBroker, *, examples: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
-    """Run histories: the same ones each time, but in a soak others, by a seed that is printed."""
+def run(broker: MovableBroker, *, examples: int, phases: Sequence[Phase] = tuple(Phase)) -> set[str]:
+    """Run histories: the same ones each time, but in a soak others, by a seed that is printed.
+
+    Returns what came about in them.
+    """
     number = random.randrange(2**32) if SOAK > 1 else 0
     print(f"seed {number}")
     limits = settings(
@@ -36,8 +55,10 @@ def run(broker: MovableBroker, *, examples: int, phases: Sequence[Phase] = tuple
     @seed(number)
     class OfThisBroker(Machine):
         subject = broker
+        reached: ClassVar[set[str]] = set()
 
     run_state_machine_as_test(OfThisBroker, settings=limits)
+    return OfThisBroker.reached
 
 
 def find(mutant: Callable[[], None], directory: Path, kind: type[D]) -> D:
@@ -49,7 +70,8 @@ def find(mutant: Callable[[], None], directory: Path, kind: type[D]) -> D:
 
 def test_a_broker_does_what_the_reference_says(tmp_path: Path) -> None:
     with MovableBroker(tmp_path) as broker:
-        run(broker, examples=20)
+        reached = run(broker, examples=20)
+    assert reached == EVERYTHING
 
 
 def test_an_ancestor_that_is_overlooked_is_found(tmp_path: Path) -> None:
