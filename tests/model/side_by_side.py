@@ -238,8 +238,9 @@ class SideBySide:
         claims = issued.claims
         if claims["exp"] > token.expires_at:
             raise Outlived(f"a token lives until {claims['exp']}, not {token.expires_at}", self.step, token)
-        known = {other.claims["jti"] for other in self.issued.values()}
-        self.check(claims["jti"] not in known, "a jti is issued twice")
+        for name in ("jti", "sid") if token is grant.tokens[0] else ("jti",):
+            known = {other.claims[name] for other in self.issued.values()}
+            self.check(claims[name] not in known, f"a {name} is issued twice")
         self.check(claims["exp"] == token.expires_at, f"a token lives until {claims['exp']}, not {token.expires_at}")
         self.check(claims["iat"] == claims["nbf"] == token.issued_at, "a token has another beginning")
         self.check(tuple(claims["scope"]) == grant.scope, f"a token holds {claims['scope']}, not {grant.scope}")
