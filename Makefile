@@ -42,9 +42,9 @@ demo: $(VENV)/.broker
 test: lint types layers .venv-published/.done
 	@$(BIN)/python -m pytest
 
-# The same races and crashes as in `make test`, fifty times as many.
+# The same races, crashes and random histories as in `make test`, fifty times as many.
 soak: $(VENV)/.dev .venv-published/.done
-	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks
+	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks tests/model
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 from nacl.signing import SigningKey
@@ -24,7 +24,10 @@ SOAK = int(os.environ.get("AGENTWRIT_SOAK", "1"))
 
 
 class BrokerProcess:
-    """`python -m agentwrit.broker serve` over a data directory. Can be stopped, killed and started again."""
+    """`python -m agentwrit.broker serve` over a data directory. Can be stopped, killed and started again.
+
+    `settings` are its environment; `module` is what runs in place of `agentwrit.broker`.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,14 @@ class BrokerProcess:
         wrapper: Sequence[str] = (),
         verify: ssl.SSLContext | bool = True,
         arguments: Sequence[str] = (),
+        module: str = "agentwrit.broker",
         **settings: str,
     ) -> None:
         self.data_dir = data_dir
         self._wrapper = wrapper
         self._verify = verify
         self._arguments = arguments
+        self._module = module
         self.log = data_dir.with_suffix(".log")
         self._settings = settings
         self.http = httpx2.Client()
@@ -61,7 +66,7 @@ class BrokerProcess:
                     *self._wrapper,
                     sys.executable,
                     "-m",
-                    "agentwrit.broker",
+                    self._module,
                     "serve",
                     "--ready-fd",
                     str(write_end),
@@ -92,7 +97,7 @@ class BrokerProcess:
         os.kill(self.pid, signal.SIGKILL)
         self.process.wait(STOP_TIMEOUT)
 
-    def __enter__(self) -> "BrokerProcess":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -6,17 +6,6 @@ from pathlib import Path
 from tests.support import SOAK, BrokerProcess, problem
 
 
-def test_fifty_threads_renew_one_token_and_get_one_successor(broker: BrokerProcess) -> None:
-    app = broker.app()
-    with ThreadPoolExecutor(50) as threads:
-        for _ in range(2 * SOAK):
-            agent = app.agent()
-            answers = list(threads.map(lambda _, token=agent["access_token"]: broker.renew(token), range(50)))
-            assert {answer.status_code for answer in answers} == {200}
-            assert len({answer.json()["access_token"] for answer in answers}) == 1
-            assert len(broker.events(agent_id=agent["agent_id"], event_type="token_renewed")) == 1
-
-
 def test_a_predecessor_presented_after_its_successor_was_renewed_ends_the_grant(broker: BrokerProcess) -> None:
     agent = broker.app().agent()
     second = broker.renew(agent["access_token"]).json()["access_token"]
