@@ -23,8 +23,23 @@ assert scope_is_subset(["read:data:customer-1"], agent.scope)
 first = agent.access_token
 agent.renew()
 assert validate(url, agent.access_token).valid and not validate(url, first).valid
+delegate = app.create_agent(orch_id="orders", task_id="t-2", requested_scope=["read:data:customer-2"])
+given = agent.delegate(delegate.agent_id, ["read:data:customer-1"], ttl=120)
+assert given.expires_in == 120
+[hop] = given.delegation_chain
+assert hop.agent == agent.agent_id and hop.scope == ["read:data:customer-1"] and hop.delegated_at, hop
+known = validate(url, given.access_token).claims
+assert known.sub == delegate.agent_id and known.task_id == "t-1", known
+try:
+    agent.delegate(delegate.agent_id, ["read:data:*"])
+except AuthorizationError as error:
+    assert error.problem.error_code == "scope_violation"
+else:
+    raise AssertionError("more was delegated than is held")
 agent.release()
 agent.release()
+assert not validate(url, given.access_token).valid
+assert validate(url, delegate.access_token).valid
 dead = validate(url, agent.access_token)
 assert not dead.valid and dead.error == "token is invalid or expired", dead
 try:
