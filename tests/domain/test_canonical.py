@@ -101,3 +101,25 @@ def _as_number(text: str) -> int | float:
     # A float such as 1e20 is written as an integer; read back it is the same double.
     number = int(text)
     return number if abs(number) <= canonical.MAX_SAFE_INTEGER else float(text)
+
+
+plain = st.recursive(
+    st.text() | st.integers(-(2**53) + 1, 2**53 - 1),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("aZ_09\x00~"), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text("aZ_09\x00~"), plain))
+def test_the_quick_way_writes_the_same_bytes(value: dict[str, object]) -> None:
+    assert canonical.encode_plain(value) == canonical.encode(value)
+
+
+def test_the_quick_way_writes_every_character_the_same() -> None:
+    text = "".join(chr(number) for number in range(0x110000) if not 0xD800 <= number <= 0xDFFF)
+    assert canonical.encode_plain({"text": text}) == canonical.encode({"text": text})
+
+
+def test_the_quick_way_refuses_a_lone_surrogate() -> None:
+    with pytest.raises(ValueError, match="surrogate"):
+        canonical.encode_plain({"text": "\ud800"})

@@ -179,7 +179,7 @@ def compute_hash(event: Event) -> str:
     """The hash that the event ought to have: hex SHA-256 of its RFC 8785 form without `hash`."""
     members = record(event)
     del members["hash"]
-    return hashlib.sha256(canonical.encode(members)).hexdigest()
+    return hashlib.sha256(canonical.encode_plain(members)).hexdigest()
 
 
 def verify(events: Iterable[Event], *, after: int = 0, prev_hash: str = GENESIS_HASH) -> int:
