@@ -134,15 +134,14 @@ def test_a_signal_while_the_broker_starts_leaves_nothing(tmp_path: Path) -> None
 # Counts what it is sent; SIGTERM, which comes last, ends it with 40 and that number.
 COUNTING = """
 import signal, sys
-seen = []
-def interrupt(*_):
-    seen.append(1)
-    print("seen", len(seen), flush=True)
-signal.signal(signal.SIGINT, interrupt)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(40 + len(seen)))
+awaited = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
 print("ready", flush=True)
-while True:
-    signal.pause()
+seen = 0
+while signal.sigwait(awaited) == signal.SIGINT:
+    seen += 1
+    print("seen", seen, flush=True)
+sys.exit(40 + seen)
 """
 
 
