@@ -91,7 +91,7 @@ class Machine(SideBySide, RuleBasedStateMachine):
             self.do_register(list(self.launched)[-1], WIDE, "a")
         first, second, *_ = self.live_tokens
         self.do_chain(first, second, hops, ttl=300)
-        for token in (first, self.tokens[-1]):
+        for token in (first, first, self.tokens[-1]):
             self.do_renew(token)
 
     @precondition(lambda self: len(self.live_tokens) < ENOUGH)
@@ -126,8 +126,10 @@ class Machine(SideBySide, RuleBasedStateMachine):
         self.does("renew", token)
         self.do_renew(token)
 
-    @rule(token=any_superseded)
-    def renew_again(self, token: Token) -> None:
+    @rule(token=any_superseded, after=st.sampled_from([31, 0, 30]))
+    def renew_again(self, token: Token, after: int) -> None:
+        """Within the time for a lost answer, or later, as a thief would."""
+        self.wait(after)
         self.does("renew_again", token)
         self.do_renew(token)
 
@@ -154,13 +156,13 @@ class Machine(SideBySide, RuleBasedStateMachine):
         answer = self.broker.http.post("/v1/revoke", json=body, headers=self.as_holder(token))
         self.expect(answer, 403 if self.world.now < token.expires_at else 401)
 
-    @precondition(lambda self: any(owner.app.ceiling for owner in self.owners if owner.registered))
-    @rule(owner=any_app, token=any_token)
-    def look(self, owner: Owner, token: Token) -> None:
-        """An app asks for one agent's grants."""
+    @rule(token=any_token)
+    def look(self, token: Token) -> None:
+        """The apps ask for one agent's grants."""
         self.does("look", token)
-        if owner.app.ceiling:
-            self.do_look(owner, token.grant.delegate or token.grant)
+        for owner in self.owners:
+            if owner.registered and owner.app.ceiling:
+                self.do_look(owner, token.grant.delegate or token.grant)
 
     @rule(owner=any_app, scope=st.just(WIDE) | scopes, keep=st.booleans())
     def set_ceiling(self, owner: Owner, scope: Scope, keep: bool) -> None:
