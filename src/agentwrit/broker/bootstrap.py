@@ -118,6 +118,7 @@ async def open_on(
     apps = AppService(store, denials, issuer, config)
     launch_tokens = LaunchTokenService(store, config)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
+    metrics.feed_followers = lambda: revocations.follower_count
     service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
     resources = [
         *TokenRoutes(

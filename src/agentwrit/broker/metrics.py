@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Final
 
@@ -26,6 +26,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.validations: Counter[str] = Counter()
         self.revocation_entries = 0
+        self.feed_followers: Callable[[], int] = lambda: 0
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._latency: dict[str, list[int]] = {}
         self._seconds: Counter[str] = Counter()
@@ -62,7 +63,10 @@ class Metrics(Collector):
             "Revocations that an unexpired token can still meet.",
             value=self.revocation_entries,
         )
-        return requests, latency, validations, entries
+        followers = GaugeMetricFamily(
+            "agentwrit_feed_followers", "Who follows the revocation feed now.", value=self.feed_followers()
+        )
+        return requests, latency, validations, entries, followers
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
