@@ -33,11 +33,13 @@ class RegisterApp(msgspec.Struct, frozen=True):
     name: str
     scopes: list[str]
     token_ttl: int | None = None
+    audiences: list[str] = []
 
 
 class UpdateApp(msgspec.Struct, frozen=True):
     scopes: list[str] | None = None
     token_ttl: int | None = None
+    audiences: list[str] | None = None
 
 
 class RotateSecret(msgspec.Struct, frozen=True):
@@ -136,6 +138,7 @@ def app(record: App) -> dict[str, object]:
         "name": record.name,
         "client_id": record.client_id,
         "scopes": record.scopes,
+        "audiences": record.audiences,
         "token_ttl": record.token_ttl,
         "status": record.status,
         "created_at": timestamps.rfc3339(record.created_at),

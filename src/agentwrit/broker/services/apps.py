@@ -8,10 +8,11 @@ import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.services.authentication import Principal, app_subject
-from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.ending import end_grants, revoke_grant
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
+from agentwrit.broker.services.launch_tokens import check_audience
 from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
 from agentwrit.domain import app as app_rules
 from agentwrit.domain import launch_token, scope
@@ -41,7 +42,14 @@ class AppService:
         self._config = config
 
     async def register(
-        self, caller: Caller, operator: Principal, *, name: str, scopes: Sequence[str], token_ttl: int | None
+        self,
+        caller: Caller,
+        operator: Principal,
+        *,
+        name: str,
+        scopes: Sequence[str],
+        token_ttl: int | None,
+        audiences: Sequence[str] = (),
     ) -> NewAppSecret:
         """Register an app under a name that no active app has.
 
@@ -52,6 +60,7 @@ class AppService:
         app_rules.check_name(name)
         ceiling = scope.parse_list(scopes, field="scopes")
         ttl = _check_token_ttl(self._config.app_token_ttl if token_ttl is None else token_ttl)
+        allowed_audiences = check_audience(audiences, field="audiences")
         secret = secrets.token_hex(launch_token.SECRET_BYTES)
 
         def register(transaction: Transaction) -> NewAppSecret:
@@ -68,6 +77,7 @@ class AppService:
                 status=AppStatus.ACTIVE,
                 created_at=now,
                 updated_at=now,
+                audiences=allowed_audiences,
             )
             transaction.put_app(app)
             transaction.record(_event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered"))
@@ -101,19 +111,21 @@ class AppService:
         scopes: Sequence[str] | None,
         token_ttl: int | None,
         keep_grants: bool,
+        audiences: Sequence[str] | None = None,
     ) -> tuple[App, int]:
-        """Change an app's ceiling, its token's life, or both. Returns the app and how many grants that ended.
+        """Change an app's ceiling, its audiences or its token's life. Returns the app and how many grants that ended.
 
-        A narrower ceiling ends the live grants that exceed it, unless `keep_grants`.
+        A narrower ceiling, or fewer audiences, ends the live grants that exceed it, unless `keep_grants`.
 
         Raises:
             InvalidRequest, InvalidTTL: an argument is not what it should be, or there is none.
             NotFound: there is no such active app.
         """
-        if scopes is None and token_ttl is None:
-            raise InvalidRequest("give scopes, token_ttl or both")
+        if scopes is None and token_ttl is None and audiences is None:
+            raise InvalidRequest("give scopes, token_ttl or audiences")
         ceiling = None if scopes is None else scope.parse_list(scopes, field="scopes")
         ttl = None if token_ttl is None else _check_token_ttl(token_ttl)
+        allowed_audiences = None if audiences is None else check_audience(audiences, field="audiences")
 
         def update(transaction: Transaction) -> tuple[App, int]:
             before = _active(transaction, app_id)
@@ -121,14 +133,17 @@ class AppService:
                 before,
                 scopes=before.scopes if ceiling is None else ceiling,
                 token_ttl=before.token_ttl if ttl is None else ttl,
+                audiences=before.audiences if allowed_audiences is None else allowed_audiences,
                 updated_at=int(transaction.now),
             )
             transaction.put_app(app)
 
-            exceeding = [] if keep_grants else _exceeding(transaction, app)
+            exceeding = [] if keep_grants else self._exceeding(transaction, app, audiences is not None)
             ended = len(end_grants(transaction, caller, operator.claims.sub, exceeding, EndReason.CEILING_NARROWED))
             if app.scopes != before.scopes:
                 transaction.record(_ceiling_event(caller, operator, before, app, ended))
+            if app.audiences != before.audiences:
+                transaction.record(_audiences_event(caller, operator, before, app, ended))
             if app.token_ttl != before.token_ttl:
                 transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed"))
             return app, ended
@@ -232,6 +247,17 @@ class AppService:
 
         return await self._denials.write(authenticate)
 
+    def _exceeding(self, transaction: Transaction, app: App, are_audiences_given: bool) -> Sequence[Grant]:
+        """The app's live agents' grants that its ceiling does not cover, or that are for others than its audiences."""
+        # What only another AUDIENCE of the broker has put outside is not ended by a change of something else.
+        grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT))
+        return [
+            grant
+            for grant in grants
+            if not scope.scope_is_subset(grant.scope, app.scopes)
+            or (are_audiences_given and self._issuer.uncovered_audience(app, grant.audience))
+        ]
+
     async def rate_limited(self, caller: Caller) -> None:
         """Record that too many wrong secrets were tried from one place."""
         event = caller.event(EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many wrong secrets")
@@ -270,12 +296,6 @@ def _check_token_ttl(ttl: int) -> int:
     return ttl
 
 
-def _exceeding(transaction: Transaction, app: App) -> Sequence[Grant]:
-    """The app's live agents' grants that its ceiling does not cover."""
-    grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT))
-    return [grant for grant in grants if not scope.scope_is_subset(grant.scope, app.scopes)]
-
-
 def _event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:
     return caller.event(
         event_type,
@@ -283,7 +303,12 @@ def _event(caller: Caller, operator: Principal, event_type: EventType, app: App,
         principal=operator.claims.sub,
         app_id=app.app_id,
         sid=operator.claims.sid,
-        data={"name": app.name, "scopes": list(app.scopes), "token_ttl": app.token_ttl},
+        data={
+            "name": app.name,
+            "scopes": list(app.scopes),
+            "audiences": list(app.audiences),
+            "token_ttl": app.token_ttl,
+        },
     )
 
 
@@ -296,6 +321,12 @@ def _ceiling_event(caller: Caller, operator: Principal, before: App, app: App, e
         sid=operator.claims.sid,
         data={"before": list(before.scopes), "after": list(app.scopes), "grants_ended": ended},
     )
+
+
+def _audiences_event(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
+    event = _event(caller, operator, EventType.APP_UPDATED, app, "an app's audiences were changed")
+    changed: EventData = {"before": list(before.audiences), "after": list(app.audiences), "grants_ended": ended}
+    return msgspec.structs.replace(event, data={**event.data, **changed})
 
 
 def _login_failed(caller: Caller, app: App | None) -> StrangerDenied:

@@ -49,7 +49,7 @@ class TokenService:
                 end_grants(transaction, caller, grant.subject, [grant], EndReason.RENEWAL_REUSE, presented)
                 return None
             if decision is Renewal.SUCCEED:
-                _check_app(transaction, caller, principal, grant)
+                self._check_app(transaction, caller, principal, grant)
                 grant = self._succeed(transaction, caller, grant)
             return self._issuer.token(grant, transaction.now)
 
@@ -110,15 +110,16 @@ class TokenService:
             raise await self._denials.record(_renewal_failed(caller, invalid.reason, principal)) from None
         return principal
 
-
-def _check_app(transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> None:
-    if not grant.app_id:
-        return
-    app = transaction.app(grant.app_id)
-    if app is None or not app.is_active:
-        raise _renewal_failed(caller, "the app is not active", principal)
-    if not scope.scope_is_subset(grant.scope, app.scopes):
-        raise _renewal_failed(caller, "the grant exceeds the ceiling that the app has by now", principal)
+    def _check_app(self, transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> None:
+        if not grant.app_id:
+            return
+        app = transaction.app(grant.app_id)
+        if app is None or not app.is_active:
+            raise _renewal_failed(caller, "the app is not active", principal)
+        if not scope.scope_is_subset(grant.scope, app.scopes):
+            raise _renewal_failed(caller, "the grant exceeds the ceiling that the app has by now", principal)
+        if self._issuer.uncovered_audience(app, grant.audience):
+            raise _renewal_failed(caller, "the grant is for others than the app's audiences by now", principal)
 
 
 def _failure() -> Unauthorized:
