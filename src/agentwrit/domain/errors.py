@@ -10,7 +10,8 @@
     │   ├── InsufficientScope    insufficient_scope
     │   │   └── TokenRevoked     insufficient_scope
     │   ├── ScopeViolation       scope_violation
-    │   │   └── AudienceViolation scope_violation
+    │   │   ├── AudienceViolation scope_violation
+    │   │   └── ChainTooLong     scope_violation
     │   ├── NotFound             not_found
     │   ├── MethodNotAllowed     method_not_allowed
     │   ├── Conflict             conflict
@@ -96,6 +97,10 @@ class ScopeViolation(Refusal):
 
 class AudienceViolation(ScopeViolation):
     """A token would be for others than the app's audiences, or than the delegator's token is."""
+
+
+class ChainTooLong(ScopeViolation):
+    """A delegation would have more hops than a chain may have."""
 
 
 class NotFound(Refusal):

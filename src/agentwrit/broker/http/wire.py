@@ -153,6 +153,29 @@ def claims(held: Claims) -> dict[str, object]:
     return dict(shown)
 
 
+def introspection(held: Claims) -> dict[str, object]:
+    """A token that holds, as RFC 7662 §2.2 shows it: `scope` is one string here. What it does not have is left out."""
+    shown = {
+        "active": True,
+        "scope": held.scope,
+        "client_id": held.client_id,
+        "token_type": "Bearer" if held.cnf is None else "DPoP",  # RFC 9449 §6.2
+        "exp": held.exp,
+        "iat": held.iat,
+        "nbf": held.nbf,
+        "sub": held.sub,
+        "aud": held.aud,
+        "iss": held.iss,
+        "jti": held.jti,
+        "sid": held.sid,
+        "task_id": held.task_id,
+        "orch_id": held.orch_id,
+        "act": held.act,
+        "cnf": held.cnf,
+    }
+    return {name: value for name, value in shown.items() if value not in ("", None)}
+
+
 def grant(record: Grant) -> dict[str, object]:
     """An agent's grant as it is shown. `expires_at` is when its current token ends, `ends_at` when renewal does."""
     return {

@@ -8,17 +8,18 @@ import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.services.authentication import Principal, app_subject
-from agentwrit.broker.services.context import Caller, EventData
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.clients import accepted
+from agentwrit.broker.services.context import Caller, EventData, scope_data
+from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.ending import end_grants, revoke_grant
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
 from agentwrit.broker.services.launch_tokens import check_audience
-from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
+from agentwrit.broker.storage.base import Denied, GrantQuery, Store, Transaction
 from agentwrit.domain import app as app_rules
 from agentwrit.domain import launch_token, scope
 from agentwrit.domain.app import App, AppStatus
 from agentwrit.domain.audit import Draft, EventType, Outcome
-from agentwrit.domain.errors import Conflict, InvalidRequest, InvalidTTL, NotFound, Unauthorized
+from agentwrit.domain.errors import Conflict, InvalidRequest, InvalidTTL, NotFound, ScopeViolation
 from agentwrit.domain.grant import EndReason, Grant, GrantKind
 
 
@@ -213,25 +214,31 @@ class AppService:
 
         return await self._store.write(deregister)
 
-    async def authenticate(self, caller: Caller, client_id: str, client_secret: str) -> IssuedToken:
-        """An app token, for the app's secret.
+    async def authenticate(
+        self,
+        caller: Caller,
+        client_id: str,
+        client_secret: str,
+        *,
+        wanted: Sequence[str] = app_rules.TOKEN_SCOPES,
+    ) -> IssuedToken:
+        """An app token, for the app's secret. `wanted`: its scope, of what apps' tokens can have.
 
         Raises:
             Unauthorized: unknown id, wrong secret or inactive app: which, nobody is told, and neither does time.
+            ScopeViolation: more is wanted than apps' tokens can have.
         """
         fingerprint = launch_token.fingerprint(client_secret)
 
         def authenticate(transaction: Transaction) -> IssuedToken:
             now = transaction.now
-            app = transaction.app_by_client_id(client_id)
-            is_right = (app or _NOBODY).accepts(fingerprint, now)
-            if app is None or not is_right:
-                raise _login_failed(caller, app)
+            app = accepted(transaction, caller, client_id, fingerprint, now)
+            _check_wanted(caller, app, wanted)
             is_current = hmac.compare_digest(app.secret_hash, fingerprint)
             grant = self._issuer.new_grant(
                 GrantKind.APP,
                 app_subject(app.app_id),
-                app_rules.TOKEN_SCOPES,
+                wanted,
                 ttl=app.token_ttl,
                 now=now,
                 ends_at=None if is_current else app.previous_secret_until,
@@ -258,25 +265,6 @@ class AppService:
             or (are_audiences_given and self._issuer.uncovered_audience(app, grant.audience))
         ]
 
-    async def rate_limited(self, caller: Caller) -> None:
-        """Record that too many wrong secrets were tried from one place."""
-        event = caller.event(EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many wrong secrets")
-        await self._denials.record(StrangerDenied(Unauthorized("too many attempts"), caller, event))
-
-
-# Compared with where there is no app, so that an unknown id takes as long as a wrong secret.
-_NOBODY = App(
-    app_id="",
-    name="",
-    client_id="",
-    secret_hash=bytes(32),
-    scopes=(),
-    token_ttl=0,
-    status=AppStatus.INACTIVE,
-    created_at=0,
-    updated_at=0,
-)
-
 
 def _active(transaction: Transaction, app_id: str) -> App:
     app = transaction.app(app_id)
@@ -294,6 +282,20 @@ def _check_token_ttl(ttl: int) -> int:
     if not low <= ttl <= high:
         raise InvalidTTL(f"token_ttl takes {low} to {high} seconds")
     return ttl
+
+
+def _check_wanted(caller: Caller, app: App, wanted: Sequence[str]) -> None:
+    exceeding = scope.uncovered(wanted, app_rules.TOKEN_SCOPES)
+    if exceeding:
+        event = caller.event(
+            EventType.SCOPE_CEILING_EXCEEDED,
+            Outcome.DENIED,
+            principal=app_subject(app.app_id),
+            app_id=app.app_id,
+            detail="an app asked for more than apps' tokens can have",
+            data=scope_data(wanted, app_rules.TOKEN_SCOPES, exceeding),
+        )
+        raise Denied(ScopeViolation("scope exceeds what an app's token can have"), event)
 
 
 def _event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:
@@ -327,14 +329,3 @@ def _audiences_event(caller: Caller, operator: Principal, before: App, app: App,
     event = _event(caller, operator, EventType.APP_UPDATED, app, "an app's audiences were changed")
     changed: EventData = {"before": list(before.audiences), "after": list(app.audiences), "grants_ended": ended}
     return msgspec.structs.replace(event, data={**event.data, **changed})
-
-
-def _login_failed(caller: Caller, app: App | None) -> StrangerDenied:
-    # An id that is not ours is not recorded: people have been known to put the secret in its place.
-    event = caller.event(
-        EventType.APP_AUTH_FAILED,
-        Outcome.DENIED,
-        detail="the client id is unknown" if app is None else "the secret is wrong, or the app is not active",
-        app_id=app.app_id if app is not None else "",
-    )
-    return StrangerDenied(Unauthorized("the client id or the client secret was not accepted"), caller, event)

@@ -11,7 +11,7 @@ from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Denied, GrantQuery, Transaction
 from agentwrit.domain import delegation, idempotency, scope, spiffe_id
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import AudienceViolation, InvalidTTL, NotFound, ScopeViolation, Unauthorized
+from agentwrit.domain.errors import AudienceViolation, ChainTooLong, InvalidTTL, NotFound, ScopeViolation, Unauthorized
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import RequestIdentity
 
@@ -58,8 +58,9 @@ class DelegationService:
             InvalidRequest, InvalidTTL: a field is not what it should be, or the token would be too large.
             TokenRevoked: the delegator's token is dead by now.
             NotFound: the delegate is not a live agent of the same app.
-            ScopeViolation: more is given than is held, or than the app may by now give; or the chain is too long.
+            ScopeViolation: more is given than is held, or than the app may by now give.
             AudienceViolation: likewise, of those whom the token is to be for.
+            ChainTooLong: the chain has all the hops that it may have.
             Conflict: the idempotency key was used for another request.
         """
         granted = scope.parse_list(request.scope, field="scope")
@@ -162,7 +163,7 @@ def _check_depth(caller: Caller, parent: Grant) -> None:
         event = caller.event(
             EventType.DELEGATION_ATTENUATION_VIOLATION, Outcome.DENIED, detail=detail, **holder(parent)
         )
-        raise Denied(ScopeViolation(detail), event)
+        raise Denied(ChainTooLong(detail), event)
 
 
 def _record(transaction: Transaction, caller: Caller, parent: Grant, grant: Grant) -> None:

@@ -29,6 +29,16 @@ class TokenService:
         except InvalidToken:
             return None
 
+    async def introspect(self, token: str) -> Claims | None:
+        """What a token says to a resource server that was shown it (RFC 7662 §2.2), or None if it does not hold.
+
+        Nothing is known of the request that it came with: a key that it is bound to is the resource server's to check.
+        """
+        try:
+            return (await self._authenticator.alive(token)).claims
+        except InvalidToken:
+            return None
+
     async def renew(self, caller: Caller, token: str | None) -> IssuedToken:
         """The successor of an agent's token (see `agentwrit.domain.grant`).
 
