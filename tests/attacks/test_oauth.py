@@ -127,7 +127,7 @@ def test_another_apps_tokens_are_not_revoked_and_the_attempt_is_recorded(broker:
         assert (answer.status_code, answer.content) == (200, revoke(app, "nonsense").content)
         assert broker.is_valid(each)
     events = [each for each in broker.events(event_type="token_revocation_denied") if each["app_id"] == app.app_id]
-    assert [(event["outcome"], event["principal"]) for event in events] == [("denied", f"app:{app.app_id}")]
+    assert [(event["outcome"], event["principal"]) for event in events] == [("denied", f"app:{app.app_id}")] * 3
 
 
 def test_tokens_that_the_operator_launched_belong_to_no_app(broker: BrokerProcess, app: TestApp) -> None:
@@ -153,6 +153,9 @@ def test_an_exchange_takes_no_token_of_another_app(broker: BrokerProcess, app: T
         exchange(app, own, "nonsense", "read:data:1"),
     ]
     assert len({oauth_error(refusal, 400, "invalid_request") for refusal in refusals}) == 1
+    events = [event for event in broker.events(event_type="delegation_denied") if event["app_id"] == app.app_id]
+    assert len(events) == 4
+    assert {event["outcome"] for event in events} == {"denied"}
 
 
 def test_an_exchange_takes_no_apps_and_no_operators_token(broker: BrokerProcess, app: TestApp) -> None:

@@ -133,8 +133,8 @@ async def open_on(
         *OAuthRoutes(
             logins,
             tokens,
-            TokenExchangeService(denials, authenticator, delegations),
-            TokenRevocationService(denials, authenticator),
+            TokenExchangeService(store, authenticator, delegations),
+            TokenRevocationService(store, authenticator),
             authenticator,
             metrics,
             own_names=[config.issuer, *([config.public_url] if config.public_url else [])],

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import msgspec
 
 from agentwrit.broker.services.authentication import Authenticator, Principal, app_subject
-from agentwrit.broker.services.context import Caller, Who
+from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.delegation import DelegationRequest, DelegationService
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken
 from agentwrit.broker.services.launch_tokens import check_audience
+from agentwrit.broker.storage.base import Store
 from agentwrit.domain import delegation
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
@@ -37,8 +37,8 @@ class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class TokenExchangeService:
     """Exchanges tokens."""
 
-    def __init__(self, denials: DenialLog, authenticator: Authenticator, delegations: DelegationService) -> None:
-        self._denials = denials
+    def __init__(self, store: Store, authenticator: Authenticator, delegations: DelegationService) -> None:
+        self._store = store
         self._authenticator = authenticator
         self._delegations = delegations
 
@@ -79,25 +79,13 @@ class TokenExchangeService:
                 EventType.DELEGATION_DENIED,
                 Outcome.DENIED,
                 detail=f"the {field} was not accepted: {invalid.reason}",
-                **_asking(app),
+                principal=app_subject(app.app_id),
+                app_id=app.app_id,
                 data={} if principal is None else {"presented_jti": principal.claims.jti},
             )
-            raise await self._denials.record(StrangerDenied(_not_accepted(field), caller, event)) from None
+            await self._store.write(lambda transaction: transaction.record(event))
+            raise _not_accepted(field) from None
         return principal
-
-
-def _asking(app: App) -> Who:
-    """The app that asks, in the fields of an event."""
-    return Who(
-        principal=app_subject(app.app_id),
-        app_id=app.app_id,
-        agent_id="",
-        task_id="",
-        orch_id="",
-        sid="",
-        deleg_depth=0,
-        deleg_chain_hash="",
-    )
 
 
 def _not_accepted(field: str) -> InvalidRequest:

@@ -2,20 +2,19 @@
 
 from agentwrit.broker.services.authentication import Authenticator, Principal, app_subject
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.ending import end_grants
-from agentwrit.broker.storage.base import Transaction
+from agentwrit.broker.storage.base import Store, Transaction
 from agentwrit.domain.app import App
-from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import InvalidToken, NotFound
+from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.errors import InvalidToken
 from agentwrit.domain.grant import EndReason
 
 
 class TokenRevocationService:
     """Revokes what is shown to it."""
 
-    def __init__(self, denials: DenialLog, authenticator: Authenticator) -> None:
-        self._denials = denials
+    def __init__(self, store: Store, authenticator: Authenticator) -> None:
+        self._store = store
         self._authenticator = authenticator
 
     async def revoke(self, caller: Caller, app: App, token: str) -> None:
@@ -32,7 +31,7 @@ class TokenRevocationService:
         except InvalidToken:
             return
         if principal.claims.client_id != app.client_id:
-            await self._denials.record(_another_apps(caller, app, principal))
+            await self._store.write(lambda transaction: transaction.record(_another_apps(caller, app, principal)))
             return
 
         def revoke(transaction: Transaction) -> None:
@@ -40,11 +39,11 @@ class TokenRevocationService:
             if grant is not None and not grant.is_ended:
                 end_grants(transaction, caller, app_subject(app.app_id), [grant], EndReason.REVOKED)
 
-        await self._denials.write(revoke)
+        await self._store.write(revoke)
 
 
-def _another_apps(caller: Caller, app: App, principal: Principal) -> StrangerDenied:
-    event = caller.event(
+def _another_apps(caller: Caller, app: App, principal: Principal) -> Draft:
+    return caller.event(
         EventType.TOKEN_REVOCATION_DENIED,
         Outcome.DENIED,
         detail="the token is not the app's to revoke",
@@ -52,4 +51,3 @@ def _another_apps(caller: Caller, app: App, principal: Principal) -> StrangerDen
         app_id=app.app_id,
         data={"presented_jti": principal.claims.jti},
     )
-    return StrangerDenied(NotFound("there is no such token of this app"), caller, event)
