@@ -32,6 +32,13 @@ $(VENV)/.dev: $(VENV)/.broker requirements/dev.txt
 	@.venv-published/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --requirement $<
 	@touch $@
 
+# Others' resource servers, which know OAuth and nothing of us.
+.venv-standards/.done: requirements/standards.txt $(BIN)/python
+	@echo "Setting up .venv-standards (once)"
+	@$(PYTHON) -m venv .venv-standards
+	@.venv-standards/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --requirement $<
+	@touch $@
+
 # -- run ------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.broker
@@ -39,7 +46,7 @@ demo: $(VENV)/.broker
 
 # -- prove ----------------------------------------------------------------------------------------
 
-test: lint types layers .venv-published/.done
+test: lint types layers .venv-published/.done .venv-standards/.done
 	@$(BIN)/python -m pytest
 
 # The same races, crashes and random histories as in `make test`, fifty times as many.
@@ -65,8 +72,9 @@ lock:
 	@$(LOCK) --extra broker --group dev pyproject.toml --output-file requirements/dev.txt
 	@$(LOCK) --extra broker --group build --constraint requirements/dev.txt pyproject.toml --output-file requirements/broker.txt
 
+	@$(LOCK) --group standards --output-file requirements/standards.txt
 	@# From another directory: here the name would mean this project itself.
 	@cd $(or $(TMPDIR),/tmp) && echo "agentwrit==0.3.0" | $(LOCK) - --output-file $(CURDIR)/requirements/published-client.txt
 
 clean:
-	@rm -rf $(VENV) .venv-published .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	@rm -rf $(VENV) .venv-published .venv-standards .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

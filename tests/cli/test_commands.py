@@ -34,6 +34,21 @@ def test_an_app_is_kept_from_the_command_line(operator: dict[str, str]) -> None:
     assert removed["status"] == "inactive"
 
 
+def test_an_apps_audiences_are_set_and_taken_away_from_the_command_line(operator: dict[str, str]) -> None:
+    given = ("--audience", "billing", "--audience", "orders")
+    run("app", "register", "cli-audiences", "--scope", "read:data:*", *given, **operator)
+    assert "orders" in run("app", "show", "cli-audiences", **operator).stdout
+
+    def update(*arguments: str) -> list[str]:
+        done = run("app", "update", "cli-audiences", *arguments, "--json", **operator)
+        return list(json.loads(done.stdout)["audiences"])
+
+    assert update("--token-ttl", "60") == ["billing", "orders"]
+    assert update("--audience", "orders") == ["orders"]
+    assert update("--no-audience") == []
+    one_line(run("app", "update", "cli-audiences", *given, "--no-audience", **operator), 2, "not both")
+
+
 def test_a_registered_apps_exports_can_be_pasted(operator: dict[str, str], broker: BrokerProcess) -> None:
     lines = run("app", "register", "cli-paste", "--scope", "read:data:*", **operator).stdout.splitlines()
     exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))

@@ -30,7 +30,7 @@ THREADS = 8
 
 @pytest.fixture
 def registered(broker: BrokerProcess) -> TestApp:
-    return broker.app()
+    return broker.app(audiences=["https://orders.example"])
 
 
 @pytest.fixture

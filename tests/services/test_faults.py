@@ -116,6 +116,27 @@ def run(test: Callable[[Setup], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def test_a_revocation_by_an_app_that_cannot_be_made_durable_is_refused_and_the_token_lives_on() -> None:
+    async def claim(made: Setup) -> None:
+        app = await made.app()
+        launch_token = await made.launch_token(app)
+        registered = await made.http.post("/v1/register", json=await made.registration(launch_token))
+        token = registered.json()["access_token"]
+        form = {"token": token, "client_id": app["client_id"], "client_secret": app["client_secret"]}
+        before = made.events()
+        made.failing = {"commit"}
+        refused = await made.http.post("/oauth2/revoke", data=form)
+        assert (refused.status_code, refused.json()["error"]) == (503, "temporarily_unavailable")
+        assert refused.headers["retry-after"]
+        made.failing = set()
+        assert await made.is_valid(token)
+        assert made.events() == before
+        assert (await made.http.post("/oauth2/revoke", data=form)).status_code == 200
+        assert not await made.is_valid(token)
+
+    run(claim)
+
+
 def test_a_release_that_cannot_be_made_durable_is_refused_and_the_token_lives_on() -> None:
     async def claim(made: Setup) -> None:
         token = await made.agent()

@@ -192,7 +192,7 @@ def test_an_app_is_registered_listed_shown_changed_and_removed(broker: BrokerPro
     admin = broker.admin()
     app = broker.app("read:data:*", token_ttl=120)
     shown = broker.http.get(f"/v1/admin/apps/{app.app_id}", headers=admin).json()
-    fields = {"app_id", "name", "client_id", "scopes", "token_ttl", "status", "created_at", "updated_at"}
+    fields = {"app_id", "name", "client_id", "scopes", "audiences", "token_ttl", "status", "created_at", "updated_at"}
     assert set(shown) == fields
     assert (shown["status"], shown["token_ttl"], shown["scopes"]) == ("active", 120, ["read:data:*"])
     listed = broker.http.get("/v1/admin/apps", headers=admin).json()
@@ -354,9 +354,65 @@ def test_a_launch_token_that_is_not_single_use_registers_many(broker: BrokerProc
 
 
 def test_an_audience_reaches_the_token(broker: BrokerProcess) -> None:
-    agent = broker.app().agent(audience=["https://orders.example", "billing"])
+    app = broker.app(audiences=["https://orders.example", "billing"])
+    agent = app.agent(audience=["https://orders.example", "billing"])
     assert broker.validate(agent["access_token"])["claims"]["aud"] == ["https://orders.example", "billing"]
     assert broker.renew(agent["access_token"]).status_code == 200
+
+
+def test_audiences_are_kept_with_the_app(broker: BrokerProcess) -> None:
+    admin, app = broker.admin(), broker.app(audiences=["billing"])
+    path = f"/v1/admin/apps/{app.app_id}"
+    assert broker.http.get(path, headers=admin).json()["audiences"] == ["billing"]
+    changed = broker.http.put(path, json={"audiences": ["billing", "orders"]}, headers=admin).json()
+    assert (changed["audiences"], changed["grants_ended"]) == (["billing", "orders"], 0)
+    [event] = broker.events(event_type="app_updated", limit=1000)[-1:]
+    assert (event["data"]["before"], event["data"]["after"]) == (["billing"], ["billing", "orders"])
+    assert broker.http.put(path, json={"token_ttl": 60}, headers=admin).json()["audiences"] == ["billing", "orders"]
+    assert broker.http.put(path, json={"audiences": []}, headers=admin).json()["audiences"] == []
+
+
+@pytest.mark.parametrize("audiences", [[""], ["line\nbreak"], ["x" * 257], [str(n) for n in range(17)], "billing"])
+def test_audiences_that_are_none_are_refused(broker: BrokerProcess, audiences: object) -> None:
+    body = {"name": "audience-app", "scopes": ["a:b:c"], "audiences": audiences}
+    refused = problem(broker.http.post("/v1/admin/apps", json=body, headers=broker.admin()), 400, "invalid_request")
+    assert "audiences" in refused["detail"]
+
+
+def test_a_launch_token_for_others_than_the_apps_audiences_is_refused(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=["billing"])
+    body = {"agent_name": "a", "allowed_scope": ["read:data:1"], "audience": ["billing", "payroll"]}
+    answer = broker.http.post("/v1/app/launch-tokens", json=body, headers=bearer(app.token()))
+    assert "audience" in problem(answer, 403, "scope_violation")["detail"]
+    [event] = broker.events(event_type="scope_ceiling_exceeded", limit=1000)[-1:]
+    assert event["data"]["audience_exceeding"] == ["payroll"]
+    assert app.launch_token(audience=["billing", "agentwrit"])  # the broker's own is always among them
+    by_operator = broker.http.post("/v1/admin/launch-tokens", json=body, headers=broker.admin())
+    assert by_operator.status_code == 201
+
+
+def test_audiences_taken_away_since_hold_at_registration(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=["billing"])
+    launch_token = app.launch_token(audience=["billing"])
+    broker.http.put(f"/v1/admin/apps/{app.app_id}", json={"audiences": []}, headers=broker.admin())
+    refused = broker.http.post("/v1/register", json=registration(launch_token, broker.nonce()))
+    problem(refused, 403, "scope_violation")
+
+
+def test_taking_an_audience_away_ends_the_grants_for_it(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=["billing", "orders"])
+    billing, orders = app.agent(audience=["billing"]), app.agent(audience=["orders"])
+    path = f"/v1/admin/apps/{app.app_id}"
+    changed = broker.http.put(path, json={"audiences": ["orders"]}, headers=broker.admin()).json()
+    assert changed["grants_ended"] == 1
+    assert not broker.is_valid(billing["access_token"])
+    kept = broker.http.put(path + "?keep_grants=true", json={"audiences": []}, headers=broker.admin()).json()
+    assert kept["grants_ended"] == 0
+    assert broker.is_valid(orders["access_token"])
+    problem(broker.renew(orders["access_token"]), 401, "unauthorized")
+    to_itself = {"delegate_to": orders["agent_id"], "scope": ["read:data:1"]}
+    refused = broker.http.post("/v1/delegate", json=to_itself, headers=bearer(orders["access_token"]))
+    problem(refused, 403, "scope_violation")
 
 
 def test_a_scope_violation_does_not_consume_the_launch_token(broker: BrokerProcess) -> None:

@@ -13,11 +13,14 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DataDirectory
 from agentwrit.broker.http.agent_routes import AgentRoutes
+from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.app_routes import AppRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
 from agentwrit.broker.http.edge import Edge
 from agentwrit.broker.http.feed_routes import FeedRoutes
 from agentwrit.broker.http.key_routes import KeyRoutes
+from agentwrit.broker.http.metadata_routes import MetadataRoutes
+from agentwrit.broker.http.oauth_routes import OAuthRoutes
 from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.service_routes import ServiceRoutes
@@ -29,6 +32,7 @@ from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.audit import AuditService
 from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.clients import ClientService
 from agentwrit.broker.services.delegation import DelegationService
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.feed import RevocationFeed
@@ -40,6 +44,8 @@ from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.operators import OperatorService, set_secret
 from agentwrit.broker.services.registration import RegistrationService
 from agentwrit.broker.services.revocation import RevocationService
+from agentwrit.broker.services.token_exchange import TokenExchangeService
+from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.sealing import Sealer
@@ -116,6 +122,9 @@ async def open_on(
     issuer = TokenIssuer(config, keys)
     authenticator = Authenticator(keys, config.issuer, clock, liveness, denials)
     apps = AppService(store, denials, issuer, config)
+    logins = AppLogins(apps, ClientService(store, denials, clock))
+    tokens = TokenService(denials, issuer, authenticator)
+    delegations = DelegationService(denials, issuer, authenticator)
     launch_tokens = LaunchTokenService(store, config)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     metrics.feed_followers = lambda: revocations.follower_count
@@ -123,11 +132,21 @@ async def open_on(
     resources = [
         *TokenRoutes(
             RegistrationService(denials, issuer, clock, config, master_key),
-            TokenService(denials, issuer, authenticator),
-            DelegationService(denials, issuer, authenticator),
+            tokens,
+            delegations,
             metrics,
         ).resources(),
-        *AppRoutes(apps, launch_tokens, authenticator).resources(),
+        *OAuthRoutes(
+            logins,
+            tokens,
+            TokenExchangeService(store, authenticator, delegations),
+            TokenRevocationService(store, authenticator),
+            authenticator,
+            metrics,
+            own_names=[config.issuer, *([config.public_url] if config.public_url else [])],
+        ).resources(),
+        *MetadataRoutes(config.issuer, config.public_url).resources(),
+        *AppRoutes(logins, launch_tokens, authenticator).resources(),
         *OperatorRoutes(
             OperatorService(store, denials, issuer, checker, config),
             apps,

@@ -22,19 +22,31 @@ def app() -> None:
 _scopes = click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="A scope of the ceiling; repeatable.")
 _token_ttl = click.option("--token-ttl", type=int, metavar="SECONDS", help="How long the app's own tokens live.")
 
+_audiences = click.option(
+    "--audience", "audiences", multiple=True, metavar="NAME", help="Whom its agents' tokens may be for; repeatable."
+)
+
 
 @app.command()
 @click.argument("name")
 @_scopes
 @_token_ttl
+@_audiences
 @options.broker_url
 @options.as_json
-def register(name: str, scopes: tuple[str, ...], token_ttl: int | None, broker_url: str, is_json: bool) -> None:
+def register(
+    name: str,
+    scopes: tuple[str, ...],
+    token_ttl: int | None,
+    audiences: tuple[str, ...],
+    broker_url: str,
+    is_json: bool,
+) -> None:
     """Register an app, and show its secret, this once."""
     if not scopes:
         raise click.UsageError("give the ceiling with --scope, for example --scope 'read:data:*'")
     with options.operator_client(broker_url) as operator:
-        registered = operator.register_app(name, scopes, token_ttl=token_ttl)
+        registered = operator.register_app(name, scopes, token_ttl=token_ttl, audiences=audiences)
     if is_json:
         print_json(registered)
         return
@@ -70,21 +82,36 @@ def show(app: str, broker_url: str, is_json: bool) -> None:
 @click.argument("app")
 @_scopes
 @_token_ttl
+@_audiences
+@click.option("--no-audience", is_flag=True, help="Take all its audiences away.")
 @click.option("--keep-grants", is_flag=True, help="Let grants that exceed a narrower ceiling live to their end.")
 @options.broker_url
 @options.as_json
 def update(
-    app: str, scopes: tuple[str, ...], token_ttl: int | None, keep_grants: bool, broker_url: str, is_json: bool
+    app: str,
+    scopes: tuple[str, ...],
+    token_ttl: int | None,
+    audiences: tuple[str, ...],
+    no_audience: bool,
+    keep_grants: bool,
+    broker_url: str,
+    is_json: bool,
 ) -> None:
-    """Change an app's ceiling, or how long its tokens live.
+    """Change an app's ceiling, its audiences, or how long its tokens live.
 
-    A narrower ceiling ends the live grants that exceed it.
+    A narrower ceiling, or fewer audiences, ends the live grants that exceed it.
     """
-    if not scopes and token_ttl is None:
-        raise click.UsageError("give --scope, --token-ttl or both")
+    if not scopes and token_ttl is None and not audiences and not no_audience:
+        raise click.UsageError("give --scope, --audience, --no-audience or --token-ttl")
+    if audiences and no_audience:
+        raise click.UsageError("give --audience or --no-audience, not both")
     with options.operator_client(broker_url) as operator:
         updated = operator.update_app(
-            options.app_id(operator, app), scopes=scopes or None, token_ttl=token_ttl, keep_grants=keep_grants
+            options.app_id(operator, app),
+            scopes=scopes or None,
+            token_ttl=token_ttl,
+            audiences=audiences if audiences or no_audience else None,
+            keep_grants=keep_grants,
         )
     _print(updated, is_json=is_json)
 

@@ -26,10 +26,12 @@ class OperatorClient(Connected):
             broker_url, timeout=timeout, login=Login(lambda: steps.operator_login(Secret(admin_secret)))
         )
 
-    def register_app(self, name: str, scopes: Sequence[str], *, token_ttl: int | None = None) -> dict[str, Any]:
+    def register_app(
+        self, name: str, scopes: Sequence[str], *, token_ttl: int | None = None, audiences: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""
-        body = {"name": name, "scopes": list(scopes)} | ({} if token_ttl is None else {"token_ttl": token_ttl})
-        return self._call("POST", APPS, body)
+        body = {"name": name, "scopes": list(scopes), "audiences": list(audiences)}
+        return self._call("POST", APPS, body | ({} if token_ttl is None else {"token_ttl": token_ttl}))
 
     def list_apps(self) -> dict[str, Any]:
         """All apps, as `apps` and `total`."""
@@ -44,10 +46,15 @@ class OperatorClient(Connected):
         *,
         scopes: Sequence[str] | None = None,
         token_ttl: int | None = None,
+        audiences: Sequence[str] | None = None,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
         """Change an app: the app, and as `grants_ended` how many grants a narrower ceiling ended."""
-        body = {"scopes": None if scopes is None else list(scopes), "token_ttl": token_ttl}
+        body = {
+            "scopes": None if scopes is None else list(scopes),
+            "token_ttl": token_ttl,
+            "audiences": None if audiences is None else list(audiences),
+        }
         query = "?keep_grants=true" if keep_grants else ""
         return self._call(
             "PUT", _at(APPS, app_id) + query, {name: value for name, value in body.items() if value is not None}

@@ -4,11 +4,13 @@ The rules:
 
 - A client secret is 256 random bits, shown once and stored as SHA-256 only. After a rotation the old one works until
   its overlap ends, and so do the app tokens that were issued on it.
+- Its agents' tokens are for its `audiences` and for the broker's default audience, and for nobody else.
 - An app that was deregistered stays so. Its name may be taken again; its ids may not.
 """
 
 import hmac
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
@@ -51,6 +53,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     previous_secret_hash: bytes = b""
     previous_secret_until: int = 0
     deregistered_at: int = 0
+    audiences: tuple[str, ...] = ()
 
     @property
     def is_active(self) -> bool:
@@ -61,6 +64,11 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
         current = hmac.compare_digest(self.secret_hash, secret_hash)
         previous = hmac.compare_digest(self.previous_secret_hash, secret_hash) and now < self.previous_secret_until
         return (current or previous) and self.is_active
+
+    def uncovered_audience(self, audience: Iterable[str], default: Iterable[str]) -> tuple[str, ...]:
+        """Those in `audience` whom its agents' tokens may not be for. `default`: whom any agent's token may be for."""
+        allowed = {*self.audiences, *default}
+        return tuple(name for name in audience if name not in allowed)
 
 
 def check_name(name: str) -> str:

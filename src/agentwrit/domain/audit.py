@@ -37,6 +37,7 @@ class EventType(StrEnum):
     REGISTRATION_POLICY_VIOLATION = "registration_policy_violation"
     TOKEN_ISSUED = "token_issued"
     TOKEN_REVOKED = "token_revoked"
+    TOKEN_REVOCATION_DENIED = "token_revocation_denied"
     TOKEN_RENEWED = "token_renewed"
     TOKEN_RELEASED = "token_released"
     TOKEN_RENEWAL_FAILED = "token_renewal_failed"

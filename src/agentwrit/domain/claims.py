@@ -7,6 +7,8 @@ The rules:
 - Inside the JWT `scope` is one space-separated string (RFC 9068 §2.2.3); to everybody else it is a list.
 - A delegated token carries its chain whole, from the registered agent at its root to the token's own subject, and what
   the last hop gave is exactly what the token holds.
+- A token that came of an exchange names the agents of that chain once more, in the words of RFC 8693 §4.1: `act` is the
+  token's own subject, inside it whoever delegated to that one, and innermost the agent at the root.
 """
 
 from collections.abc import Mapping
@@ -27,6 +29,13 @@ class Confirmation(msgspec.Struct, frozen=True):
     jkt: str
 
 
+class Actor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Who acts, and inside it for whom (RFC 8693 §4.1)."""
+
+    sub: str
+    act: "Actor | None" = None
+
+
 class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a token says. Times are Unix seconds; where a token has no task, orchestrator or app, it says ""."""
 
@@ -45,6 +54,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     delegation_chain: Chain = ()
     chain_hash: str = ""
     cnf: Confirmation | None = None
+    act: Actor | None = None
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -73,6 +83,14 @@ def decode(payload: bytes) -> Claims:
     if not (claims.sub and claims.jti and claims.sid and claims.aud):
         raise InvalidToken("a required claim is empty")
     return claims
+
+
+def actors(subject: str, chain: Chain) -> Actor:
+    """The `act` of a token of this subject and this chain: the current actor outside, earlier ones further inside."""
+    actor: Actor | None = None
+    for record in chain:
+        actor = Actor(record.agent, actor)
+    return Actor(subject, actor)
 
 
 def check_time(claims: Claims, now: float, *, leeway: float = LEEWAY_SECONDS) -> None:
@@ -106,6 +124,8 @@ def check_delegation(claims: Claims, keys: Mapping[str, bytes]) -> None:
         InvalidToken: the chain is not that of this token.
     """
     chain = claims.delegation_chain
+    if claims.act is not None and (not chain or claims.act != actors(claims.sub, chain)):
+        raise InvalidToken("act does not name the agents of the delegation chain")
     if claims.chain_hash != delegation.chain_hash(chain):
         raise InvalidToken("chain_hash is not that of the delegation chain")
     if not chain:

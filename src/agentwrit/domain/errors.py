@@ -10,6 +10,8 @@
     │   ├── InsufficientScope    insufficient_scope
     │   │   └── TokenRevoked     insufficient_scope
     │   ├── ScopeViolation       scope_violation
+    │   │   ├── AudienceViolation scope_violation
+    │   │   └── ChainTooLong     scope_violation
     │   ├── NotFound             not_found
     │   ├── MethodNotAllowed     method_not_allowed
     │   ├── Conflict             conflict
@@ -91,6 +93,14 @@ class ScopeViolation(Refusal):
     """The requested scope exceeds the launch token's, the delegator's or the app's ceiling."""
 
     error_code = "scope_violation"
+
+
+class AudienceViolation(ScopeViolation):
+    """A token would be for others than the app's audiences, or than the delegator's token is."""
+
+
+class ChainTooLong(ScopeViolation):
+    """A delegation would have more hops than a chain may have."""
 
 
 class NotFound(Refusal):

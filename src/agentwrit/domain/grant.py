@@ -78,7 +78,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     `subject` is who holds it; `app_id` is empty for what the operator launched; `ttl` is that of each of its tokens;
     `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
     app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
-    registration; `kid` names the key that signed its current token, empty where that is not known.
+    registration; `kid` names the key that signed its current token, empty where that is not known; `names_actors` says
+    whether its tokens carry `act`.
     """
 
     sid: str
@@ -105,6 +106,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     renewed_at: int = 0
     ended_at: int = 0
     end_reason: str = ""
+    names_actors: bool = False
 
     @property
     def is_registration(self) -> bool:

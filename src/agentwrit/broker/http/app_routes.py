@@ -3,26 +3,23 @@
 from collections.abc import Sequence
 
 from agentwrit.broker.http import wire
+from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
 from agentwrit.broker.http.launching import launch_token_answer
-from agentwrit.broker.http.rate_limits import RateLimiter
 from agentwrit.broker.http.routing import Resource
-from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.authentication import Authenticator
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.domain import app
-from agentwrit.domain.errors import RateLimited, Unauthorized
 from agentwrit.domain.grant import GrantKind
 
 
 class AppRoutes:
     """Routes under /v1/app."""
 
-    def __init__(self, apps: AppService, launch_tokens: LaunchTokenService, authenticator: Authenticator) -> None:
-        self._apps = apps
+    def __init__(self, logins: AppLogins, launch_tokens: LaunchTokenService, authenticator: Authenticator) -> None:
+        self._logins = logins
         self._launch_tokens = launch_tokens
         self._authenticator = authenticator
-        self._attempts = RateLimiter(per_second=10 / 60, burst=3)
 
     def resources(self) -> Sequence[Resource]:
         return [
@@ -32,15 +29,7 @@ class AppRoutes:
 
     async def authenticate(self, exchange: Exchange) -> Answer:
         request = await exchange.body(wire.AppAuth)
-        try:
-            issued = await self._apps.authenticate(exchange.caller, request.client_id, request.client_secret)
-        except Unauthorized:
-            # Only now: a right secret is never limited, so nobody can lock an app out by naming it.
-            retry_after = self._attempts.take((exchange.caller.network, request.client_id))
-            if retry_after is not None:
-                await self._apps.rate_limited(exchange.caller)
-                raise RateLimited("too many failed logins for this client", retry_after=retry_after) from None
-            raise
+        issued = await self._logins.log_in(exchange.caller, request.client_id, request.client_secret)
         return json_answer(
             {
                 "access_token": issued.access_token,

@@ -28,7 +28,9 @@ _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000; in
 STALLED_SECONDS: Final = 10  # how long a piece of a stream may wait for a client that does not read
 
 # Asked many times a second by machines; their counts say what their lines would.
-_QUIET_ROUTES: Final = frozenset({"/v1/health", "/livez", "/readyz", "/v1/metrics", "/v1/token/validate"})
+_QUIET_ROUTES: Final = frozenset(
+    {"/v1/health", "/livez", "/readyz", "/v1/metrics", "/v1/token/validate", "/oauth2/introspect"}
+)
 
 log = structlog.get_logger("agentwrit.http")
 

@@ -4,7 +4,7 @@ import ipaddress
 import itertools
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -12,7 +12,8 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope
 
 from agentwrit.broker.config import Network
-from agentwrit.broker.http import wire
+from agentwrit.broker.http import forms, wire
+from agentwrit.broker.http.forms import Form
 from agentwrit.broker.services.context import Caller
 from agentwrit.domain.errors import InvalidRequest, PayloadTooLarge
 
@@ -89,6 +90,20 @@ class Exchange:
             )
         return self._caller
 
+    def authorization(self) -> tuple[str, str] | None:
+        """The Authorization header (RFC 9110 §11.6.2), if there is one: its scheme, in lower case, and its credentials.
+
+        Raises:
+            InvalidRequest: there is more than one.
+        """
+        values = self._values("authorization")
+        if len(values) > 1:
+            raise InvalidRequest("there is more than one Authorization header")
+        if not values:
+            return None
+        scheme, _, credentials = values[0].partition(" ")
+        return scheme.lower(), credentials.strip()
+
     def bearer(self) -> str | None:
         """The bearer token (RFC 6750 §2.1), if there is one and only one."""
         values = self._values("authorization")
@@ -96,6 +111,10 @@ class Exchange:
             return None
         scheme, _, token = values[0].partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
+
+    @property
+    def has_query(self) -> bool:
+        return bool(self._scope["query_string"])
 
     def idempotency_key(self) -> str | None:
         """What names this request for safe retries, if it is named.
@@ -139,6 +158,15 @@ class Exchange:
     async def optional_body(self, schema: type[B]) -> B:
         """As `body`, for a body that may be left out."""
         return wire.decode_optional(await self.read(), schema)
+
+    async def form(self, *, repeatable: Collection[str] = ()) -> Form:
+        """The body, read as a form.
+
+        Raises:
+            InvalidRequest: it is not one, or has a field twice that is not `repeatable`.
+            PayloadTooLarge: it is over 1 MiB.
+        """
+        return forms.decode(self.header("content-type"), await self.read(), repeatable=repeatable)
 
     def query(self, *known: str) -> dict[str, str]:
         """The query's parameters.

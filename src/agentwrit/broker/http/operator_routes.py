@@ -64,7 +64,12 @@ class OperatorRoutes:
         principal = await self._operator(exchange)
         request = await exchange.body(wire.RegisterApp)
         new = await self._apps.register(
-            exchange.caller, principal, name=request.name, scopes=request.scopes, token_ttl=request.token_ttl
+            exchange.caller,
+            principal,
+            name=request.name,
+            scopes=request.scopes,
+            token_ttl=request.token_ttl,
+            audiences=request.audiences,
         )
         return json_answer(
             {
@@ -98,6 +103,7 @@ class OperatorRoutes:
             exchange.path_params["app_id"],
             scopes=request.scopes,
             token_ttl=request.token_ttl,
+            audiences=request.audiences,
             keep_grants=_keep_grants(exchange),
         )
         return json_answer({**wire.app(app), "grants_ended": grants_ended})

@@ -34,11 +34,13 @@ class RegisterApp(msgspec.Struct, frozen=True):
     name: str
     scopes: list[str]
     token_ttl: int | None = None
+    audiences: list[str] = []
 
 
 class UpdateApp(msgspec.Struct, frozen=True):
     scopes: list[str] | None = None
     token_ttl: int | None = None
+    audiences: list[str] | None = None
 
 
 class RotateSecret(msgspec.Struct, frozen=True):
@@ -144,6 +146,7 @@ def app(record: App) -> dict[str, object]:
         "name": record.name,
         "client_id": record.client_id,
         "scopes": record.scopes,
+        "audiences": record.audiences,
         "token_ttl": record.token_ttl,
         "status": record.status,
         "created_at": timestamps.rfc3339(record.created_at),
@@ -156,6 +159,29 @@ def claims(held: Claims) -> dict[str, object]:
     shown = msgspec.to_builtins(held)
     shown["scope"] = held.scopes
     return dict(shown)
+
+
+def introspection(held: Claims) -> dict[str, object]:
+    """A token that holds, as RFC 7662 §2.2 shows it: `scope` is one string here. What it does not have is left out."""
+    shown = {
+        "active": True,
+        "scope": held.scope,
+        "client_id": held.client_id,
+        "token_type": "Bearer" if held.cnf is None else "DPoP",  # RFC 9449 §6.2
+        "exp": held.exp,
+        "iat": held.iat,
+        "nbf": held.nbf,
+        "sub": held.sub,
+        "aud": held.aud,
+        "iss": held.iss,
+        "jti": held.jti,
+        "sid": held.sid,
+        "task_id": held.task_id,
+        "orch_id": held.orch_id,
+        "act": held.act,
+        "cnf": held.cnf,
+    }
+    return {name: value for name, value in shown.items() if value not in ("", None)}
 
 
 def grant(record: Grant) -> dict[str, object]:

@@ -8,16 +8,18 @@ import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.services.authentication import Principal, app_subject
-from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.clients import accepted
+from agentwrit.broker.services.context import Caller, EventData, scope_data
+from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.ending import end_grants, revoke_grant
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
-from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
+from agentwrit.broker.services.launch_tokens import check_audience
+from agentwrit.broker.storage.base import Denied, GrantQuery, Store, Transaction
 from agentwrit.domain import app as app_rules
 from agentwrit.domain import launch_token, scope
 from agentwrit.domain.app import App, AppStatus
 from agentwrit.domain.audit import Draft, EventType, Outcome
-from agentwrit.domain.errors import Conflict, InvalidRequest, InvalidTTL, NotFound, Unauthorized
+from agentwrit.domain.errors import Conflict, InvalidRequest, InvalidTTL, NotFound, ScopeViolation
 from agentwrit.domain.grant import EndReason, Grant, GrantKind
 
 
@@ -41,7 +43,14 @@ class AppService:
         self._config = config
 
     async def register(
-        self, caller: Caller, operator: Principal, *, name: str, scopes: Sequence[str], token_ttl: int | None
+        self,
+        caller: Caller,
+        operator: Principal,
+        *,
+        name: str,
+        scopes: Sequence[str],
+        token_ttl: int | None,
+        audiences: Sequence[str] = (),
     ) -> NewAppSecret:
         """Register an app under a name that no active app has.
 
@@ -52,6 +61,7 @@ class AppService:
         app_rules.check_name(name)
         ceiling = scope.parse_list(scopes, field="scopes")
         ttl = _check_token_ttl(self._config.app_token_ttl if token_ttl is None else token_ttl)
+        allowed_audiences = check_audience(audiences, field="audiences")
         secret = secrets.token_hex(launch_token.SECRET_BYTES)
 
         def register(transaction: Transaction) -> NewAppSecret:
@@ -68,6 +78,7 @@ class AppService:
                 status=AppStatus.ACTIVE,
                 created_at=now,
                 updated_at=now,
+                audiences=allowed_audiences,
             )
             transaction.put_app(app)
             transaction.record(_event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered"))
@@ -101,19 +112,21 @@ class AppService:
         scopes: Sequence[str] | None,
         token_ttl: int | None,
         keep_grants: bool,
+        audiences: Sequence[str] | None = None,
     ) -> tuple[App, int]:
-        """Change an app's ceiling, its token's life, or both. Returns the app and how many grants that ended.
+        """Change an app's ceiling, its audiences or its token's life. Returns the app and how many grants that ended.
 
-        A narrower ceiling ends the live grants that exceed it, unless `keep_grants`.
+        A narrower ceiling, or fewer audiences, ends the live grants that exceed it, unless `keep_grants`.
 
         Raises:
             InvalidRequest, InvalidTTL: an argument is not what it should be, or there is none.
             NotFound: there is no such active app.
         """
-        if scopes is None and token_ttl is None:
-            raise InvalidRequest("give scopes, token_ttl or both")
+        if scopes is None and token_ttl is None and audiences is None:
+            raise InvalidRequest("give scopes, token_ttl or audiences")
         ceiling = None if scopes is None else scope.parse_list(scopes, field="scopes")
         ttl = None if token_ttl is None else _check_token_ttl(token_ttl)
+        allowed_audiences = None if audiences is None else check_audience(audiences, field="audiences")
 
         def update(transaction: Transaction) -> tuple[App, int]:
             before = _active(transaction, app_id)
@@ -121,14 +134,17 @@ class AppService:
                 before,
                 scopes=before.scopes if ceiling is None else ceiling,
                 token_ttl=before.token_ttl if ttl is None else ttl,
+                audiences=before.audiences if allowed_audiences is None else allowed_audiences,
                 updated_at=int(transaction.now),
             )
             transaction.put_app(app)
 
-            exceeding = [] if keep_grants else _exceeding(transaction, app)
+            exceeding = [] if keep_grants else self._exceeding(transaction, app, audiences is not None)
             ended = len(end_grants(transaction, caller, operator.claims.sub, exceeding, EndReason.CEILING_NARROWED))
             if app.scopes != before.scopes:
                 transaction.record(_ceiling_event(caller, operator, before, app, ended))
+            if app.audiences != before.audiences:
+                transaction.record(_audiences_event(caller, operator, before, app, ended))
             if app.token_ttl != before.token_ttl:
                 transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed"))
             return app, ended
@@ -198,25 +214,31 @@ class AppService:
 
         return await self._store.write(deregister)
 
-    async def authenticate(self, caller: Caller, client_id: str, client_secret: str) -> IssuedToken:
-        """An app token, for the app's secret.
+    async def authenticate(
+        self,
+        caller: Caller,
+        client_id: str,
+        client_secret: str,
+        *,
+        wanted: Sequence[str] = app_rules.TOKEN_SCOPES,
+    ) -> IssuedToken:
+        """An app token, for the app's secret. `wanted`: its scope, of what apps' tokens can have.
 
         Raises:
             Unauthorized: unknown id, wrong secret or inactive app: which, nobody is told, and neither does time.
+            ScopeViolation: more is wanted than apps' tokens can have.
         """
         fingerprint = launch_token.fingerprint(client_secret)
 
         def authenticate(transaction: Transaction) -> IssuedToken:
             now = transaction.now
-            app = transaction.app_by_client_id(client_id)
-            is_right = (app or _NOBODY).accepts(fingerprint, now)
-            if app is None or not is_right:
-                raise _login_failed(caller, app)
+            app = accepted(transaction, caller, client_id, fingerprint, now)
+            _check_wanted(caller, app, wanted)
             is_current = hmac.compare_digest(app.secret_hash, fingerprint)
             grant = self._issuer.new_grant(
                 GrantKind.APP,
                 app_subject(app.app_id),
-                app_rules.TOKEN_SCOPES,
+                wanted,
                 ttl=app.token_ttl,
                 now=now,
                 ends_at=None if is_current else app.previous_secret_until,
@@ -232,24 +254,16 @@ class AppService:
 
         return await self._denials.write(authenticate)
 
-    async def rate_limited(self, caller: Caller) -> None:
-        """Record that too many wrong secrets were tried from one place."""
-        event = caller.event(EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many wrong secrets")
-        await self._denials.record(StrangerDenied(Unauthorized("too many attempts"), caller, event))
-
-
-# Compared with where there is no app, so that an unknown id takes as long as a wrong secret.
-_NOBODY = App(
-    app_id="",
-    name="",
-    client_id="",
-    secret_hash=bytes(32),
-    scopes=(),
-    token_ttl=0,
-    status=AppStatus.INACTIVE,
-    created_at=0,
-    updated_at=0,
-)
+    def _exceeding(self, transaction: Transaction, app: App, are_audiences_given: bool) -> Sequence[Grant]:
+        """The app's live agents' grants that its ceiling does not cover, or that are for others than its audiences."""
+        # What only another AUDIENCE of the broker has put outside is not ended by a change of something else.
+        grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT))
+        return [
+            grant
+            for grant in grants
+            if not scope.scope_is_subset(grant.scope, app.scopes)
+            or (are_audiences_given and self._issuer.uncovered_audience(app, grant.audience))
+        ]
 
 
 def _active(transaction: Transaction, app_id: str) -> App:
@@ -270,10 +284,18 @@ def _check_token_ttl(ttl: int) -> int:
     return ttl
 
 
-def _exceeding(transaction: Transaction, app: App) -> Sequence[Grant]:
-    """The app's live agents' grants that its ceiling does not cover."""
-    grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT))
-    return [grant for grant in grants if not scope.scope_is_subset(grant.scope, app.scopes)]
+def _check_wanted(caller: Caller, app: App, wanted: Sequence[str]) -> None:
+    exceeding = scope.uncovered(wanted, app_rules.TOKEN_SCOPES)
+    if exceeding:
+        event = caller.event(
+            EventType.SCOPE_CEILING_EXCEEDED,
+            Outcome.DENIED,
+            principal=app_subject(app.app_id),
+            app_id=app.app_id,
+            detail="an app asked for more than apps' tokens can have",
+            data=scope_data(wanted, app_rules.TOKEN_SCOPES, exceeding),
+        )
+        raise Denied(ScopeViolation("scope exceeds what an app's token can have"), event)
 
 
 def _event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:
@@ -283,7 +305,12 @@ def _event(caller: Caller, operator: Principal, event_type: EventType, app: App,
         principal=operator.claims.sub,
         app_id=app.app_id,
         sid=operator.claims.sid,
-        data={"name": app.name, "scopes": list(app.scopes), "token_ttl": app.token_ttl},
+        data={
+            "name": app.name,
+            "scopes": list(app.scopes),
+            "audiences": list(app.audiences),
+            "token_ttl": app.token_ttl,
+        },
     )
 
 
@@ -298,12 +325,7 @@ def _ceiling_event(caller: Caller, operator: Principal, before: App, app: App, e
     )
 
 
-def _login_failed(caller: Caller, app: App | None) -> StrangerDenied:
-    # An id that is not ours is not recorded: people have been known to put the secret in its place.
-    event = caller.event(
-        EventType.APP_AUTH_FAILED,
-        Outcome.DENIED,
-        detail="the client id is unknown" if app is None else "the secret is wrong, or the app is not active",
-        app_id=app.app_id if app is not None else "",
-    )
-    return StrangerDenied(Unauthorized("the client id or the client secret was not accepted"), caller, event)
+def _audiences_event(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
+    event = _event(caller, operator, EventType.APP_UPDATED, app, "an app's audiences were changed")
+    changed: EventData = {"before": list(before.audiences), "after": list(app.audiences), "grants_ended": ended}
+    return msgspec.structs.replace(event, data={**event.data, **changed})

@@ -16,6 +16,11 @@ def scope_data(requested: Sequence[str], held: Sequence[str], exceeding: Sequenc
     return {"scope_requested": list(requested), "scope_held": list(held), "scope_exceeding": list(exceeding)}
 
 
+def audience_data(requested: Sequence[str], held: Sequence[str], exceeding: Sequence[str]) -> EventData:
+    """Why an audience was refused, likewise."""
+    return {"audience_requested": list(requested), "audience_held": list(held), "audience_exceeding": list(exceeding)}
+
+
 class Who(TypedDict):
     """Whom an event is about, in the event's own fields. Empty where it does not apply."""
 

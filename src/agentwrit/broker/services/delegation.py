@@ -5,24 +5,30 @@ from collections.abc import Sequence
 import msgspec
 
 from agentwrit.broker.services.authentication import Authenticator, Principal
-from agentwrit.broker.services.context import Caller, EventData, scope_data
+from agentwrit.broker.services.context import Caller, EventData, audience_data, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Denied, GrantQuery, Transaction
 from agentwrit.domain import delegation, idempotency, scope, spiffe_id
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import InvalidTTL, NotFound, ScopeViolation, Unauthorized
+from agentwrit.domain.errors import AudienceViolation, ChainTooLong, InvalidTTL, NotFound, ScopeViolation, Unauthorized
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import RequestIdentity
 
 
 class DelegationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent asks for. `ttl`: seconds, cut to what its own token has left; `idempotency_key` None for none."""
+    """What an agent asks for. `ttl`: seconds, cut to what its own token has left; `idempotency_key` None for none.
+
+    `audience`: some of those whom the delegator's token is for, empty for all of them; `names_actors`: whether the
+    delegate's tokens carry `act` (RFC 8693 §4.1).
+    """
 
     delegate_to: str
     scope: Sequence[str]
     ttl: int = delegation.DEFAULT_TTL_SECONDS
     idempotency_key: str | None = None
+    audience: Sequence[str] = ()
+    names_actors: bool = False
 
 
 class DelegationService:
@@ -52,7 +58,9 @@ class DelegationService:
             InvalidRequest, InvalidTTL: a field is not what it should be, or the token would be too large.
             TokenRevoked: the delegator's token is dead by now.
             NotFound: the delegate is not a live agent of the same app.
-            ScopeViolation: more is given than is held, or than the app may by now give; or the chain is too long.
+            ScopeViolation: more is given than is held, or than the app may by now give.
+            AudienceViolation: likewise, of those whom the token is to be for.
+            ChainTooLong: the chain has all the hops that it may have.
             Conflict: the idempotency key was used for another request.
         """
         granted = scope.parse_list(request.scope, field="scope")
@@ -71,9 +79,12 @@ class DelegationService:
                 return self._issuer.token(first.grant, now)
             to = self._delegate(transaction, caller, parent, request.delegate_to)
             _check_scope(transaction, caller, parent, granted)
+            audience = tuple(request.audience) or parent.audience
+            self._check_audience(transaction, caller, parent, audience)
             _check_depth(caller, parent)
             ends_at = min(int(now) + request.ttl, parent.exp)
             grant = self._issuer.delegated(parent, to, granted, ends_at=ends_at, now=now)
+            grant = msgspec.structs.replace(grant, audience=audience, names_actors=request.names_actors)
             issued = self._issuer.token(grant, now, scope_field="scope")
             transaction.put_grant(grant)
             _record(transaction, caller, parent, grant)
@@ -101,6 +112,25 @@ class DelegationService:
             )
             raise StrangerDenied(NotFound("there is no such live agent in this app"), caller, event)
         return registrations[0]
+
+    def _check_audience(
+        self, transaction: Transaction, caller: Caller, parent: Grant, audience: tuple[str, ...]
+    ) -> None:
+        """Among those whom the delegator's token is for, and whom those of its app may by now be for."""
+        beyond = {"delegator's": [name for name in audience if name not in parent.audience]}
+        app = transaction.app(parent.app_id) if parent.app_id else None
+        if app is not None:
+            beyond["app's"] = list(self._issuer.uncovered_audience(app, audience))
+        for whose, exceeding in beyond.items():
+            if exceeding:
+                event = caller.event(
+                    EventType.DELEGATION_ATTENUATION_VIOLATION,
+                    Outcome.DENIED,
+                    detail=f"the delegated token's audience exceeds the {whose}",
+                    **holder(parent),
+                    data=audience_data(audience, parent.audience, exceeding),
+                )
+                raise Denied(AudienceViolation(f"audience exceeds the {whose}"), event)
 
 
 def _identify(caller: Caller, delegator: Principal, request: DelegationRequest) -> RequestIdentity | None:
@@ -133,7 +163,7 @@ def _check_depth(caller: Caller, parent: Grant) -> None:
         event = caller.event(
             EventType.DELEGATION_ATTENUATION_VIOLATION, Outcome.DENIED, detail=detail, **holder(parent)
         )
-        raise Denied(ScopeViolation(detail), event)
+        raise Denied(ChainTooLong(detail), event)
 
 
 def _record(transaction: Transaction, caller: Caller, parent: Grant, grant: Grant) -> None:

@@ -106,6 +106,10 @@ class TokenIssuer:
             renewed_at=0,
         )
 
+    def uncovered_audience(self, app: App, audience: Sequence[str]) -> tuple[str, ...]:
+        """Those in `audience` whom the app's agents may not be given a token for."""
+        return app.uncovered_audience(audience, self._config.default_audience)
+
     def renewed(self, of: Grant, now: float) -> Grant:
         """The grant with a new current token."""
         return msgspec.structs.replace(grant_rules.renewed(of, new_id(), now), kid=self._keys.signer.kid)
@@ -142,6 +146,7 @@ class TokenIssuer:
             orch_id=of.orch_id,
             delegation_chain=of.chain,
             chain_hash=delegation.chain_hash(of.chain),
+            act=claims.actors(of.subject, of.chain) if of.names_actors else None,
         )
 
 

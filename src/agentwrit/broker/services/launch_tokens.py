@@ -7,12 +7,12 @@ import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.services.authentication import Principal
-from agentwrit.broker.services.context import Caller, scope_data
+from agentwrit.broker.services.context import Caller, audience_data, scope_data
 from agentwrit.broker.storage.base import Denied, Store, Transaction
 from agentwrit.domain import launch_token, scope
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import InvalidRequest, InvalidTTL, ScopeViolation, Unauthorized
+from agentwrit.domain.errors import AudienceViolation, InvalidRequest, InvalidTTL, ScopeViolation, Unauthorized
 from agentwrit.domain.grant import GrantKind
 from agentwrit.domain.launch_token import LaunchToken
 
@@ -58,7 +58,7 @@ class LaunchTokenService:
 
         Raises:
             InvalidRequest, InvalidTTL: the policy is not one.
-            ScopeViolation: it allows more than the app may.
+            ScopeViolation: it allows more than the app may, or is for others than the app's agents are for.
             Unauthorized: the app is not active.
         """
         allowed = scope.parse_list(policy.allowed_scope, field="allowed_scope")
@@ -72,6 +72,7 @@ class LaunchTokenService:
             app = self._app(transaction, principal)
             if app is not None:
                 _check_ceiling(caller, principal, app, allowed)
+                self._check_audience(caller, principal, app, audience)
             now = int(transaction.now)
             record = LaunchToken(
                 token_hash=launch_token.fingerprint(secret),
@@ -116,6 +117,23 @@ class LaunchTokenService:
             raise Unauthorized("the app is not active")
         return app
 
+    def _check_audience(self, caller: Caller, principal: Principal, app: App, audience: Sequence[str]) -> None:
+        exceeding = app.uncovered_audience(audience, self._config.default_audience)
+        if exceeding:
+            event = caller.event(
+                EventType.SCOPE_CEILING_EXCEEDED,
+                Outcome.DENIED,
+                principal=principal.claims.sub,
+                app_id=app.app_id,
+                sid=principal.claims.sid,
+                detail="the launch token would be for others than the app's audiences",
+                data=audience_data(audience, app.audiences, exceeding),
+            )
+            # Well formed, and more than the app may give: a ceiling was hit, as with a scope.
+            raise Denied(
+                AudienceViolation("audience exceeds the app's audiences", hint="the operator can add to them"), event
+            )
+
     def _lifetimes(self, policy: LaunchPolicy) -> tuple[int, int]:
         max_ttl = self._config.default_ttl if policy.max_ttl is None else policy.max_ttl
         if max_ttl < 1:
@@ -125,14 +143,14 @@ class LaunchTokenService:
         return min(max_ttl, self._config.max_ttl), min(policy.ttl, launch_token.MAX_TTL_SECONDS)
 
 
-def check_audience(audience: Sequence[str]) -> tuple[str, ...]:
-    """`audience`, if tokens can be for it.
+def check_audience(audience: Sequence[str], *, field: str = "audience") -> tuple[str, ...]:
+    """`audience`, if tokens can be for it. `field`: what a refusal names.
 
     Raises:
         InvalidRequest: they cannot.
     """
     if len(audience) > MAX_AUDIENCES or any(not 0 < len(item) <= 256 or not item.isprintable() for item in audience):
-        raise InvalidRequest(f"audience takes up to {MAX_AUDIENCES} printable names of 1 to 256 characters")
+        raise InvalidRequest(f"{field} takes up to {MAX_AUDIENCES} printable names of 1 to 256 characters")
     return tuple(audience)
 
 

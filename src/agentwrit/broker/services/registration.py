@@ -7,14 +7,14 @@ import msgspec
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import MasterKey
-from agentwrit.broker.services.context import Caller, scope_data
+from agentwrit.broker.services.context import Caller, audience_data, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Denied, Transaction
 from agentwrit.domain import challenge, launch_token, scope, spiffe_id
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import InvalidChallenge, ScopeViolation, Unauthorized
+from agentwrit.domain.errors import AudienceViolation, InvalidChallenge, ScopeViolation, Unauthorized
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.jws import is_signature
 from agentwrit.domain.launch_token import LaunchToken
@@ -70,6 +70,7 @@ class RegistrationService:
             if token.app_id and (app is None or not app.is_active):
                 raise _refused(caller, application, "the app that the launch token is from is not active")
             _check_scope(caller, application, token, app)
+            self._check_audience(caller, application, token, app)
             self._spend_nonce(transaction, caller, application)
             if not is_proven:
                 raise _refused(caller, application, "the signature is not by that key over that nonce")
@@ -81,6 +82,21 @@ class RegistrationService:
             return issued
 
         return await self._denials.write(register)
+
+    def _check_audience(self, caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:
+        """For whom the app's agents may by now be given tokens."""
+        exceeding = () if app is None else self._issuer.uncovered_audience(app, token.audience)
+        if app is not None and exceeding:
+            event = caller.event(
+                EventType.SCOPE_CEILING_EXCEEDED,
+                Outcome.DENIED,
+                detail="the launch token is for others than the app's audiences",
+                app_id=token.app_id,
+                orch_id=application.orch_id,
+                task_id=application.task_id,
+                data=audience_data(token.audience, app.audiences, exceeding),
+            )
+            raise Denied(AudienceViolation("the launch token's audience exceeds the app's audiences"), event)
 
     def _spend_nonce(self, transaction: Transaction, caller: Caller, application: Application) -> None:
         try:

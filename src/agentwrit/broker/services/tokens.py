@@ -8,6 +8,7 @@ from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidToken, Unauthorized
 from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal
 from agentwrit.domain.revocation import Revocation, RevocationKind
@@ -36,6 +37,16 @@ class TokenService:
             return False
         return True
 
+    async def introspect(self, token: str) -> Claims | None:
+        """What a token says to a resource server that was shown it (RFC 7662 §2.2), or None if it does not hold.
+
+        Nothing is known of the request that it came with: a key that it is bound to is the resource server's to check.
+        """
+        try:
+            return (await self._authenticator.alive(token)).claims
+        except InvalidToken:
+            return None
+
     async def renew(self, caller: Caller, token: str | None) -> IssuedToken:
         """The successor of an agent's token (see `agentwrit.domain.grant`).
 
@@ -56,7 +67,7 @@ class TokenService:
                 end_grants(transaction, caller, grant.subject, [grant], EndReason.RENEWAL_REUSE, presented)
                 return None
             if decision is Renewal.SUCCEED:
-                _check_app(transaction, caller, principal, grant)
+                self._check_app(transaction, caller, principal, grant)
                 grant = self._succeed(transaction, caller, grant)
             return self._issuer.token(grant, transaction.now)
 
@@ -117,15 +128,16 @@ class TokenService:
             raise await self._denials.record(_renewal_failed(caller, invalid.reason, principal)) from None
         return principal
 
-
-def _check_app(transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> None:
-    if not grant.app_id:
-        return
-    app = transaction.app(grant.app_id)
-    if app is None or not app.is_active:
-        raise _renewal_failed(caller, "the app is not active", principal)
-    if not scope.scope_is_subset(grant.scope, app.scopes):
-        raise _renewal_failed(caller, "the grant exceeds the ceiling that the app has by now", principal)
+    def _check_app(self, transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> None:
+        if not grant.app_id:
+            return
+        app = transaction.app(grant.app_id)
+        if app is None or not app.is_active:
+            raise _renewal_failed(caller, "the app is not active", principal)
+        if not scope.scope_is_subset(grant.scope, app.scopes):
+            raise _renewal_failed(caller, "the grant exceeds the ceiling that the app has by now", principal)
+        if self._issuer.uncovered_audience(app, grant.audience):
+            raise _renewal_failed(caller, "the grant is for others than the app's audiences by now", principal)
 
 
 def _failure() -> Unauthorized:

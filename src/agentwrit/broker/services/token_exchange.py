@@ -1,0 +1,92 @@
+"""Token exchange (RFC 8693): an app has one of its agents delegate to another, by the tokens of both.
+
+The subject token is the delegator's, the actor token the delegate's. What comes of it is the grant that the delegator
+would make itself (`agentwrit.broker.services.delegation`), under the same rules.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from agentwrit.broker.services.authentication import Authenticator, Principal, app_subject
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.delegation import DelegationRequest, DelegationService
+from agentwrit.broker.services.issuing import IssuedToken
+from agentwrit.broker.services.launch_tokens import check_audience
+from agentwrit.broker.storage.base import Store
+from agentwrit.domain import delegation
+from agentwrit.domain.app import App
+from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.errors import InvalidRequest, InvalidToken, NotFound, TokenRevoked
+from agentwrit.domain.grant import GrantKind
+
+
+class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an app asks for. `audience`: some of those whom the subject token is for, empty for all; `ttl`: seconds."""
+
+    subject_token: str
+    actor_token: str
+    scope: Sequence[str]
+    audience: Sequence[str] = ()
+    ttl: int = delegation.DEFAULT_TTL_SECONDS
+
+    def __repr__(self) -> str:
+        return f"ExchangeRequest(scope={self.scope!r})"
+
+
+class TokenExchangeService:
+    """Exchanges tokens."""
+
+    def __init__(self, store: Store, authenticator: Authenticator, delegations: DelegationService) -> None:
+        self._store = store
+        self._authenticator = authenticator
+        self._delegations = delegations
+
+    async def exchange(self, caller: Caller, app: App, request: ExchangeRequest) -> IssuedToken:
+        """The delegate's token, with an `act` in it.
+
+        Raises:
+            InvalidRequest, InvalidTTL: a token is not that of a live agent of `app` (RFC 8693 §2.2.2), or a field is
+                not what it should be.
+            ScopeViolation, AudienceViolation, ChainTooLong: more is asked for than the delegator can give.
+        """
+        audience = check_audience(request.audience)
+        subject = await self._agent(caller, app, "subject_token", request.subject_token)
+        actor = await self._agent(caller, app, "actor_token", request.actor_token)
+        wanted = DelegationRequest(
+            delegate_to=actor.claims.sub,
+            scope=request.scope,
+            ttl=request.ttl,
+            audience=audience,
+            names_actors=True,
+        )
+        try:
+            return await self._delegations.delegate(caller, subject, wanted)
+        except TokenRevoked:
+            raise _not_accepted("subject_token") from None
+        except NotFound:
+            raise _not_accepted("actor_token") from None
+
+    async def _agent(self, caller: Caller, app: App, field: str, token: str) -> Principal:
+        """The agent whose token it is. A stranger's token is like none: whose it is instead, nobody is told."""
+        principal: Principal | None = None
+        try:
+            principal = await self._authenticator.alive(token)
+            if principal.kind is not GrantKind.AGENT or principal.claims.client_id != app.client_id:
+                raise InvalidToken("it is not that of an agent of this app")
+        except InvalidToken as invalid:
+            event = caller.event(
+                EventType.DELEGATION_DENIED,
+                Outcome.DENIED,
+                detail=f"the {field} was not accepted: {invalid.reason}",
+                principal=app_subject(app.app_id),
+                app_id=app.app_id,
+                data={} if principal is None else {"presented_jti": principal.claims.jti},
+            )
+            await self._store.write(lambda transaction: transaction.record(event))
+            raise _not_accepted(field) from None
+        return principal
+
+
+def _not_accepted(field: str) -> InvalidRequest:
+    return InvalidRequest(f"the {field} is not that of a live agent of this app")
