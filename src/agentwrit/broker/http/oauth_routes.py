@@ -143,7 +143,7 @@ class OAuthRoutes:
     # -- revocation -----------------------------------------------------------------------------------------------
 
     async def revoke(self, exchange: Exchange) -> Answer:
-        """RFC 7009 §2. What the token is not able to end is no error (§2.2); `token_type_hint` is not needed."""
+        """RFC 7009 §2. A token with nothing to end is no error (§2.2); `token_type_hint` is not needed."""
         check_no_query(exchange)
         form = await exchange.form()
         app = await self._client(exchange, form)
