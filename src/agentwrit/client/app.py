@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agentwrit.client import steps
 from agentwrit.client.agent import Agent
-from agentwrit.client.driver import Connected, Driver, Login
+from agentwrit.client.driver import Connected, Driver
 from agentwrit.client.exchange import Secret
 from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
+from agentwrit.client.policy import Login
 from agentwrit.errors import AgentWritError
 from agentwrit.models import HealthStatus, ValidateResult
 

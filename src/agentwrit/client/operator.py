@@ -5,8 +5,9 @@ from typing import Any
 from urllib.parse import quote
 
 from agentwrit.client import steps
-from agentwrit.client.driver import Connected, Driver, Login
+from agentwrit.client.driver import Connected, Driver
 from agentwrit.client.exchange import HttpRequest, Secret, Steps
+from agentwrit.client.policy import Login
 
 
 class OperatorClient(Connected):
