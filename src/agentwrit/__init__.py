@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agentwrit.client.app import AgentWritApp
     from agentwrit.client.async_agent import AsyncAgent
     from agentwrit.client.async_app import AsyncAgentWritApp
+    from agentwrit.client.async_verifier import AsyncVerifier
     from agentwrit.client.evidence import verify_delegation
     from agentwrit.client.validation import validate
     from agentwrit.client.verifier import Verifier
@@ -52,6 +53,7 @@ __all__ = [
     "AgentWritError",
     "AsyncAgent",
     "AsyncAgentWritApp",
+    "AsyncVerifier",
     "AuthenticationError",
     "AuthorizationError",
     "CryptoError",
@@ -81,6 +83,7 @@ _HOMES = {
     "AgentWritError": "agentwrit.errors",
     "AsyncAgent": "agentwrit.client.async_agent",
     "AsyncAgentWritApp": "agentwrit.client.async_app",
+    "AsyncVerifier": "agentwrit.client.async_verifier",
     "AuthenticationError": "agentwrit.errors",
     "AuthorizationError": "agentwrit.errors",
     "CryptoError": "agentwrit.errors",

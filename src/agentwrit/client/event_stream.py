@@ -1,6 +1,7 @@
 """Server-sent events over a kept connection, as far as the revocation feed needs them (WHATWG HTML §9.2)."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class EventStream:
         self._client = client
         self._silence = silence
         self._events: Iterator[str] | None = None
+        self._socket: socket.socket | None = None
         self._open = contextlib.ExitStack()
 
     def open(self, url: str) -> None:
@@ -58,6 +60,8 @@ class EventStream:
         self.close()
         with _translated():
             response = self._open.enter_context(self._client.stream(**_arguments(url, self._silence)))
+            network = response.extensions.get("network_stream")  # there is none where no network is
+            self._socket = None if network is None else network.get_extra_info("socket")
             if response.status_code != 200:
                 raise from_response(response.status_code, dict(response.headers), response.read())
             self._events = _events(response)
@@ -74,9 +78,16 @@ class EventStream:
             raise TransportError("the stream of revocations has ended")
         return data
 
+    def interrupt(self) -> None:
+        """End the stream for whoever is waiting for an event, in another thread."""
+        connected = self._socket
+        if connected is not None:
+            with contextlib.suppress(OSError):  # it may be closed by now
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not TLS's own, which is not for two threads
+
     def close(self) -> None:
         """Close the stream that is open."""
-        self._events = None
+        self._events = self._socket = None
         self._open.close()
 
 
