@@ -106,8 +106,11 @@ class AgentLife:
     # -- renewing -----------------------------------------------------------------------------------------------------
 
     def renew(self) -> Plan[None]:
-        """Replace the token, unless somebody else does so meanwhile."""
-        yield InTurn(self._turn, self._renew(self.token.access_token))
+        """Replace the token that there is now, unless somebody else does so before these steps have their turn."""
+        return self._in_turn(self._renew(self.token.access_token))
+
+    def _in_turn(self, steps: Plan[None]) -> Plan[None]:
+        yield InTurn(self._turn, steps)
 
     @property
     def is_due(self) -> bool:
