@@ -104,6 +104,20 @@ def test_the_last_token_of_a_grant_is_not_renewed_in_vain(scene: Scene) -> None:
     assert scene.run(scene.life.fresh_token()) == "second"
 
 
+def test_who_renews_early_is_renewed_in_time_nevertheless(scene: Scene) -> None:
+    scene.run(scene.life.renew(), renewed("second"))
+    scene.now += 76
+    assert scene.run(scene.life.fresh_token(), renewed("third")) == "third"
+
+
+def test_a_token_of_two_seconds_is_renewed_as_well(scene: Scene) -> None:
+    scene.now += 99
+    assert scene.run(scene.life.fresh_token(), renewed("second", 2)) == "second"
+    for token in ("third", "fourth"):
+        scene.now += 1.6
+        assert scene.run(scene.life.fresh_token(), renewed(token, 2)) == token
+
+
 def test_a_refused_token_is_replaced_only_where_there_is_another(scene: Scene) -> None:
     assert scene.run(scene.life.token_after_refusal("first")) is None
     scene.run(scene.life.renew(), renewed("second"))

@@ -36,7 +36,7 @@ from agentwrit.models import DelegatedToken, RegisterResult
 
 RENEW_AT: Final = 0.75  # of a token's life
 RETRY_SECONDS: Final = 1.0  # after a renewal that did not reach the broker
-LEAST_GAIN_SECONDS: Final = 1.0  # by which a successor has to outlive its predecessor to be worth a renewal
+LEAST_GAIN_SECONDS: Final = 1.0  # by which the successor of a token that was due outlives it, but at a grant's end
 
 
 class AgentLife:
@@ -66,9 +66,7 @@ class AgentLife:
         self._monotonic = monotonic
         self._turn = Turn()
         self._is_released = False
-        lives = float(registered.expires_in if left is None else left)
-        self._ends_at = asked_at + lives
-        self._renew_at = asked_at + RENEW_AT * lives
+        self._live(asked_at, registered.expires_in if left is None else left)
         self._doubtful = ""  # the token whose renewal was begun last: if it is the current one, no answer came
 
     @classmethod
@@ -151,11 +149,16 @@ class AgentLife:
         except (TransportError, ProblemResponseError):
             self._renew_at = max(self._renew_at, self._monotonic() + RETRY_SECONDS)
             raise
-        ends_at = asked_at + successor.expires_in
-        is_last = ends_at < self._ends_at + LEAST_GAIN_SECONDS
-        self._renew_at = ends_at if is_last else asked_at + RENEW_AT * successor.expires_in
-        self._ends_at = ends_at
+        was_due, gain = asked_at >= self._due_at, asked_at + successor.expires_in - self._ends_at
+        self._live(asked_at, successor.expires_in)
+        if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 2):
+            self._renew_at = self._ends_at  # that was the last: the next one would gain nothing either
         self.token = successor
+
+    def _live(self, asked_at: float, seconds: float) -> None:
+        self._ends_at = asked_at + seconds
+        self._due_at = asked_at + RENEW_AT * seconds
+        self._renew_at = self._due_at  # later than that after a renewal that failed
 
     def _renew_if_due(self) -> Plan[None]:
         if self.is_due:

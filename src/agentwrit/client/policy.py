@@ -202,8 +202,10 @@ class Policy:
         return {"limits": limits, **self._tls}
 
     def check_open(self, client: "httpx2.Client | httpx2.AsyncClient") -> None:
-        """Raises:
-        AgentWritError: the caller's client is closed.
+        """Refuse a client that is closed: it is the caller's own.
+
+        Raises:
+            AgentWritError: it is.
         """
         if client.is_closed:
             raise AgentWritError("the http_client of this app is closed: keep it open for as long as the app is used")
