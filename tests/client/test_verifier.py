@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -391,24 +392,28 @@ LIES: dict[str, Callable[[list[str]], Passing]] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_mirror_cannot_keep_a_revocation_from_its_verifiers(
-    make: Make, broker: BrokerProcess, app: TestApp, lie: str
-) -> None:
-    with mirror_of(broker) as mirror:
-        verifier = make(mirror.url)
-        token = token_of(app)
-        verifier.verify(token)
-        eventually(lambda: len(mirror.pages) > 1)
-        mirror.instead["/v1/revocations/snapshot"] = mirror.passed["/v1/revocations/snapshot"]
-        mirror.passing = LIES[lie](mirror.pages.copy())
+def test_a_mirror_cannot_keep_a_revocation_from_its_verifiers(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    token = token_of(app)
+    with ExitStack() as stack:
+        mirrors = {name: stack.enter_context(mirror_of(broker)) for name in LIES}
+        verifiers = {name: make(mirror.url) for name, mirror in mirrors.items()}
+        for verifier in verifiers.values():
+            verifier.verify(token)
+        for name, mirror in mirrors.items():
+            eventually(lambda mirror=mirror: len(mirror.pages) > 1)  # type: ignore[misc]  # bound now
+            mirror.instead["/v1/revocations/snapshot"] = mirror.passed["/v1/revocations/snapshot"]
+            mirror.passing = LIES[name](mirror.pages.copy())
         broker.release(token)
         revoked_at = time.monotonic()
-        eventually(lambda: not accepts(verifier, token))
-        assert time.monotonic() - revoked_at < STALENESS + 0.5
-        count = len(mirror.pages)
-        while len(mirror.pages) < count + 2:  # and so it stays, while the mirror goes on
-            assert not accepts(verifier, token)
+        eventually(lambda: believers(verifiers, token) == [])
+        assert time.monotonic() - revoked_at < STALENESS + 1
+        counts = {name: len(mirror.pages) for name, mirror in mirrors.items()}
+        while any(len(mirrors[name].pages) < count + 2 for name, count in counts.items()):
+            assert believers(verifiers, token) == []  # and so it stays, while the mirrors go on
+
+
+def believers(verifiers: dict[str, Either], token: str) -> list[str]:
+    return [name for name, verifier in verifiers.items() if accepts(verifier, token)]
 
 
 def test_an_old_snapshot_with_old_heartbeats_makes_nobody_fresh(make: Make, own_broker: BrokerProcess) -> None:
@@ -537,15 +542,43 @@ verifier.verify(sys.argv[2])
 pid = os.fork()
 verifier.verify(sys.argv[2])
 assert verifier.staleness < 5
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
 verifier.close()
-if pid == 0:
-    os._exit(0)
-assert os.waitpid(pid, 0)[1] == 0
+"""
+
+FORKED_ON_A_LOOP = """
+import asyncio, os, sys, time, traceback
+from agentwrit import AsyncVerifier
+
+verifier = AsyncVerifier(sys.argv[1], max_staleness=2.5, on_stale="refuse")
+
+async def verify():
+    await verifier.verify(sys.argv[2])
+
+async def both():
+    await verify()
+    pid = os.fork()
+    if pid == 0:  # the parent's loop seems to run here too; what it knew is soon too old
+        status = 1
+        try:
+            time.sleep(3)
+            asyncio.run(verify())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    await verify()
+    assert os.waitpid(pid, 0)[1] == 0
+
+asyncio.run(both())
 """
 
 
-def test_both_sides_of_a_fork_verify(broker: BrokerProcess, app: TestApp) -> None:
-    command = [sys.executable, "-c", FORKED, broker.url, token_of(app)]
+@pytest.mark.parametrize("program", [FORKED, FORKED_ON_A_LOOP], ids=["threads", "loop"])
+def test_both_sides_of_a_fork_verify(broker: BrokerProcess, app: TestApp, program: str) -> None:
+    command = [sys.executable, "-c", program, broker.url, token_of(app)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

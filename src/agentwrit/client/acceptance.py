@@ -52,9 +52,9 @@ class Acceptance:
         return self._monotonic() - self._revocations.fresh_at
 
     @property
-    def has_begun(self) -> bool:
-        """Whether all revocations were known once."""
-        return self._revocations.fresh_at > float("-inf")
+    def known_until(self) -> float:
+        """Up to when all revocations are known, on the monotonic clock."""
+        return self._revocations.fresh_at
 
     def follow(self) -> Following:
         """What it takes to stay up to date."""

@@ -1,6 +1,7 @@
 """Verifying tokens on an event loop, without asking the broker for each."""
 
 import asyncio
+import os
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,8 @@ class AsyncVerifier(AsyncConnected):
     def _start(self) -> "_Follower":
         before = self._follower
         if before is not None and not before.is_over:
-            if before.loop.is_running() and before.loop is not asyncio.get_running_loop():
-                return before  # in another thread: what it learns is known here too
+            if before.is_elsewhere:
+                return before  # what it learns is known here too
             before.is_stopping = True
         self._follower = follower = _Follower(self._acceptance, self._driver)
         weakref.finalize(self, follower.interrupt).atexit = False
@@ -94,10 +95,17 @@ class _Follower:
         self.tried = asyncio.Event()
         self.is_stopping = False
         self.is_over = False
+        self._pid = os.getpid()
         self._acceptance = acceptance
         self._driver = driver
         self._stream: AsyncEventStream | None = None
         self._task = self.loop.create_task(self._run(), name="agentwrit-revocations")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is at work on the loop of another thread. A fork leaves loops behind that seem to run."""
+        is_here = self.loop is asyncio.get_running_loop()
+        return not is_here and self.loop.is_running() and self._pid == os.getpid()
 
     async def wait(self) -> None:
         """Wait for the first knowledge, for a while; who uses it from another loop does not."""
@@ -111,7 +119,7 @@ class _Follower:
     def interrupt(self) -> None:
         """Have the task end, from whatever thread."""
         self.is_stopping = True
-        if not self.loop.is_closed():
+        if not self.loop.is_closed() and self._pid == os.getpid():
             self.loop.call_soon_threadsafe(self._task.cancel)
 
     async def stop(self) -> None:
@@ -120,7 +128,7 @@ class _Follower:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        following = self._acceptance.follow()
+        following, known_before = self._acceptance.follow(), self._acceptance.known_until
         needed = next(following)
         try:
             while not self.is_stopping:
@@ -130,7 +138,7 @@ class _Follower:
                     needed = following.throw(error)
                 else:
                     needed = following.send(answer)
-                    if self._acceptance.has_begun:
+                    if self._acceptance.known_until > known_before:
                         self.tried.set()
         finally:
             self.is_over = True

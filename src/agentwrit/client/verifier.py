@@ -123,6 +123,7 @@ class _Follower:
         self.is_over = False
         self.thread = threading.Thread(target=self._run, name="agentwrit-revocations", daemon=True)
         self._stopping = threading.Event()
+        self._pid = os.getpid()
         self._acceptance = acceptance
         self._driver = driver
         self._stream: EventStream | None = None
@@ -131,7 +132,7 @@ class _Follower:
         """Have the thread end. It may be waiting for a page."""
         self._stopping.set()
         stream = self._stream
-        if stream is not None:
+        if stream is not None and self._pid == os.getpid():  # after a fork the connection is the parent's
             stream.interrupt()
 
     def stop(self) -> None:
@@ -139,7 +140,7 @@ class _Follower:
         self.thread.join(SILENCE_SECONDS + 1)
 
     def _run(self) -> None:
-        following = self._acceptance.follow()
+        following, known_before = self._acceptance.follow(), self._acceptance.known_until
         needed = next(following)
         try:
             while not self._stopping.is_set():
@@ -149,7 +150,7 @@ class _Follower:
                     needed = following.throw(error)
                 else:
                     needed = following.send(answer)
-                    if self._acceptance.has_begun:
+                    if self._acceptance.known_until > known_before:
                         self.tried.set()
         finally:
             self.is_over = True
