@@ -50,6 +50,7 @@ class AsyncVerifier(AsyncConnected):
             self.broker_url, audience=audience, max_staleness=max_staleness, on_stale=on_stale, clock=clock
         )
         self._follower: _Follower | None = None
+        self._forgotten: weakref.finalize[[], AsyncVerifier] | None = None
 
     @property
     def staleness(self) -> float:
@@ -80,7 +81,10 @@ class AsyncVerifier(AsyncConnected):
                 return before  # what it learns is known here too
             before.is_stopping = True
         self._follower = follower = _Follower(self._acceptance, self._driver)
-        weakref.finalize(self, follower.interrupt).atexit = False
+        if self._forgotten is not None:
+            self._forgotten.detach()  # it would keep the loop before
+        self._forgotten = weakref.finalize(self, follower.interrupt)
+        self._forgotten.atexit = False
         return follower
 
     def __repr__(self) -> str:

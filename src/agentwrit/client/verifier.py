@@ -55,6 +55,7 @@ class Verifier:
         )
         self._lock = threading.Lock()
         self._follower: _Follower | None = None
+        self._forgotten: weakref.finalize[[], Verifier] | None = None
         _verifiers.add(self)
 
     @property
@@ -98,7 +99,9 @@ class Verifier:
         with self._lock:
             if self._follower is None or self._follower.is_over:
                 follower = _Follower(self._acceptance, self._driver)
-                weakref.finalize(self, follower.interrupt)
+                if self._forgotten is not None:
+                    self._forgotten.detach()
+                self._forgotten = weakref.finalize(self, follower.interrupt)
                 follower.thread.start()
                 follower.tried.wait(START_SECONDS)
                 self._follower = follower
