@@ -17,6 +17,9 @@ from agentwrit._version import __version__
 if TYPE_CHECKING:
     from agentwrit.client.agent import Agent
     from agentwrit.client.app import AgentWritApp
+    from agentwrit.client.async_agent import AsyncAgent
+    from agentwrit.client.async_app import AsyncAgentWritApp
+    from agentwrit.client.async_verifier import AsyncVerifier
     from agentwrit.client.evidence import verify_delegation
     from agentwrit.client.validation import validate
     from agentwrit.client.verifier import Verifier
@@ -48,6 +51,9 @@ __all__ = [
     "AgentClaims",
     "AgentWritApp",
     "AgentWritError",
+    "AsyncAgent",
+    "AsyncAgentWritApp",
+    "AsyncVerifier",
     "AuthenticationError",
     "AuthorizationError",
     "CryptoError",
@@ -75,6 +81,9 @@ _HOMES = {
     "AgentClaims": "agentwrit.models",
     "AgentWritApp": "agentwrit.client.app",
     "AgentWritError": "agentwrit.errors",
+    "AsyncAgent": "agentwrit.client.async_agent",
+    "AsyncAgentWritApp": "agentwrit.client.async_app",
+    "AsyncVerifier": "agentwrit.client.async_verifier",
     "AuthenticationError": "agentwrit.errors",
     "AuthorizationError": "agentwrit.errors",
     "CryptoError": "agentwrit.errors",

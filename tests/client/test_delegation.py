@@ -2,7 +2,9 @@
 
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -18,7 +20,9 @@ from agentwrit import (
     ProblemResponseError,
     verify_delegation,
 )
-from agentwrit.models import AgentClaims
+from agentwrit.client.keys import AgentKey
+from agentwrit.client.life import AgentLife
+from agentwrit.models import AgentClaims, RegisterResult
 from tests.client.peer import Handler, peer
 from tests.support import BrokerProcess
 
@@ -156,16 +160,13 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_key(broker: BrokerProce
 
 def _agent_of(app: AgentWritApp, registered: dict[str, Any]) -> Agent:
     """An agent that was registered by hand."""
-    from agentwrit.client.keys import AgentKey
-    from agentwrit.models import RegisterResult
 
     result = RegisterResult(registered["agent_id"], registered["access_token"], registered["expires_in"])
-    return Agent(app._driver, AgentKey(), result, scope=["read:data:1"], orch_id="o", task_id="t")
+    life = AgentLife(AgentKey(), result, scope=["read:data:1"], orch_id="o", task_id="t", asked_at=time.monotonic())
+    return Agent(app._driver, life)
 
 
 def test_whoever_holds_the_keys_can_check_a_chain(app: AgentWritApp, broker: BrokerProcess) -> None:
-    from dataclasses import replace
-
     root, middle, leaf = agents(app, "read:data:*", "read:data:m", "read:data:l")
     acting = middle.accept(root.delegate(middle.agent_id, ["read:data:7"]))
     known = claims(app, acting.delegate(leaf.agent_id, ["read:data:7"]).access_token)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agentwrit.client import steps
 from agentwrit.client.agent import Agent
-from agentwrit.client.driver import Connected, Driver, Login
+from agentwrit.client.driver import Connected, Driver
 from agentwrit.client.exchange import Secret
-from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
+from agentwrit.client.keys import Ed25519PrivateKey
+from agentwrit.client.life import AgentLife
+from agentwrit.client.policy import Login
 from agentwrit.errors import AgentWritError
 from agentwrit.models import HealthStatus, ValidateResult
 
@@ -18,7 +20,32 @@ if TYPE_CHECKING:
 _VARIABLES = ("AGENTWRIT_BROKER_URL", "AGENTWRIT_CLIENT_ID", "AGENTWRIT_CLIENT_SECRET")
 
 
-class AgentWritApp(Connected):
+class Identity:
+    """What a blocking and an asynchronous app have in common: how they show themselves, and where they come from."""
+
+    broker_url: Any
+    client_id: str
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """The app that AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID and AGENTWRIT_CLIENT_SECRET describe.
+
+        Raises:
+            AgentWritError: one of them is not set; names it.
+        """
+        missing = [name for name in _VARIABLES if not os.environ.get(name)]
+        if missing:
+            raise AgentWritError(f"set {' and '.join(missing)}: `agentwrit app register` shows the values")
+        return cls(*(os.environ[name] for name in _VARIABLES))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.broker_url!r}, client_id={self.client_id!r})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("an app is not pickled: its secret stays in this process; make it anew with from_env()")
+
+
+class AgentWritApp(Identity, Connected):
     """An app at a broker. Makes no call before it has to. Safe to share between threads.
 
     The secret is kept to log in with, and shown nowhere.
@@ -53,18 +80,6 @@ class AgentWritApp(Connected):
             cert=cert,
         )
 
-    @classmethod
-    def from_env(cls) -> Self:
-        """The app that AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID and AGENTWRIT_CLIENT_SECRET describe.
-
-        Raises:
-            AgentWritError: one of them is not set; names it.
-        """
-        missing = [name for name in _VARIABLES if not os.environ.get(name)]
-        if missing:
-            raise AgentWritError(f"set {' and '.join(missing)}: `agentwrit app register` shows the values")
-        return cls(*(os.environ[name] for name in _VARIABLES))
-
     def create_agent(
         self,
         orch_id: str,
@@ -89,22 +104,18 @@ class AgentWritApp(Connected):
             CryptoError: `private_key` cannot be used.
             TransportError: the broker was not reached.
         """
-        if isinstance(requested_scope, str):
-            raise TypeError("requested_scope is a list of scopes, not one string")
-        scope = list(requested_scope)
-        key = AgentKey(private_key)
-        registered = self._driver.run(
-            steps.create_agent(
-                key,
+        life = self._driver.run(
+            AgentLife.begin(
                 orch_id=orch_id,
                 task_id=task_id,
-                requested_scope=scope,
+                requested_scope=requested_scope,
+                private_key=private_key,
                 max_ttl=max_ttl,
                 label=label,
-                audience=[audience] if isinstance(audience, str) else audience,
+                audience=audience,
             )
         )
-        return Agent(self._driver, key, registered, scope=scope, orch_id=orch_id, task_id=task_id)
+        return Agent(self._driver, life)
 
     def validate(self, token: str) -> ValidateResult:
         """Whether `token` holds, and what it says. A bad token is an answer, not an error.
@@ -121,9 +132,3 @@ class AgentWritApp(Connected):
             TransportError: it was not reached.
         """
         return self._driver.run(steps.health())
-
-    def __repr__(self) -> str:
-        return f"AgentWritApp({self.broker_url!r}, client_id={self.client_id!r})"
-
-    def __reduce__(self) -> str:
-        raise TypeError("an app is not pickled: its secret stays in this process; make it anew with from_env()")

@@ -1,8 +1,9 @@
 """Server-sent events over a kept connection, as far as the revocation feed needs them (WHATWG HTML §9.2)."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
 
 from agentwrit.errors import TransportError, from_response
 
@@ -46,6 +47,7 @@ class EventStream:
         self._client = client
         self._silence = silence
         self._events: Iterator[str] | None = None
+        self._socket: socket.socket | None = None
         self._open = contextlib.ExitStack()
 
     def open(self, url: str) -> None:
@@ -57,11 +59,9 @@ class EventStream:
         """
         self.close()
         with _translated():
-            response = self._open.enter_context(
-                self._client.stream(
-                    "GET", url, headers={"accept": "text/event-stream"}, timeout=self._silence, follow_redirects=False
-                )
-            )
+            response = self._open.enter_context(self._client.stream(**_arguments(url, self._silence)))
+            network = response.extensions.get("network_stream")  # there is none where no network is
+            self._socket = None if network is None else network.get_extra_info("socket")
             if response.status_code != 200:
                 raise from_response(response.status_code, dict(response.headers), response.read())
             self._events = _events(response)
@@ -78,15 +78,67 @@ class EventStream:
             raise TransportError("the stream of revocations has ended")
         return data
 
+    def interrupt(self) -> None:
+        """End the stream for whoever is waiting for an event, in another thread."""
+        connected = self._socket
+        if connected is not None:
+            with contextlib.suppress(OSError):  # it may be closed by now
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not TLS's own, which is not for two threads
+
     def close(self) -> None:
         """Close the stream that is open."""
-        self._events = None
+        self._events = self._socket = None
         self._open.close()
+
+
+class AsyncEventStream:
+    """The same on an event loop."""
+
+    def __init__(self, client: "httpx2.AsyncClient", *, silence: float) -> None:
+        self._client = client
+        self._silence = silence
+        self._events: AsyncIterator[str] | None = None
+        self._open = contextlib.AsyncExitStack()
+
+    async def open(self, url: str) -> None:
+        """As `EventStream.open`."""
+        await self.close()
+        with _translated():
+            response = await self._open.enter_async_context(self._client.stream(**_arguments(url, self._silence)))
+            if response.status_code != 200:
+                raise from_response(response.status_code, dict(response.headers), await response.aread())
+            self._events = _async_events(response)
+
+    async def next_data(self) -> str:
+        """As `EventStream.next_data`."""
+        with _translated():
+            data = None if self._events is None else await anext(self._events, None)
+        if data is None:
+            raise TransportError("the stream of revocations has ended")
+        return data
+
+    async def close(self) -> None:
+        """Close the stream that is open."""
+        self._events = None
+        await self._open.aclose()
+
+
+def _arguments(url: str, silence: float) -> dict[str, Any]:
+    headers = {"accept": "text/event-stream"}
+    return {"method": "GET", "url": url, "headers": headers, "timeout": silence, "follow_redirects": False}
 
 
 def _events(response: "httpx2.Response") -> Iterator[str]:
     lines = DataLines()
     for line in response.iter_lines():
+        data = lines.feed(line)
+        if data is not None:
+            yield data
+
+
+async def _async_events(response: "httpx2.Response") -> AsyncIterator[str]:
+    lines = DataLines()
+    async for line in response.aiter_lines():
         data = lines.feed(line)
         if data is not None:
             yield data

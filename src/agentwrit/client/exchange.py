@@ -85,6 +85,20 @@ class LoginNeeded:
     stale: str | None = field(default=None, repr=False)
 
 
+class Turn:
+    """Something that one at a time may do. Every driver keeps a lock for it: of threads, or of an event loop."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Asks the driver to carry out these steps when their turn has come, and for what they return."""
+
+    turn: Turn
+    steps: "Plan[Any]" = field(repr=False)
+
+
 def _reveal(value: object) -> object:
     if isinstance(value, Secret):
         return value.value
@@ -92,6 +106,7 @@ def _reveal(value: object) -> object:
 
 
 Steps: TypeAlias = Generator[HttpRequest | LoginNeeded, Any, T]
+Plan: TypeAlias = Generator[HttpRequest | LoginNeeded | InTurn, Any, T]
 
 
 FIRST_DELAY_SECONDS: Final = 0.05

@@ -1,7 +1,6 @@
 """Following a broker's revocation feed, without I/O: what to fetch, when, and what to make of it."""
 
-import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -44,30 +43,29 @@ Needed: TypeAlias = HttpRequest | OpenFeed | NextPage | Pause
 Following: TypeAlias = Generator[Needed, Any, None]
 
 
-def follow(
-    checker: TokenChecker, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
-) -> Following:
+def follow(checker: TokenChecker) -> Following:
     """Keep `checker` up to date, for ever. A broker that is out of reach is tried again, ever less often."""
-    knows_history = False
+    revocations = checker.revocations
+    monotonic = revocations.clock.monotonic
+    knows_history = revocations.have_begun
     failures = 0
     while True:
         try:
             fetched_at = monotonic()
             yield from fetch_keys(checker)
-            checker.revocations.set_keys((yield from _fetch_jwks(FEED_KEYS)))
+            revocations.set_keys((yield from _fetch_jwks(FEED_KEYS)))
             if not knows_history:
                 snapshot = yield from _fetch(SNAPSHOT)
-                checker.revocations.begin(snapshot.body.decode("ascii", "replace"))
+                revocations.begin(snapshot.body.decode("ascii", "replace"))
                 knows_history = True
-            yield OpenFeed(checker.revocations.last)
+            yield OpenFeed(revocations.last)
             while monotonic() < fetched_at + KEYS_SECONDS:
                 page = yield NextPage()
-                checker.revocations.advance(page, wall(), monotonic())
+                revocations.advance(page)
                 failures = 0
         except OutOfStep:
             knows_history = False
-            if failures:
-                yield Pause(retry_delay(failures, None))
+            yield Pause(retry_delay(failures, None))
             failures += 1
         except AgentWritError:
             yield Pause(retry_delay(failures, None))
@@ -77,7 +75,6 @@ def follow(
 def fetch_keys(checker: TokenChecker) -> Generator[HttpRequest, HttpResponse, None]:
     """Take the keys that are published now."""
     checker.set_keys((yield from _fetch_jwks(KEYS)))
-    checker.forget_unknown_keys()
 
 
 def _fetch_jwks(path: str) -> Generator[HttpRequest, HttpResponse, Mapping[str, object]]:

@@ -5,8 +5,9 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from agentwrit.client import steps
-from agentwrit.client.driver import Connected, Driver, Login
+from agentwrit.client.driver import Connected, Driver
 from agentwrit.client.exchange import HttpRequest, Secret, Steps
+from agentwrit.client.policy import Login
 from agentwrit.errors import AgentWritError
 
 APPS: Final = "/v1/admin/apps"

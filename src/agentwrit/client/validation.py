@@ -6,7 +6,8 @@ from collections import OrderedDict
 from typing import Final
 
 from agentwrit.client import steps
-from agentwrit.client.driver import Driver, check_broker_url
+from agentwrit.client.driver import Driver
+from agentwrit.client.policy import check_broker_url
 from agentwrit.models import ValidateResult
 
 MAX_BROKERS: Final = 64

@@ -11,7 +11,7 @@ The rules:
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -27,10 +27,19 @@ from agentwrit.errors import ScopeDenied
 from agentwrit.models import AgentClaims, DelegationRecord
 
 TOKENS_REMEMBERED: Final = 8192
-UNKNOWN_KEYS_REMEMBERED: Final = 1024
 SKEW_SECONDS: Final = 5  # by which clocks may differ before a page looks older than it is
 MAX_PAGE_BYTES: Final = 1024 * 1024
 MAX_SNAPSHOT_BYTES: Final = 1024 * 1024 * 1024
+
+
+class Clock(NamedTuple):
+    """What time it is: Unix seconds, and seconds on a clock that nobody sets."""
+
+    wall: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+SYSTEM_CLOCK: Final = Clock(time.time, time.monotonic)
 
 
 class OutOfStep(Exception):
@@ -40,13 +49,13 @@ class OutOfStep(Exception):
 class Revocations:
     """What is known to be dead, and how fresh that knowledge is. Fed by one thread or task, read by all."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self._index = RevocationIndex()
         self._pages = Verifier({}, typ=REVOCATION_PAGE)
         self._snapshots = Verifier({}, typ=REVOCATION_SNAPSHOT)
         self._epoch = ""
-        self._issued_at = 0
-        self._issued_seen_at = 0.0  # on the monotonic clock
+        self._ahead = float("-inf")  # by how much the broker's clock, as its pages show it, is ahead of the monotonic
         self.issuer = ""
         self.last = 0  # the number of the newest entry that is known
         self.fresh_at = float("-inf")  # on the monotonic clock: up to when everything is known
@@ -65,19 +74,24 @@ class Revocations:
         """Begin with a snapshot, and forget what was known before.
 
         Raises:
-            InvalidToken: it is none, or an older one than what is known.
+            InvalidToken: it is none.
         """
         snapshot = feed.read_snapshot(token, self._snapshots)
         if snapshot.epoch == self._epoch and snapshot.head < self.last:
-            raise InvalidToken("the snapshot is older than what is known")
+            return  # it is older than what is known, and says nothing new
         index = RevocationIndex()
         index.add(map(_revocation, snapshot.entries))
         self._index = index
         self._epoch, self.last, self.issuer = snapshot.epoch, snapshot.head, snapshot.iss
         self.fresh_at = float("-inf")  # only a page that reaches the head says that this is all
 
-    def advance(self, token: str, now: float, monotonic: float) -> None:
-        """Take a page. `now`: Unix seconds; `monotonic`: the same moment on the monotonic clock.
+    @property
+    def have_begun(self) -> bool:
+        """Whether anything is known that a page could continue."""
+        return bool(self._epoch)
+
+    def advance(self, token: str) -> None:
+        """Take a page that has just arrived.
 
         Raises:
             InvalidToken: it is none.
@@ -88,20 +102,21 @@ class Revocations:
             raise OutOfStep
         self._index.add(map(_revocation, page.entries))
         self.last = max(self.last, page.last)
-        if self.last == page.head and page.issued_at >= self._issued_at:
-            # As old as the page says, but for what the clocks may differ; never younger than when it came.
-            age = max(0.0, now - page.issued_at - SKEW_SECONDS)
-            if page.issued_at > self._issued_at:
-                self._issued_at, self._issued_seen_at = page.issued_at, monotonic
+        now, monotonic = self.clock.wall(), self.clock.monotonic()
+        self._ahead = max(self._ahead, page.issued_at - monotonic)
+        if self.last == page.head:
+            # Older than the newest page by as much as it says, whatever our clock shows: who passes pages on late, or
+            # again, gains nothing. And as old as it says by our clock, but for what clocks may differ.
+            age = max(0.0, self._ahead + monotonic - page.issued_at, now - page.issued_at - SKEW_SECONDS)
             self.fresh_at = max(self.fresh_at, monotonic - age)
         self._index.forget(now)
 
     def now(self) -> float:
-        """The time (Unix seconds): this machine's, or what the broker's last page says if that is later.
+        """The time (Unix seconds): this machine's, or what the broker's pages say if that is later.
 
         So a clock that is behind lets no token live longer.
         """
-        return max(time.time(), self._issued_at + time.monotonic() - self._issued_seen_at)
+        return max(self.clock.wall(), self._ahead + self.clock.monotonic())
 
     def is_revoked(self, names: "Names", now: float) -> bool:
         """Whether any of these is dead at `now`."""
@@ -139,13 +154,12 @@ class TokenChecker:
     `audience`: whom the tokens must be for; None for the issuer itself, where nobody said otherwise.
     """
 
-    def __init__(self, audience: Iterable[str] | None) -> None:
-        self.revocations = Revocations()
+    def __init__(self, audience: Iterable[str] | None, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.revocations = Revocations(clock)
         self._audience = None if audience is None else frozenset(audience)
         self._keys: Mapping[str, bytes] = {}
         self._verifier = Verifier({}, typ=ACCESS_TOKEN)
         self._known: OrderedDict[str, Known] = OrderedDict()
-        self._unknown_kids: OrderedDict[str, None] = OrderedDict()
 
     def set_keys(self, jwks: Mapping[str, object]) -> None:
         """Take the keys that sign tokens. Tokens by a key that is no longer among them do not hold any more.
@@ -178,18 +192,9 @@ class TokenChecker:
         return known
 
     def is_by_unknown_key(self, token: str) -> bool:
-        """Whether the token may be by a key that was not published when we last looked. Says so once for each key."""
+        """Whether the token may be by a key that was not published when we last looked."""
         kid = _kid(token)
-        if kid is None or kid in self._keys or kid in self._unknown_kids:
-            return False
-        self._unknown_kids[kid] = None
-        if len(self._unknown_kids) > UNKNOWN_KEYS_REMEMBERED:
-            self._unknown_kids.popitem(last=False)
-        return True
-
-    def forget_unknown_keys(self) -> None:
-        """Ask again for keys that were unknown: time has passed, and they may have been published since."""
-        self._unknown_kids.clear()
+        return kid is not None and kid not in self._keys
 
     def _read(self, token: str) -> Known:
         kid, payload = self._verifier.verify(token)

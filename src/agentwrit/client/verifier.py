@@ -2,27 +2,24 @@
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from agentwrit.client import steps
+from agentwrit.client.acceptance import Acceptance, OnStale
 from agentwrit.client.driver import Driver
 from agentwrit.client.event_stream import EventStream
 from agentwrit.client.exchange import HttpRequest
-from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause, fetch_keys, follow
-from agentwrit.client.verification import Known, TokenChecker, check_scope
-from agentwrit.errors import AgentWritError, InvalidToken, Unverifiable
+from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.verification import SYSTEM_CLOCK, Clock
+from agentwrit.errors import AgentWritError
 from agentwrit.models import AgentClaims
 
 if TYPE_CHECKING:
     import httpx2
 
 START_SECONDS: Final = 5.0  # how long the first call waits for keys and revocations
-
-OnStale = Literal["online", "refuse"]
 
 
 class Verifier:
@@ -43,22 +40,22 @@ class Verifier:
         http_client: "httpx2.Client | None" = None,
         verify: Any = None,
         cert: Any = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`audience`: whom tokens must be for; None for the broker's default. `timeout`: seconds for asking the broker.
 
-        `http_client`, `verify` and `cert` are as for `AgentWritApp`.
+        `http_client`, `verify` and `cert` are as for `AgentWritApp`. `clock`: what time it is.
 
         Raises:
             AgentWritError: `broker_url` is no URL.
         """
-        if on_stale not in ("online", "refuse"):
-            raise ValueError('on_stale takes "online" or "refuse"')
         self._driver = Driver(broker_url, timeout=timeout, http_client=http_client, verify=verify, cert=cert)
-        self._checker = TokenChecker([audience] if isinstance(audience, str) else audience)
-        self._max_staleness = max_staleness
-        self._on_stale = on_stale
+        self._acceptance = Acceptance(
+            self.broker_url, audience=audience, max_staleness=max_staleness, on_stale=on_stale, clock=clock
+        )
         self._lock = threading.Lock()
         self._follower: _Follower | None = None
+        self._forgotten: weakref.finalize[[], Verifier] | None = None
         _verifiers.add(self)
 
     @property
@@ -69,7 +66,7 @@ class Verifier:
     @property
     def staleness(self) -> float:
         """How many seconds ago all revocations were known; infinite before the first time."""
-        return time.monotonic() - self._checker.revocations.fresh_at
+        return self._acceptance.staleness
 
     def verify(self, token: str, *, scope: str | Sequence[str] | None = None) -> AgentClaims:
         """What a token says, if it holds, is for us, and covers `scope`: one that is needed, or several.
@@ -80,17 +77,10 @@ class Verifier:
             Unverifiable: revocations may be missing, and the broker is not to be asked.
             TransportError: the broker was to be asked, and was not reached.
         """
-        if self._follower is None:
+        if self._follower is None or self._follower.is_over:
             self._start()
-        revocations = self._checker.revocations
-        if time.monotonic() - revocations.fresh_at > self._max_staleness:
-            return self._verify_stale(token, scope)
-        try:
-            known = self._checker.check(token, revocations.now())
-        except InvalidToken:
-            known = self._check_with_new_keys(token)
-        check_scope(scope, known.public.scope)
-        return known.shown()
+        claims = self._acceptance.accept(token, scope)
+        return claims if claims is not None else self._driver.run(self._acceptance.ask(token, scope))
 
     def close(self) -> None:
         """Stop following, and close the connections. A later call begins anew."""
@@ -107,29 +97,14 @@ class Verifier:
 
     def _start(self) -> None:
         with self._lock:
-            if self._follower is None:
-                follower = _Follower(self._checker, self._driver)
-                weakref.finalize(self, follower.stopping.set)
+            if self._follower is None or self._follower.is_over:
+                follower = _Follower(self._acceptance, self._driver)
+                if self._forgotten is not None:
+                    self._forgotten.detach()
+                self._forgotten = weakref.finalize(self, follower.interrupt)
                 follower.thread.start()
                 follower.tried.wait(START_SECONDS)
                 self._follower = follower
-
-    def _verify_stale(self, token: str, scope: str | Sequence[str] | None) -> AgentClaims:
-        if self._on_stale == "refuse":
-            raise Unverifiable(f"revocations of {self.broker_url} are not known up to now: nothing is accepted")
-        result = self._driver.run(steps.validate(token))
-        if result.claims is None:
-            raise InvalidToken("the broker says that the token does not hold")
-        self._checker.check_audience(result.claims.aud, result.claims.iss)
-        check_scope(scope, result.claims.scope)
-        return result.claims
-
-    def _check_with_new_keys(self, token: str) -> Known:
-        """Check a token that was refused once more, if that may be because its key is new."""
-        if self._checker.is_by_unknown_key(token):
-            with self._lock:  # whoever comes meanwhile waits for the same keys
-                self._driver.run(fetch_keys(self._checker))
-        return self._checker.check(token, self._checker.revocations.now())
 
     def __enter__(self) -> Self:
         return self
@@ -146,43 +121,60 @@ class Verifier:
 class _Follower:
     """The thread that follows the feed. It does not hold the verifier, which may be forgotten without being closed."""
 
-    def __init__(self, checker: TokenChecker, driver: Driver) -> None:
-        self.stopping = threading.Event()
+    def __init__(self, acceptance: Acceptance, driver: Driver) -> None:
         self.tried = threading.Event()
+        self.is_over = False
         self.thread = threading.Thread(target=self._run, name="agentwrit-revocations", daemon=True)
-        self._checker = checker
+        self._stopping = threading.Event()
+        self._pid = os.getpid()
+        self._acceptance = acceptance
         self._driver = driver
+        self._stream: EventStream | None = None
+
+    def interrupt(self) -> None:
+        """Have the thread end. It may be waiting for a page."""
+        self._stopping.set()
+        stream = self._stream
+        if stream is not None and self._pid == os.getpid():  # after a fork the connection is the parent's
+            stream.interrupt()
 
     def stop(self) -> None:
-        self.stopping.set()
+        self.interrupt()
         self.thread.join(SILENCE_SECONDS + 1)
 
     def _run(self) -> None:
-        following = follow(self._checker)
-        stream = self._driver.event_stream(silence=SILENCE_SECONDS)
+        following, known_before = self._acceptance.follow(), self._acceptance.known_until
         needed = next(following)
-        while not self.stopping.is_set():
-            try:
-                answer = self._carry_out(needed, stream)
-            except AgentWritError as error:
-                needed = following.throw(error)
-            else:
-                needed = following.send(answer)
-                if self._checker.revocations.fresh_at > float("-inf"):
-                    self.tried.set()
-        stream.close()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    answer = self._carry_out(needed)
+                except AgentWritError as error:
+                    needed = following.throw(error)
+                else:
+                    needed = following.send(answer)
+                    if self._acceptance.known_until > known_before:
+                        self.tried.set()
+        finally:
+            self.is_over = True
+            self.tried.set()
+            if self._stream is not None:
+                self._stream.close()
 
-    def _carry_out(self, needed: Needed, stream: EventStream) -> object:
+    def _carry_out(self, needed: Needed) -> object:
         match needed:
             case HttpRequest():
                 return self._driver.send(needed)
             case OpenFeed():
-                stream.open(f"{self._driver.broker_url}{FEED}?after={needed.after}")
+                if self._stream is None:
+                    self._stream = self._driver.event_stream(silence=SILENCE_SECONDS)
+                self._stream.open(f"{self._driver.broker_url}{FEED}?after={needed.after}")
             case NextPage():
-                return stream.next_data()
+                assert self._stream is not None  # noqa: S101  # pages come after the feed was opened
+                return self._stream.next_data()
             case Pause():
                 self.tried.set()
-                self.stopping.wait(needed.seconds)
+                self._stopping.wait(needed.seconds)
         return None
 
 

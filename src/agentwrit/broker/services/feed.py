@@ -108,7 +108,9 @@ class RevocationFeed:
             Unavailable: the store cannot be read, or too many follow.
         """
         with self._following() as arriving:
-            arrived: SignedPage | None = await self._page_after(after)
+            page = await self._page_after(after)
+            after = min(after, page.last)  # who is beyond the head knows another history, and learns so by the epoch
+            arrived: SignedPage | None = page
             while arrived is not None:
                 while arrived.first > after + 1:
                     missed = await self._page_after(after)

@@ -1,0 +1,60 @@
+"""An agent, for programs on an event loop."""
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from agentwrit.client.async_driver import AsyncDriver
+from agentwrit.client.life import AgentLife
+from agentwrit.client.presence import Presence, note_failed_release
+from agentwrit.errors import AgentWritError
+from agentwrit.models import DelegatedToken
+
+if TYPE_CHECKING:
+    from agentwrit.client.auth import Tokens
+
+
+class AsyncAgent(Presence):
+    """A registered agent, made by `AsyncAgentWritApp.create_agent`. Safe to share between tasks.
+
+    With `async with` it releases its token on the way out, whatever happened inside: also when the task is cancelled,
+    once more even, which then takes effect after the release. All else is as for `Agent`.
+    """
+
+    def __init__(self, driver: AsyncDriver, life: AgentLife) -> None:
+        self._driver = driver
+        self._life = life
+
+    async def renew(self) -> None:
+        """As `Agent.renew`. Cancelled, it is carried on without the caller, so that no successor is lost."""
+        await self._driver.run_through(self._life.renew())
+
+    async def delegate(self, delegate_to: str, scope: Iterable[str], *, ttl: int | None = None) -> DelegatedToken:
+        """As `Agent.delegate`."""
+        return await self._driver.run(self._life.delegate(delegate_to, scope, ttl))
+
+    def accept(self, delegated: DelegatedToken | str) -> "AsyncAgent":
+        """As `Agent.accept`. Makes no call."""
+        return AsyncAgent(self._driver, self._life.accept(delegated))
+
+    async def release(self) -> None:
+        """As `Agent.release`. A cancellation takes effect after it."""
+        await self._driver.run_to_the_end(self._life.release())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.release()
+        except AgentWritError as failure:
+            if error is None:
+                raise
+            note_failed_release(error, failure)
+
+    def _tokens(self) -> "Tokens":
+        from agentwrit.client.auth import AsyncTokens
+
+        return AsyncTokens(self._driver, self._life)

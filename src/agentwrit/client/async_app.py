@@ -1,0 +1,86 @@
+"""An app, for programs on an event loop."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentwrit.client import steps
+from agentwrit.client.app import Identity
+from agentwrit.client.async_agent import AsyncAgent
+from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
+from agentwrit.client.exchange import Secret
+from agentwrit.client.keys import Ed25519PrivateKey
+from agentwrit.client.life import AgentLife
+from agentwrit.client.policy import Login
+from agentwrit.models import HealthStatus, ValidateResult
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+class AsyncAgentWritApp(Identity, AsyncConnected):
+    """An `AgentWritApp` whose calls are awaited. Safe to share between tasks, and to use on one loop after another.
+
+    Of a great many calls at once some are under way and the others wait; that does not count towards `timeout` while
+    the broker answers.
+    """
+
+    def __init__(
+        self,
+        broker_url: str,
+        client_id: str,
+        client_secret: str,
+        *,
+        timeout: float = 10.0,
+        user_agent: str | None = None,
+        http_client: "httpx2.AsyncClient | None" = None,
+        verify: Any = None,
+        cert: Any = None,
+    ) -> None:
+        """As for `AgentWritApp`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
+
+        Raises:
+            AgentWritError: `broker_url` is no URL.
+        """
+        self.client_id = client_id
+        self._driver = AsyncDriver(
+            broker_url,
+            timeout=timeout,
+            user_agent=user_agent,
+            login=Login(lambda: steps.app_login(client_id, Secret(client_secret))),
+            http_client=http_client,
+            verify=verify,
+            cert=cert,
+        )
+
+    async def create_agent(
+        self,
+        orch_id: str,
+        task_id: str,
+        requested_scope: Iterable[str],
+        *,
+        private_key: Ed25519PrivateKey | None = None,
+        max_ttl: int = 300,
+        label: str | None = None,
+        audience: str | Sequence[str] | None = None,
+    ) -> AsyncAgent:
+        """As `AgentWritApp.create_agent`."""
+        life = await self._driver.run(
+            AgentLife.begin(
+                orch_id=orch_id,
+                task_id=task_id,
+                requested_scope=requested_scope,
+                private_key=private_key,
+                max_ttl=max_ttl,
+                label=label,
+                audience=audience,
+            )
+        )
+        return AsyncAgent(self._driver, life)
+
+    async def validate(self, token: str) -> ValidateResult:
+        """As `AgentWritApp.validate`."""
+        return await self._driver.run(steps.validate(token))
+
+    async def health(self) -> HealthStatus:
+        """As `AgentWritApp.health`."""
+        return await self._driver.run(steps.health())

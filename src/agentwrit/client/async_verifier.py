@@ -1,0 +1,167 @@
+"""Verifying tokens on an event loop, without asking the broker for each."""
+
+import asyncio
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentwrit.client.acceptance import Acceptance, OnStale
+from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
+from agentwrit.client.event_stream import AsyncEventStream
+from agentwrit.client.exchange import HttpRequest
+from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.verification import SYSTEM_CLOCK, Clock
+from agentwrit.client.verifier import START_SECONDS
+from agentwrit.errors import AgentWritError
+from agentwrit.models import AgentClaims
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+class AsyncVerifier(AsyncConnected):
+    """A `Verifier` whose `verify` is awaited. Safe to share between tasks, and to use on one loop after another.
+
+    A task follows the broker's revocations. It begins with the first call on a loop, and ends with `aclose`, with the
+    loop, or when the verifier is forgotten.
+    """
+
+    def __init__(
+        self,
+        broker_url: str,
+        *,
+        audience: str | Iterable[str] | None = None,
+        max_staleness: float = 5.0,
+        on_stale: OnStale = "online",
+        timeout: float = 10.0,
+        http_client: "httpx2.AsyncClient | None" = None,
+        verify: Any = None,
+        cert: Any = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """As for `Verifier`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
+
+        Raises:
+            AgentWritError: `broker_url` is no URL.
+        """
+        self._driver = AsyncDriver(broker_url, timeout=timeout, http_client=http_client, verify=verify, cert=cert)
+        self._acceptance = Acceptance(
+            self.broker_url, audience=audience, max_staleness=max_staleness, on_stale=on_stale, clock=clock
+        )
+        self._follower: _Follower | None = None
+        self._forgotten: weakref.finalize[[], AsyncVerifier] | None = None
+
+    @property
+    def staleness(self) -> float:
+        """How many seconds ago all revocations were known; infinite before the first time."""
+        return self._acceptance.staleness
+
+    async def verify(self, token: str, *, scope: str | Sequence[str] | None = None) -> AgentClaims:
+        """As `Verifier.verify`."""
+        follower = self._follower
+        if follower is None or follower.is_over or follower.loop is not asyncio.get_running_loop():
+            follower = self._start()
+        if not follower.tried.is_set():
+            await follower.wait()
+        claims = self._acceptance.accept(token, scope)
+        return claims if claims is not None else await self._driver.run(self._acceptance.ask(token, scope))
+
+    async def aclose(self) -> None:
+        """Stop following, and close the connections. A later call begins anew."""
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            await follower.stop()
+        await super().aclose()
+
+    def _start(self) -> "_Follower":
+        before = self._follower
+        if before is not None and not before.is_over:
+            if before.is_elsewhere:
+                return before  # what it learns is known here too
+            before.is_stopping = True
+        self._follower = follower = _Follower(self._acceptance, self._driver)
+        if self._forgotten is not None:
+            self._forgotten.detach()  # it would keep the loop before
+        self._forgotten = weakref.finalize(self, follower.interrupt)
+        self._forgotten.atexit = False
+        return follower
+
+    def __repr__(self) -> str:
+        return f"AsyncVerifier({self.broker_url!r})"
+
+
+class _Follower:
+    """The task that follows the feed. It does not hold the verifier, which may be forgotten without being closed."""
+
+    def __init__(self, acceptance: Acceptance, driver: AsyncDriver) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.tried = asyncio.Event()
+        self.is_stopping = False
+        self.is_over = False
+        self._pid = os.getpid()
+        self._acceptance = acceptance
+        self._driver = driver
+        self._stream: AsyncEventStream | None = None
+        self._task = self.loop.create_task(self._run(), name="agentwrit-revocations")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is at work on the loop of another thread. A fork leaves loops behind that seem to run."""
+        is_here = self.loop is asyncio.get_running_loop()
+        return not is_here and self.loop.is_running() and self._pid == os.getpid()
+
+    async def wait(self) -> None:
+        """Wait for the first knowledge, for a while; who uses it from another loop does not."""
+        if self.loop is asyncio.get_running_loop():
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await self.tried.wait()
+            except TimeoutError:
+                return
+
+    def interrupt(self) -> None:
+        """Have the task end, from whatever thread."""
+        self.is_stopping = True
+        if not self.loop.is_closed() and self._pid == os.getpid():
+            self.loop.call_soon_threadsafe(self._task.cancel)
+
+    async def stop(self) -> None:
+        self.interrupt()
+        if self.loop is asyncio.get_running_loop():
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        following, known_before = self._acceptance.follow(), self._acceptance.known_until
+        needed = next(following)
+        try:
+            while not self.is_stopping:
+                try:
+                    answer = await self._carry_out(needed)
+                except AgentWritError as error:
+                    needed = following.throw(error)
+                else:
+                    needed = following.send(answer)
+                    if self._acceptance.known_until > known_before:
+                        self.tried.set()
+        finally:
+            self.is_over = True
+            self.tried.set()
+            if self._stream is not None:
+                await self._stream.close()
+
+    async def _carry_out(self, needed: Needed) -> object:
+        match needed:
+            case HttpRequest():
+                return await self._driver.send(needed)
+            case OpenFeed():
+                if self._stream is None:
+                    self._stream = await self._driver.event_stream(silence=SILENCE_SECONDS)
+                await self._stream.open(f"{self._driver.broker_url}{FEED}?after={needed.after}")
+            case NextPage():
+                assert self._stream is not None  # noqa: S101  # pages come after the feed was opened
+                return await self._stream.next_data()
+            case Pause():
+                self.tried.set()
+                await asyncio.sleep(needed.seconds)
+        return None

@@ -1,0 +1,243 @@
+"""An agent's life, without I/O: what it holds, and what renewing, delegating and releasing do to it.
+
+The rules:
+
+- A token is replaced once for all who ask meanwhile. The one before is dead then.
+- The broker gives a predecessor that is presented again shortly after the same successor: so a renewal whose answer was
+  lost is made up for by renewing again.
+- A request may be on its way with a token that is being replaced. Refused, it is repeated once, with the successor.
+- Ahead of its end, at 75 % of its life, a token is replaced by whatever shows it to a service (`fresh_token`). While
+  the broker is out of reach the token is used to its end, and renewing is tried again from time to time. A token that
+  the broker does not renew, or whose successor would not outlive it, is used to its end too.
+- Released is released: there is no way back, and once more does nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Final, Self
+
+from agentwrit.client import steps
+from agentwrit.client.exchange import InTurn, Plan, Turn
+from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
+from agentwrit.client.steps import AccessToken
+from agentwrit.domain import base64url
+from agentwrit.domain import claims as claims_rules
+from agentwrit.domain.claims import Claims
+from agentwrit.domain.errors import InvalidToken
+from agentwrit.errors import (
+    AgentWritError,
+    AuthenticationError,
+    AuthorizationError,
+    ProblemResponseError,
+    TransportError,
+)
+from agentwrit.models import DelegatedToken, RegisterResult
+
+RENEW_AT: Final = 0.75  # of a token's life
+RETRY_SECONDS: Final = 1.0  # after a renewal that did not reach the broker
+LEAST_GAIN_SECONDS: Final = 1.0  # by which the successor of a token that was due outlives it, but at a grant's end
+
+
+class AgentLife:
+    """One grant of an agent. Safe to share between threads and tasks, as far as the driver keeps turns.
+
+    `asked_at`: when its token was asked for, on the monotonic clock; `left`: how many seconds the token had then.
+    """
+
+    def __init__(
+        self,
+        key: AgentKey,
+        registered: RegisterResult,
+        *,
+        scope: Sequence[str],
+        orch_id: str,
+        task_id: str,
+        asked_at: float,
+        left: float | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.key = key
+        self.agent_id = registered.agent_id
+        self.scope = list(scope)
+        self.orch_id = orch_id
+        self.task_id = task_id
+        self.token = AccessToken(registered.access_token, registered.expires_in)
+        self._monotonic = monotonic
+        self._turn = Turn()
+        self._is_released = False
+        self._live(asked_at, registered.expires_in if left is None else left)
+        self._doubtful = ""  # the token whose renewal was begun last: if it is the current one, no answer came
+
+    @classmethod
+    def begin(
+        cls,
+        *,
+        orch_id: str,
+        task_id: str,
+        requested_scope: Iterable[str],
+        private_key: Ed25519PrivateKey | None,
+        max_ttl: int,
+        label: str | None,
+        audience: str | Sequence[str] | None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Plan[Self]:
+        """Register an agent. Arguments are those of `AgentWritApp.create_agent`."""
+        if isinstance(requested_scope, str):
+            raise TypeError("requested_scope is a list of scopes, not one string")
+        scope = list(requested_scope)
+        key = AgentKey(private_key)
+        asked_at = monotonic()
+        registered = yield from steps.create_agent(
+            key,
+            orch_id=orch_id,
+            task_id=task_id,
+            requested_scope=scope,
+            max_ttl=max_ttl,
+            label=label,
+            audience=[audience] if isinstance(audience, str) else audience,
+        )
+        return cls(
+            key, registered, scope=scope, orch_id=orch_id, task_id=task_id, asked_at=asked_at, monotonic=monotonic
+        )
+
+    # -- renewing -----------------------------------------------------------------------------------------------------
+
+    def renew(self) -> Plan[None]:
+        """Replace the token that there is now, unless somebody else does so before these steps have their turn."""
+        return self._in_turn(self._renew(self.token.access_token))
+
+    def _in_turn(self, steps: Plan[None]) -> Plan[None]:
+        yield InTurn(self._turn, steps)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the token is to be replaced before it is shown to a service."""
+        return self._monotonic() >= self._renew_at and not self._is_released
+
+    def fresh_token(self) -> Plan[str]:
+        """A token to show to a service: replaced first if it is due.
+
+        Raises:
+            AgentWritError: the agent was released.
+            AuthenticationError: the token is over, and is not renewed.
+            TransportError: the token is over, and the broker is out of reach.
+        """
+        if self.is_due:
+            yield InTurn(self._turn, self._renew_if_due())
+        return self.live_token()
+
+    def token_after_refusal(self, refused: str) -> Plan[str | None]:
+        """The token to try again with after a service refused that one, if there is any."""
+        if self.token.access_token == refused == self._doubtful and not self._is_released:
+            with suppress(TransportError, ProblemResponseError):
+                yield InTurn(self._turn, self._renew(refused))
+        current = self.token.access_token
+        return None if current == refused or self._is_released else current
+
+    def _renew(self, seen: str) -> Plan[None]:
+        token = self.live_token()
+        if token != seen:
+            return  # somebody else has just done it
+        asked_at = self._monotonic()
+        self._doubtful = token
+        try:
+            successor = yield from steps.renew(token)
+        except AuthenticationError:
+            self._renew_at = self._ends_at  # nobody will renew it: but until then it may be good
+            raise
+        except (TransportError, ProblemResponseError):
+            self._renew_at = max(self._renew_at, self._monotonic() + RETRY_SECONDS)
+            raise
+        was_due, gain = asked_at >= self._due_at, asked_at + successor.expires_in - self._ends_at
+        self._live(asked_at, successor.expires_in)
+        if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 2):
+            self._renew_at = self._ends_at  # that was the last: the next one would gain nothing either
+        self.token = successor
+
+    def _live(self, asked_at: float, seconds: float) -> None:
+        self._ends_at = asked_at + seconds
+        self._due_at = asked_at + RENEW_AT * seconds
+        self._renew_at = self._due_at  # later than that after a renewal that failed
+
+    def _renew_if_due(self) -> Plan[None]:
+        if self.is_due:
+            try:
+                yield from self._renew(self.token.access_token)
+            except (TransportError, ProblemResponseError):
+                if self._monotonic() >= self._ends_at:
+                    raise
+
+    # -- delegating ---------------------------------------------------------------------------------------------------
+
+    def delegate(self, delegate_to: str, scope: Iterable[str], ttl: int | None) -> Plan[DelegatedToken]:
+        """Give another agent some of this scope."""
+        if isinstance(scope, str):
+            raise TypeError("scope is a list of scopes, not one string")
+        wanted = list(scope)
+        token = self.live_token()
+        try:
+            return (yield from steps.delegate(token, delegate_to, wanted, ttl))
+        except (AuthenticationError, AuthorizationError):
+            if self.live_token() == token:
+                raise
+
+        def again() -> Plan[DelegatedToken]:
+            return (yield from steps.delegate(self.live_token(), delegate_to, wanted, ttl))
+
+        # In turn, so that nobody replaces the token under it a second time.
+        delegated: DelegatedToken = yield InTurn(self._turn, again())
+        return delegated
+
+    def accept(self, delegated: DelegatedToken | str) -> "AgentLife":
+        """The life of this agent on a grant that another one delegated to it.
+
+        Raises:
+            AgentWritError: it is not a delegated token, or was delegated to another agent.
+        """
+        token = delegated if isinstance(delegated, str) else delegated.access_token
+        claims = _read_unverified(token)
+        if claims.sub != self.agent_id:
+            raise AgentWritError(f"the token was delegated to {claims.sub!r}, and this is {self.agent_id!r}")
+        return AgentLife(
+            self.key,
+            RegisterResult(self.agent_id, token, claims.exp - claims.iat),
+            scope=claims.scopes,
+            orch_id=claims.orch_id,
+            task_id=claims.task_id,
+            asked_at=self._monotonic(),
+            left=claims.exp - time.time(),
+            monotonic=self._monotonic,
+        )
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def release(self) -> Plan[None]:
+        """End the grant, unless that has been done."""
+        yield InTurn(self._turn, self._release())
+
+    def _release(self) -> Plan[None]:
+        if not self._is_released:
+            yield from steps.release(self.token.access_token)
+            self._is_released = True
+
+    def live_token(self) -> str:
+        """The current token.
+
+        Raises:
+            AgentWritError: the agent was released.
+        """
+        if self._is_released:
+            raise AgentWritError("the agent was released: create a new one")
+        return self.token.access_token
+
+
+def _read_unverified(token: str) -> Claims:
+    """What a delegated token says of itself. Whether it is true, whoever is shown it will find out."""
+    try:
+        claims = claims_rules.decode(base64url.decode(token.split(".")[1]))
+    except (ValueError, IndexError, InvalidToken):
+        raise AgentWritError("this is not a delegated token") from None
+    if not claims.delegation_chain:
+        raise AgentWritError("the token was not delegated: it is an agent's own")
+    return claims

@@ -1,0 +1,287 @@
+"""How calls are made, without I/O: what is sent, when it is sent again, until when, and what a failure is called.
+
+The rules:
+
+- A call has one deadline. Whatever it needs happens before it: the login, waiting for a turn, retries.
+- What is idempotent is sent again when the broker is out of reach or answers 503, with ever longer, random delays.
+- A login is kept, and replaced ahead of its end or when the broker refuses it: once for all who need it.
+- What the broker said is told before that it then fell silent. Errors of the HTTP library become ours, in words that
+  hold nothing of what was sent.
+
+A driver carries out what `Policy` asks for: it sends, waits and takes turns, with threads or on an event loop.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+from agentwrit._version import __version__
+from agentwrit.client.exchange import (
+    HttpRequest,
+    HttpResponse,
+    InTurn,
+    LoginNeeded,
+    Plan,
+    Steps,
+    Turn,
+    retry_delay,
+)
+from agentwrit.client.steps import AccessToken
+from agentwrit.errors import AgentWritError, TransportError, retry_after
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+
+RENEW_LOGIN_AT: Final = 0.75  # of its life
+KEEPALIVE_SECONDS: Final = 30
+
+
+@dataclass(frozen=True)
+class Send:
+    """Asks the driver to send a request, once, and for the answer. It throws TransportError where there is none."""
+
+    request: HttpRequest
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Asks the driver to wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Take:
+    """Asks the driver to carry this out while it alone has the turn."""
+
+    turn: Turn
+    calling: "Calling[Any]"
+
+
+Calling: TypeAlias = Generator[Send | Wait | Take, Any, T]
+
+
+class Login:
+    """A login that is kept, and replaced ahead of its end: once, however many need it."""
+
+    class _Kept(NamedTuple):
+        token: str
+        renew_at: float
+
+    def __init__(self, steps: Callable[[], Steps[AccessToken]]) -> None:
+        self.steps = steps
+        self.turn = Turn()
+        self._kept = self._Kept("", float("-inf"))
+
+    def token(self, stale: str | None, now: float) -> str | None:
+        """The token that is kept, unless it is `stale` or about to end."""
+        kept = self._kept
+        return kept.token if now < kept.renew_at and kept.token != stale else None
+
+    def keep(self, fresh: AccessToken, asked_at: float) -> None:
+        self._kept = self._Kept(fresh.access_token, asked_at + RENEW_LOGIN_AT * fresh.expires_in)
+
+    def __repr__(self) -> str:
+        return "Login(…)"
+
+
+class Policy:
+    """The rules for one broker. `timeout`: seconds for a whole call."""
+
+    def __init__(
+        self,
+        broker_url: str,
+        *,
+        timeout: float,
+        user_agent: str | None = None,
+        login: Login | None = None,
+        verify: Any = None,
+        cert: Any = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.broker_url = check_broker_url(broker_url)
+        self._timeout = timeout
+        self._user_agent = user_agent or f"agentwrit-python/{__version__}"
+        self._login = login
+        self._tls = {name: value for name, value in (("verify", verify), ("cert", cert)) if value is not None}
+        self._monotonic = monotonic
+
+    def deadline(self, timeout: float | None = None) -> float:
+        """When a call that begins now has to be over, on the monotonic clock."""
+        return self._monotonic() + (self._timeout if timeout is None else timeout)
+
+    def calling(self, steps: Plan[T], deadline: float) -> Calling[T]:
+        """What it takes to carry out steps until `deadline`."""
+        try:
+            needed = next(steps)
+            while True:
+                try:
+                    answer = yield from self._answer(needed, deadline)
+                except AgentWritError as error:
+                    needed = steps.throw(error)
+                else:
+                    needed = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def remaining(self, deadline: float) -> float:
+        """Seconds until `deadline`.
+
+        Raises:
+            TransportError: there are none.
+        """
+        remaining = deadline - self._monotonic()
+        if remaining <= 0:
+            raise TransportError(f"the broker at {self.broker_url} did not answer in time")
+        return remaining
+
+    def arguments(self, request: HttpRequest, timeout: float) -> dict[str, Any]:
+        """What httpx2's `stream` takes to send a request.
+
+        Raises:
+            AgentWritError: it holds what is no text.
+        """
+        headers = {"user-agent": self._user_agent, "accept": "application/json"}
+        if request.bearer is not None:
+            headers["authorization"] = f"Bearer {request.bearer}"
+        if request.idempotency_key is not None:
+            headers["idempotency-key"] = request.idempotency_key
+        if request.json is not None:
+            headers["content-type"] = "application/json"
+        return {
+            "method": request.method,
+            "url": self.broker_url + request.path,
+            "content": request.content(),
+            "headers": headers,
+            "timeout": timeout,
+            "follow_redirects": False,
+        }
+
+    def collect(self, body: bytearray, chunk: bytes, request: HttpRequest, deadline: float) -> None:
+        """Take a part of an answer.
+
+        Raises:
+            TransportError: it is too large, or too slow.
+        """
+        body += chunk
+        if len(body) > request.max_bytes or self._monotonic() > deadline:
+            raise TransportError(f"the broker at {self.broker_url} did not come to an end in time")
+
+    def failure(self, error: Exception) -> TransportError:
+        """What an error of the HTTP library is to us.
+
+        To be raised outside of the `except`: the original holds the request, and with it the secret, and would be the
+        `__context__`.
+        """
+        import httpx2
+
+        if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
+            text = "did not answer in time"
+        elif isinstance(error, httpx2.ConnectError):
+            text = f"cannot be reached: {error}"
+        else:
+            # Its text may hold what was sent or received, and with it a token.
+            text = f"cannot be reached: the connection failed ({type(error).__name__})"
+        return TransportError(f"the broker at {self.broker_url} {text}")
+
+    def client_options(self, connections: int) -> dict[str, Any]:
+        """What httpx2's clients take, for connections of our own."""
+        import httpx2
+
+        limits = httpx2.Limits(
+            max_connections=connections,
+            max_keepalive_connections=min(connections, 64),
+            keepalive_expiry=KEEPALIVE_SECONDS,
+        )
+        return {"limits": limits, **self._tls}
+
+    def check_open(self, client: "httpx2.Client | httpx2.AsyncClient") -> None:
+        """Refuse a client that is closed: it is the caller's own.
+
+        Raises:
+            AgentWritError: it is.
+        """
+        if client.is_closed:
+            raise AgentWritError("the http_client of this app is closed: keep it open for as long as the app is used")
+
+    def _answer(self, needed: HttpRequest | LoginNeeded | InTurn, deadline: float) -> Calling[Any]:
+        match needed:
+            case HttpRequest():
+                return (yield from self._send_until(needed, deadline))
+            case LoginNeeded():
+                return (yield from self._login_token(needed.stale, deadline))
+            case InTurn():
+                return (yield Take(needed.turn, self.calling(needed.steps, deadline)))
+
+    def _login_token(self, stale: str | None, deadline: float) -> Calling[str]:
+        if self._login is None:
+            raise AgentWritError("this call needs a login")
+        token = self._login.token(stale, self._monotonic())
+        if token is None:
+            token = yield Take(self._login.turn, self._log_in(self._login, stale, deadline))
+        return token
+
+    def _log_in(self, login: Login, stale: str | None, deadline: float) -> Calling[str]:
+        asked_at = self._monotonic()
+        token = login.token(stale, asked_at)  # somebody else may just have done it
+        if token is None:
+            fresh = yield from self.calling(login.steps(), deadline)
+            login.keep(fresh, asked_at)
+            token = fresh.access_token
+        return token
+
+    def _send_until(self, request: HttpRequest, deadline: float) -> Calling[HttpResponse]:
+        """Send a request; again if it is idempotent and the broker is out of reach, as long as there is time."""
+        attempt = 0
+        response: HttpResponse | None = None  # the last that came
+        while True:
+            failure: TransportError | None = None
+            asked_for = None
+            try:
+                response = yield Send(request, deadline)
+                asked_for = retry_after(response.headers)
+            except TransportError as error:
+                failure = error
+            is_final = failure is None and response is not None and (response.status != 503 or request.is_503_an_answer)
+            delay = retry_delay(attempt, asked_for)
+            if is_final or not request.is_idempotent or self._monotonic() + delay >= deadline:
+                if response is not None:
+                    return response
+                assert failure is not None  # noqa: S101  # one of the two
+                raise failure
+            yield Wait(delay)
+            attempt += 1
+
+
+def check_broker_url(url: str) -> str:
+    """The URL of a broker, without a slash at its end.
+
+    Raises:
+        AgentWritError: it is not one.
+    """
+    if "@" in url:  # it would be sent in place of the token, and shown in every error
+        raise AgentWritError("the broker's URL holds a user name: leave it, and any password, out")
+    if not _is_broker_url(url):
+        raise AgentWritError(f"{url!r} is not the URL of a broker: write it like https://broker.example.com")
+    return url.rstrip("/")
+
+
+def _is_broker_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port != 0  # reading it checks it
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and has_port
+        and not (parts.query or parts.fragment or " " in url)
+        and url.isprintable()
+    )
