@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.keystore import KeyWrap, MasterKey, SigningKeys
+from agentwrit.broker.keystore import KeyWrap, MasterKey, SigningKeys, new_seed
 from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import EventQuery
 from agentwrit.broker.storage.memory import MemoryStore
@@ -129,3 +129,7 @@ def test_a_retired_key_verifies_and_one_that_is_gone_does_not() -> None:
     keys.verifier.verify(jws.sign(b"{}", jws.Ed25519Signer(bytes(32)), typ=jws.ACCESS_TOKEN))
     with pytest.raises(InvalidToken):
         keys.verifier.verify(jws.sign(b"{}", jws.Ed25519Signer(b"g" * 32), typ=jws.ACCESS_TOKEN))
+
+
+def test_no_kid_can_be_taken_for_an_option() -> None:
+    assert not any(jws.Ed25519Signer(new_seed()).kid.startswith("-") for _ in range(1000))

@@ -57,6 +57,14 @@ class MasterKey:
         return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(self._bytes)
 
 
+def new_seed() -> bytes:
+    """The 32 bytes of a new key. Its kid does not begin with a hyphen: a command would take that for an option."""
+    while True:
+        seed = os.urandom(KEY_BYTES)
+        if not Ed25519Signer(seed).kid.startswith("-"):
+            return seed
+
+
 class KeyWrap:
     """Wraps private keys for the store: AES-256-GCM, bound to the key's name, purpose and state."""
 

@@ -178,14 +178,16 @@ class AgentLife:
         token = self.live_token()
         try:
             return (yield from steps.delegate(token, delegate_to, wanted, ttl))
-        except (AuthenticationError, AuthorizationError):
-            if self.live_token() == token:
-                raise
+        except (AuthenticationError, AuthorizationError) as error:
+            refusal = error
 
         def again() -> Plan[DelegatedToken]:
-            return (yield from steps.delegate(self.live_token(), delegate_to, wanted, ttl))
+            successor = self.live_token()
+            if successor == token:
+                raise refusal
+            return (yield from steps.delegate(successor, delegate_to, wanted, ttl))
 
-        # In turn, so that nobody replaces the token under it a second time.
+        # In turn: a renewal that is under way has come to its end then, and nobody begins another one.
         delegated: DelegatedToken = yield InTurn(self._turn, again())
         return delegated
 

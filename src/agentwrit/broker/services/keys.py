@@ -1,7 +1,6 @@
 """The signing keys: making them, rotating them, and revoking one that is no longer ours alone."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,7 +8,7 @@ import msgspec
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
-from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, SigningKeys
+from agentwrit.broker.keystore import KeyWrap, SigningKeys, new_seed
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.ending import end_grants
@@ -200,7 +199,7 @@ def _complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
         for state in (KeyState.ACTIVE, KeyState.NEXT):
             if not any(key.purpose is purpose and key.state is state for key in transaction.signing_keys()):
                 now = int(transaction.now)
-                key = wrap.wrap(os.urandom(KEY_BYTES), purpose=purpose, state=state, created_at=now)
+                key = wrap.wrap(new_seed(), purpose=purpose, state=state, created_at=now)
                 transaction.put_signing_key(key)
                 transaction.record(Draft(event_type=EventType.SIGNING_KEY_CREATED, principal=BROKER, data=_data(key)))
     return transaction.signing_keys()

@@ -1,0 +1,57 @@
+"""Scope templates: what fills a hole is data, and asks for nothing else than the author meant."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentwrit.domain.scope import parse
+from agentwrit.domain.scope_template import ScopeTemplate, UnfitValue
+
+TEMPLATE = ScopeTemplate("read:data:customer-{customer}")
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_a_filled_template_is_one_identifier_or_nothing(value: str) -> None:
+    try:
+        filled = TEMPLATE.fill({"customer": value})
+    except UnfitValue:
+        return
+    assert parse(filled) == ("read", "data", f"customer-{value}")
+    assert not set(value) & set(':* "\\')
+
+
+@pytest.mark.parametrize(
+    "value", ["", "*", "a*", "a:b", "1 write:data:1", "a\n", "ä", "\x00", "x" * 300, "{customer}:"]
+)
+def test_what_could_mean_something_else_fills_nothing(value: str) -> None:
+    with pytest.raises(UnfitValue):
+        TEMPLATE.fill({"customer": value})
+
+
+@pytest.mark.parametrize("value", ["", "*", ":"])
+def test_a_hole_that_is_the_whole_identifier_is_no_wildcard(value: str) -> None:
+    with pytest.raises(UnfitValue):
+        ScopeTemplate("read:data:{id}").fill({"id": value})
+
+
+def test_numbers_and_several_holes_are_filled_and_a_missing_value_is_a_mistake() -> None:
+    template = ScopeTemplate("read:data:{a}-{b}-{a}")
+    assert template.holes == ("a", "b", "a")
+    assert template.fill({"a": 1, "b": "x"}) == "read:data:1-x-1"
+    with pytest.raises(KeyError):
+        template.fill({"a": 1})
+
+
+def test_a_value_is_never_filled_again() -> None:
+    with pytest.raises(UnfitValue):
+        ScopeTemplate("read:data:{a}{b}").fill({"a": "{b}", "b": "*"})
+    assert ScopeTemplate("read:data:{a}{b}").fill({"a": "{b}", "b": "x"}) == "read:data:{b}x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "read:data", "{action}:data:1", "read:{kind}:1", "read:data:{", "read:data:{a b}", "*:data:{a}", "a:b:}"],
+)
+def test_what_is_no_template_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="template"):
+        ScopeTemplate(text)

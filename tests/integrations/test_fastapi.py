@@ -1,0 +1,244 @@
+"""FastAPI and Starlette applications in front of a real broker."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI, Security
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from agentwrit import AgentClaims, AsyncVerifier
+from agentwrit.integrations.fastapi import AgentWrit
+from agentwrit.integrations.starlette import Guard
+from tests.support import BrokerProcess, TestApp, bearer
+
+READ = "read:data:customer-{customer_id}"
+Application = FastAPI | Starlette
+
+
+def fastapi_application(broker_url: str, **options: Any) -> tuple[Application, Guard]:
+    auth = AgentWrit(broker_url, **options)
+    app = FastAPI(lifespan=auth.lifespan)
+
+    @app.get("/customers/{customer_id}")
+    async def read_customer(
+        customer_id: str, request: Request, agent: Annotated[AgentClaims, Security(auth, scopes=[READ])]
+    ) -> dict[str, str]:
+        assert request.state.agent == agent
+        return {"customer": customer_id, "agent": agent.sub}
+
+    @app.put("/orders/{number}")
+    async def write_order(
+        number: int,
+        agent: Annotated[AgentClaims, Security(auth, scopes=["write:data:order-{number}", "read:data:orders"])],
+    ) -> dict[str, int]:
+        return {"order": number}
+
+    return app, auth
+
+
+def starlette_application(broker_url: str, **options: Any) -> tuple[Application, Guard]:
+    guard = Guard(broker_url, **options)
+
+    @guard.requires(READ)
+    async def read_customer(request: Request) -> JSONResponse:
+        return JSONResponse({"customer": request.path_params["customer_id"], "agent": request.state.agent.sub})
+
+    @guard.requires("write:data:order-{number}", "read:data:orders")
+    async def write_order(request: Request) -> JSONResponse:
+        return JSONResponse({"order": request.path_params["number"]})
+
+    routes = [
+        Route("/customers/{customer_id}", read_customer),
+        Route("/orders/{number:int}", write_order, methods=["PUT"]),
+    ]
+    return Starlette(routes=routes, lifespan=guard.lifespan), guard
+
+
+Make = Callable[..., tuple[Application, Guard]]
+
+
+@pytest.fixture(params=[fastapi_application, starlette_application], ids=["fastapi", "starlette"])
+def make(request: pytest.FixtureRequest) -> Make:
+    made: Make = request.param
+    return made
+
+
+@asynccontextmanager
+async def serving(made: tuple[Application, Guard]) -> AsyncIterator[httpx2.AsyncClient]:
+    app, guard = made
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://service") as http, guard.lifespan(app):
+        yield http
+
+
+def run(made: tuple[Application, Guard], claim: Callable[[httpx2.AsyncClient], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with serving(made) as http:
+            await claim(http)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def app(broker: BrokerProcess) -> TestApp:
+    return broker.app("read:data:*", "write:data:*")
+
+
+def test_whoever_may_is_let_in_and_known(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    agent = app.agent("read:data:customer-7", "write:data:order-3", "read:data:orders")
+    headers = bearer(agent["access_token"])
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        answer = await http.get("/customers/7", headers=headers)
+        assert (answer.status_code, answer.json()) == (200, {"customer": "7", "agent": agent["agent_id"]})
+        assert (await http.put("/orders/3", headers=headers)).json() == {"order": 3}
+
+    run(make(broker.url), claim)
+
+
+def test_whoever_may_not_is_told_what_is_needed(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    headers = bearer(app.agent("read:data:customer-7", "write:data:order-3")["access_token"])
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        answer = await http.get("/customers/8", headers=headers)
+        assert answer.status_code == 403
+        expected = 'Bearer error="insufficient_scope", scope="read:data:customer-8"'
+        assert answer.headers["www-authenticate"] == expected
+        answer = await http.put("/orders/3", headers=headers)  # one of two scopes is not enough
+        assert answer.status_code == 403
+        assert answer.headers["www-authenticate"].endswith('scope="write:data:order-3 read:data:orders"')
+
+    run(make(broker.url), claim)
+
+
+@pytest.mark.parametrize("value", ["*", "%2A", "7:8", "7%3A8", "%C3%A4", "7%20write:data:1", "7%22", "%00", "7%0a"])
+def test_no_value_in_a_path_asks_for_another_scope(make: Make, broker: BrokerProcess, app: TestApp, value: str) -> None:
+    headers = bearer(app.agent("read:data:*")["access_token"])
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        answer = await http.get(f"/customers/{value}", headers=headers)
+        assert answer.status_code == 403
+        assert answer.headers["www-authenticate"] == f'Bearer error="insufficient_scope", scope="{READ}"'
+
+    run(make(broker.url), claim)
+
+
+def test_without_a_token_that_holds_nobody_is_let_in(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    released = app.agent("read:data:*")["access_token"]
+    broker.release(released)
+    bad = 'Bearer error="invalid_token"'
+    unusable = 'Bearer error="invalid_request"'
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        for headers, challenge in (
+            ([], "Bearer"),
+            ([("authorization", f"Bearer {released}")], bad),
+            ([("authorization", "Bearer nonsense")], bad),
+            ([("authorization", f"Bearer {app.token()}.")], bad),
+            ([("authorization", "Bearer ")], unusable),
+            ([("authorization", "Basic eDp5")], unusable),
+            ([("authorization", f"Bearer {released}")] * 2, unusable),
+        ):
+            answer = await http.get("/customers/*", headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, challenge)
+            assert released not in answer.text
+
+    run(make(broker.url), claim)
+
+
+def test_a_token_for_others_is_not_for_this_service(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    headers = bearer(app.agent("read:data:*")["access_token"])
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        assert (await http.get("/customers/7", headers=headers)).status_code == 401
+
+    run(make(broker.url, audience="orders"), claim)
+
+
+def test_where_it_cannot_be_told_nobody_is_let_in(make: Make) -> None:
+    async def claim(http: httpx2.AsyncClient) -> None:
+        answer = await http.get("/customers/7", headers=bearer("a.b.c"))
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+
+    run(make("http://127.0.0.1:9"), claim)
+
+
+def test_a_revoked_token_is_refused_soon(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    agent = app.agent("read:data:*")
+    headers = bearer(agent["access_token"])
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        assert (await http.get("/customers/7", headers=headers)).status_code == 200
+        broker.revoke("agent", agent["agent_id"])
+        async with asyncio.timeout(2):
+            while (await http.get("/customers/7", headers=headers)).status_code == 200:
+                await asyncio.sleep(0)
+
+    run(make(broker.url), claim)
+
+
+def test_the_document_says_what_is_needed(broker: BrokerProcess) -> None:
+    app, _ = fastapi_application(broker.url)
+    assert isinstance(app, FastAPI)
+    document = app.openapi()
+    scheme = document["components"]["securitySchemes"]["AgentWrit"]
+    assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
+    operation = document["paths"]["/customers/{customer_id}"]["get"]
+    assert operation["security"] == [{"AgentWrit": [READ]}]
+
+
+def test_tests_of_an_application_can_stand_in_for_the_broker() -> None:
+    app, auth = fastapi_application("http://127.0.0.1:9")
+    assert isinstance(app, FastAPI)
+    assert isinstance(auth, AgentWrit)
+    someone = AgentClaims("i", "me", ["i"], 0, 0, 0, "j", ["read:data:*"], "t", "o")
+
+    def stand_in(request: Request) -> AgentClaims:
+        request.state.agent = someone
+        return someone
+
+    app.dependency_overrides[auth] = stand_in
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        assert (await http.get("/customers/7")).json() == {"customer": "7", "agent": "me"}
+
+    run((app, auth), claim)
+
+
+def test_a_mistake_in_a_template_is_found(broker: BrokerProcess, app: TestApp) -> None:
+    guard = Guard(broker.url)
+    with pytest.raises(ValueError, match="template"):
+        guard.requires("read:data")
+
+    @guard.requires("read:data:{customer}")
+    async def endpoint(request: Request) -> JSONResponse:
+        return JSONResponse({})
+
+    headers = bearer(app.agent("read:data:*")["access_token"])
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        with pytest.raises(LookupError, match="customer"):
+            await http.get("/1", headers=headers)
+
+    run((Starlette(routes=[Route("/{other}", endpoint)]), guard), claim)
+
+
+def test_a_verifier_of_ones_own_is_left_open(broker: BrokerProcess, app: TestApp) -> None:
+    token = app.agent("read:data:*")["access_token"]
+
+    async def main() -> None:
+        async with AsyncVerifier(broker.url) as verifier:
+            made = Starlette(), Guard(verifier)
+            async with serving(made):
+                pass
+            assert (await verifier.verify(token)).scope == ["read:data:*"]
+
+    asyncio.run(main())
