@@ -11,6 +11,7 @@ from tests.support import ADMIN_SECRET, BrokerProcess, TestApp
 
 # What the audit log says of one run: how many events of a type there are for a task.
 RECORDED = {
+    "order_service": [("agent_registered", "process-4823", 1), ("token_released", "process-4823", 1)],
     "audit_scanner": [("delegation_denied", "errors", 1)],
     "data_pipeline": [("agent_registered", "nightly-birch", 1), ("token_released", "nightly-birch", 1)],
     "deploy_runner": [
