@@ -336,7 +336,7 @@ def test_a_login_that_is_refused_is_replaced_once(registered: TestApp) -> None:
                     await app.create_agent("o", "t", SCOPE)
 
         asyncio.run(create())
-        expected = ["/v1/app/auth", "/v1/app/launch-tokens", "/v1/app/auth", "/v1/app/launch-tokens"]
+        expected = ["/v1/app/auth", "/v1/agents", "/v1/app/auth", "/v1/agents"]
         assert [path for path, _, _ in broker.seen] == expected
 
 

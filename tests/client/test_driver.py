@@ -121,7 +121,7 @@ def test_an_app_token_that_the_broker_has_forgotten_is_replaced_once() -> None:
     with peer(login, refused, login, refused) as broker, AgentWritApp(broker.url, "id", "secret") as app:
         with pytest.raises(AuthenticationError):
             app.create_agent("o", "t", ["read:data:1"])
-        expected = ["/v1/app/auth", "/v1/app/launch-tokens", "/v1/app/auth", "/v1/app/launch-tokens"]
+        expected = ["/v1/app/auth", "/v1/agents", "/v1/app/auth", "/v1/agents"]
         assert [path for path, _, _ in broker.seen] == expected
 
 

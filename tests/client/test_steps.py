@@ -1,17 +1,27 @@
 """The protocol's steps, with no network: what they ask for, and what they make of the answers."""
 
 import base64
+import hashlib
 import json
 import pickle
+import time
 from typing import Any, TypeVar
 
+import jwt
 import pytest
 from nacl.signing import VerifyKey
 
 from agentwrit.client import steps
 from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Secret, Steps, retry_delay
 from agentwrit.client.keys import AgentKey
-from agentwrit.errors import AgentWritError, AuthorizationError, ProblemResponseError, TransportError, from_response
+from agentwrit.errors import (
+    AgentWritError,
+    AuthenticationError,
+    AuthorizationError,
+    ProblemResponseError,
+    TransportError,
+    from_response,
+)
 from agentwrit.models import AgentClaims, DelegationRecord
 
 T = TypeVar("T")
@@ -43,7 +53,7 @@ def body_of(request: HttpRequest | LoginNeeded) -> dict[str, Any]:
     return request.json
 
 
-def ceremony(key: AgentKey, **changes: Any) -> Steps[Any]:
+def in_one_step(key: AgentKey, ceremony: steps.Ceremony | None = None, **changes: Any) -> Steps[Any]:
     arguments: dict[str, Any] = {
         "orch_id": "orders",
         "task_id": "o-1",
@@ -52,7 +62,110 @@ def ceremony(key: AgentKey, **changes: Any) -> Steps[Any]:
         "label": None,
         "audience": None,
     }
-    return steps.create_agent(key, **(arguments | changes))
+    return steps.create_agent(ceremony or steps.Ceremony("http://broker"), key, **(arguments | changes))
+
+
+def ceremony(key: AgentKey, **changes: Any) -> Steps[Any]:
+    """At a broker that is known to have the three steps alone."""
+    known = steps.Ceremony("http://broker")
+    known.is_one_step = False
+    return in_one_step(key, known, **changes)
+
+
+def proven(request: HttpRequest | LoginNeeded, token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The body of an attempt to create an agent in one step, and what its proof says, checked by PyJWT."""
+    assert isinstance(request, HttpRequest)
+    assert (request.method, request.path, request.bearer) == ("POST", "/v1/agents", token)
+    assert request.is_idempotent
+    assert request.idempotency_key
+    body = json.loads(request.content() or b"")
+    header = jwt.get_unverified_header(body["proof"])
+    assert (header["typ"], header["alg"]) == ("dpop+jwt", "EdDSA")
+    assert base64.urlsafe_b64decode(header["jwk"]["x"] + "=") == base64.b64decode(body["public_key"])
+    claims = json.loads(jwt.PyJWS().decode(body["proof"], jwt.PyJWK(header["jwk"]), algorithms=["EdDSA"]))
+    ath = base64.urlsafe_b64encode(hashlib.sha256(token.encode()).digest()).rstrip(b"=").decode()
+    assert (claims["htm"], claims["htu"], claims["ath"]) == ("POST", "http://broker/v1/agents", ath)
+    return body, claims
+
+
+CREATED = {"agent_id": "spiffe://x/agent/orders/o-1/1", "access_token": "a.b.c", "expires_in": 60}
+
+
+def test_one_step_proves_the_key_for_this_broker_and_this_login() -> None:
+    asked, registered = carry_out(
+        in_one_step(AgentKey(), label="worker", audience=("https://orders",)), "app-token", answer(201, CREATED)
+    )
+    body, claims = proven(asked[1], "app-token")
+    assert {
+        name: body[name] for name in ("orch_id", "task_id", "requested_scope", "max_ttl", "agent_name", "audience")
+    } == {
+        "orch_id": "orders",
+        "task_id": "o-1",
+        "requested_scope": ["read:data:1"],
+        "max_ttl": 60,
+        "agent_name": "worker",
+        "audience": ["https://orders"],
+    }
+    assert abs(claims["iat"] - time.time()) < 5
+    assert registered.agent_id == CREATED["agent_id"]
+
+
+def test_each_attempt_carries_a_proof_of_its_own_under_the_same_key() -> None:
+    asked, _ = carry_out(in_one_step(AgentKey()), "app-token", answer(201, CREATED))
+    attempts = [proven(asked[1], "app-token") for _ in range(3)]
+    assert len({claims["jti"] for _, claims in attempts}) == 3
+    assert len({body["public_key"] for body, _ in attempts}) == 1
+
+
+def test_a_clock_that_is_wrong_is_made_up_for_once_by_the_brokers_nonce() -> None:
+    asked_for = answer(401, REFUSED, dpop_nonce="ff")
+    program = in_one_step(AgentKey())
+    next(program)
+    first = program.send("app-token")
+    again = program.send(asked_for)
+    assert proven(again, "app-token")[1]["nonce"] == "ff"
+    assert isinstance(first, HttpRequest)
+    assert isinstance(again, HttpRequest)
+    assert first.idempotency_key == again.idempotency_key
+    with pytest.raises(AuthenticationError):
+        program.send(asked_for)
+
+
+def test_a_dead_login_is_replaced_and_proven_anew() -> None:
+    dead = answer(403, REFUSED, www_authenticate='Bearer error="invalid_token"')
+    asked, _ = carry_out(in_one_step(AgentKey()), "old", dead, "new", answer(201, CREATED))
+    assert asked[2] == LoginNeeded(stale="old")
+    proven(asked[3], "new")
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_broker_without_the_one_step_is_asked_for_it_once(status: int) -> None:
+    known = steps.Ceremony("http://broker")
+    three = (
+        "app-token",
+        answer(201, {"launch_token": "ab" * 32}),
+        answer(200, {"nonce": NONCE, "expires_in": 30}),
+        answer(200, CREATED),
+    )
+    asked, _ = carry_out(in_one_step(AgentKey(), known), "app-token", answer(status, REFUSED), *three)
+    paths = [request.path for request in asked if isinstance(request, HttpRequest)]
+    assert paths == ["/v1/agents", "/v1/app/launch-tokens", "/v1/challenge", "/v1/register"]
+    asked, _ = carry_out(in_one_step(AgentKey(), known), *three)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 409, 429, 500, 503])
+def test_no_other_refusal_leads_to_the_three_steps(status: int) -> None:
+    known = steps.Ceremony("http://broker")
+    program = in_one_step(AgentKey(), known)
+    next(program)
+    program.send("app-token")
+    if status == 401:  # the login may be to blame: tried once more with another one
+        assert program.send(answer(status, REFUSED)) == LoginNeeded(stale="app-token")
+        program.send("new")
+    with pytest.raises(ProblemResponseError):
+        program.send(answer(status, REFUSED))
+    assert known.is_one_step
 
 
 def test_the_ceremony_proves_the_key_over_the_bytes_of_the_nonce() -> None:

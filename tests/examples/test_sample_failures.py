@@ -60,10 +60,10 @@ def never_invalid(broker: BrokerProcess) -> Reply:
 
     def reply(handler: Handler) -> None:
         path, body, _ = handler.server.seen[-1]
-        given = handler.headers["authorization"]
-        response = broker.http.request(
-            handler.command, path, json=body, headers={"authorization": given} if given else {}
-        )
+        # The host too: it is what a proof of possession is for.
+        passed_on = ("authorization", "idempotency-key", "host")
+        headers = {name: handler.headers[name] for name in passed_on if name in handler.headers}
+        response = broker.http.request(handler.command, path, json=body, headers=headers)
         if path == "/v1/token/validate":
             if response.json()["valid"]:
                 valid.append(response)

@@ -125,13 +125,14 @@ async def open_on(
     logins = AppLogins(apps, ClientService(store, denials, clock))
     tokens = TokenService(denials, issuer, authenticator)
     delegations = DelegationService(denials, issuer, authenticator)
+    registration = RegistrationService(denials, issuer, clock, config, master_key)
     launch_tokens = LaunchTokenService(store, config)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     metrics.feed_followers = lambda: revocations.follower_count
     service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
     resources = [
         *TokenRoutes(
-            RegistrationService(denials, issuer, clock, config, master_key),
+            registration,
             tokens,
             delegations,
             metrics,
@@ -154,7 +155,9 @@ async def open_on(
             RevocationService(store),
             authenticator,
         ).resources(),
-        *AgentRoutes(AgentService(store, authenticator, clock)).resources(),
+        *AgentRoutes(
+            AgentService(store, authenticator, clock), registration, authenticator, public_url=config.public_url
+        ).resources(),
         *FeedRoutes(revocations, rings.feed).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),

@@ -79,6 +79,7 @@ class AgentWritApp(Identity, Connected):
             verify=verify,
             cert=cert,
         )
+        self._ceremony = steps.Ceremony(self._driver.broker_url)
 
     def create_agent(
         self,
@@ -106,6 +107,7 @@ class AgentWritApp(Identity, Connected):
         """
         life = self._driver.run(
             AgentLife.begin(
+                self._ceremony,
                 orch_id=orch_id,
                 task_id=task_id,
                 requested_scope=requested_scope,

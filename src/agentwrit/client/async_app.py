@@ -51,6 +51,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
             verify=verify,
             cert=cert,
         )
+        self._ceremony = steps.Ceremony(self._driver.broker_url)
 
     async def create_agent(
         self,
@@ -66,6 +67,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         """As `AgentWritApp.create_agent`."""
         life = await self._driver.run(
             AgentLife.begin(
+                self._ceremony,
                 orch_id=orch_id,
                 task_id=task_id,
                 requested_scope=requested_scope,

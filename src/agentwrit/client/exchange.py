@@ -50,6 +50,7 @@ class HttpRequest:
     method: str
     path: str
     json: object = field(default=None, repr=False)
+    """What to send, or a function that says it: then each attempt sends something new (a proof is good once)."""
     bearer: str | None = field(default=None, repr=False)
     is_idempotent: bool = False
     idempotency_key: str | None = None
@@ -64,8 +65,9 @@ class HttpRequest:
         """
         if self.json is None:
             return None
+        body = self.json() if callable(self.json) else self.json
         with suppress(UnicodeEncodeError):  # it would carry the whole body with it, secrets included
-            return msgspec.json.encode(self.json, enc_hook=_reveal)
+            return msgspec.json.encode(body, enc_hook=_reveal)
         raise AgentWritError("an argument holds characters that are no text: is it bytes of another encoding?")
 
 

@@ -72,6 +72,7 @@ class AgentLife:
     @classmethod
     def begin(
         cls,
+        ceremony: steps.Ceremony,
         *,
         orch_id: str,
         task_id: str,
@@ -89,6 +90,7 @@ class AgentLife:
         key = AgentKey(private_key)
         asked_at = monotonic()
         registered = yield from steps.create_agent(
+            ceremony,
             key,
             orch_id=orch_id,
             task_id=task_id,

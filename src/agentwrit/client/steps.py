@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -10,6 +11,7 @@ import msgspec
 
 from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Secret, Steps
 from agentwrit.client.keys import AgentKey
+from agentwrit.domain import proof
 from agentwrit.errors import AuthenticationError, AuthorizationError, TransportError, from_response
 from agentwrit.models import (
     AgentClaims,
@@ -23,6 +25,7 @@ from agentwrit.models import (
 T = TypeVar("T")
 
 NONCE_BYTES: Final = 32
+AGENTS: Final = "/v1/agents"
 
 INVALID = ValidateResult(valid=False, error="token is invalid or expired")
 
@@ -77,7 +80,100 @@ def operator_login(secret: Secret) -> Steps[AccessToken]:
     return _access_token((yield HttpRequest("POST", "/v1/admin/auth", json={"secret": secret})))
 
 
+class Ceremony:
+    """How agents are registered at a broker: in one step where it offers that, which is found out once.
+
+    `broker_url`: as the broker's own name in proofs.
+    """
+
+    def __init__(self, broker_url: str) -> None:
+        self.broker_url = broker_url
+        self.is_one_step = True
+
+
 def create_agent(
+    ceremony: Ceremony,
+    key: AgentKey,
+    *,
+    orch_id: str,
+    task_id: str,
+    requested_scope: Sequence[str],
+    max_ttl: int,
+    label: str | None,
+    audience: Sequence[str] | None,
+) -> Steps[RegisterResult]:
+    """Register an agent, in one step or in three."""
+    asked: dict[str, Any] = {
+        "orch_id": orch_id,
+        "task_id": task_id,
+        "requested_scope": requested_scope,
+        "max_ttl": max_ttl,
+        "label": label,
+        "audience": audience,
+    }
+    if ceremony.is_one_step:
+        response = yield from _create_at_once(ceremony.broker_url, key, **asked)
+        if response.status not in (404, 405):
+            return _registered(_object(response))
+        ceremony.is_one_step = False  # a broker of the first protocol: it will not learn it while we are at it
+    return (yield from _create_in_three_steps(key, **asked))
+
+
+def _create_at_once(
+    broker_url: str,
+    key: AgentKey,
+    *,
+    orch_id: str,
+    task_id: str,
+    requested_scope: Sequence[str],
+    max_ttl: int,
+    label: str | None,
+    audience: Sequence[str] | None,
+) -> Steps[HttpResponse]:
+    """Ask for an agent with a proof by its key (RFC 9449). Asked again, the proof is another one, and the request the
+    same: so a lost answer is made up for."""
+    body: dict[str, object] = {
+        "orch_id": orch_id,
+        "task_id": task_id,
+        "requested_scope": list(requested_scope),
+        "max_ttl": max_ttl,
+        "agent_name": label or f"{orch_id}/{task_id}",
+        "public_key": base64.b64encode(key.public_key).decode("ascii"),
+    }
+    if audience is not None:
+        body["audience"] = list(audience)
+    idempotency_key = secrets.token_hex(16)
+
+    def request(token: str, nonce: str | None = None) -> HttpRequest:
+        def proven() -> dict[str, object]:
+            made = proof.make(
+                key.sign,
+                key.public_key,
+                htm="POST",
+                htu=f"{broker_url}{AGENTS}",
+                iat=int(time.time()),
+                jti=secrets.token_hex(16),
+                token=token,
+                nonce=nonce,
+            )
+            return {**body, "proof": made}
+
+        return HttpRequest(
+            "POST", AGENTS, json=proven, bearer=token, is_idempotent=True, idempotency_key=idempotency_key
+        )
+
+    token = yield LoginNeeded()
+    response: HttpResponse = yield request(token)
+    nonce = response.headers.get("dpop-nonce")
+    if response.status == 401 and nonce is not None:  # RFC 9449 §8: our clock is not the broker's
+        response = yield request(token, nonce)
+    elif _is_stale_login(response):
+        token = yield LoginNeeded(stale=token)
+        response = yield request(token)
+    return response
+
+
+def _create_in_three_steps(
     key: AgentKey,
     *,
     orch_id: str,
@@ -109,7 +205,10 @@ def create_agent(
         "task_id": task_id,
         "requested_scope": list(requested_scope),
     }
-    members = _object((yield HttpRequest("POST", "/v1/register", json=body)))
+    return _registered(_object((yield HttpRequest("POST", "/v1/register", json=body))))
+
+
+def _registered(members: Mapping[str, Any]) -> RegisterResult:
     return RegisterResult(
         agent_id=_text(members, "agent_id"),
         access_token=_token(members),
@@ -151,7 +250,7 @@ def logged_in(request: HttpRequest) -> Steps[HttpResponse]:
     """Make a request with the login's token. One that the broker refuses is replaced, once."""
     token = yield LoginNeeded()
     response: HttpResponse = yield _with_bearer(request, token)
-    if response.status == 401 or (response.status == 403 and _is_revoked(response)):
+    if _is_stale_login(response):
         token = yield LoginNeeded(stale=token)
         response = yield _with_bearer(request, token)
     return response
@@ -164,6 +263,11 @@ def read_object(response: HttpResponse) -> dict[str, Any]:
 
 def _with_bearer(request: HttpRequest, token: str) -> HttpRequest:
     return replace(request, bearer=token)
+
+
+def _is_stale_login(response: HttpResponse) -> bool:
+    """Whether a refusal may be the login's fault, so that a new one is worth trying."""
+    return response.status == 401 or (response.status == 403 and _is_revoked(response))
 
 
 def _is_revoked(response: HttpResponse) -> bool:

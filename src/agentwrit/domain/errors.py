@@ -7,6 +7,7 @@
     │   ├── InvalidRequest       invalid_request
     │   ├── InvalidTTL           invalid_ttl
     │   ├── Unauthorized         unauthorized
+    │   │   └── ProofNonceNeeded unauthorized
     │   ├── InsufficientScope    insufficient_scope
     │   │   └── TokenRevoked     insufficient_scope
     │   ├── ScopeViolation       scope_violation
@@ -20,6 +21,7 @@
     │   ├── InternalError        internal_error
     │   └── Unavailable          unavailable
     ├── InvalidToken             why a token was not accepted: for the audit log, never for the caller
+    ├── InvalidProof             why a proof of possession was not accepted: likewise
     ├── InvalidChallenge         why a nonce was not accepted: likewise
     ├── TamperedRecord           evidence or stored state that does not match its hash or MAC
     ├── ConfigurationError       the broker or the command line cannot start as it was told to
@@ -67,6 +69,14 @@ class Unauthorized(Refusal):
     """A bad, expired, consumed or missing credential: which of these, nobody is told."""
 
     error_code = "unauthorized"
+
+
+class ProofNonceNeeded(Unauthorized):
+    """A proof of possession whose time is wrong: with this nonce in it the time does not matter (RFC 9449 §8)."""
+
+    def __init__(self, nonce: str) -> None:
+        super().__init__("the proof's time is not the broker's: make another one, with the nonce that came along")
+        self.nonce = nonce
 
 
 class InsufficientScope(Refusal):
@@ -159,6 +169,14 @@ class Unavailable(Refusal):
 
 class InvalidToken(AgentWritError):
     """A token that is not accepted. `reason` goes to the audit log and nowhere else."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class InvalidProof(AgentWritError):
+    """A proof of possession that is not accepted. `reason` goes to the audit log and nowhere else."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

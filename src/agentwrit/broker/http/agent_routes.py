@@ -1,4 +1,4 @@
-"""Agents on the wire, for those who watch over them."""
+"""Agents on the wire, for apps that create them and for those who watch over them."""
 
 from collections.abc import Sequence
 
@@ -6,21 +6,59 @@ from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.agents import MAX_LIMIT, AgentService
+from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.registration import DirectApplication, RegistrationService
 from agentwrit.broker.storage.base import GrantQuery
+from agentwrit.domain import app
+from agentwrit.domain.grant import GrantKind
 
 
 class AgentRoutes:
-    """Routes under /v1/agents."""
+    """Routes under /v1/agents. `public_url`: how clients reach the broker, if that is set."""
 
-    def __init__(self, agents: AgentService) -> None:
+    def __init__(
+        self,
+        agents: AgentService,
+        registration: RegistrationService,
+        authenticator: Authenticator,
+        *,
+        public_url: str | None,
+    ) -> None:
         self._agents = agents
+        self._registration = registration
+        self._authenticator = authenticator
+        self._public_url = public_url
 
     def resources(self) -> Sequence[Resource]:
         return [
-            Resource("/v1/agents", {"GET": self.list}),
+            Resource("/v1/agents", {"GET": self.list, "POST": self.create}),
             # A SPIFFE id holds slashes, which arrive as such, percent-encoded or not.
             Resource("/v1/agents/{agent_id:path}", {"GET": self.show}),
         ]
+
+    async def create(self, exchange: Exchange) -> Answer:
+        token = exchange.bearer()
+        required = {GrantKind.APP: app.AGENTS_SCOPE}
+        principal = await self._authenticator.require(exchange.caller, token, required)
+        request = await exchange.body(wire.CreateAgent)
+        issued = await self._registration.create(
+            exchange.caller,
+            token or "",
+            principal,
+            DirectApplication(
+                public_key=wire.decode_public_key(request.public_key),
+                orch_id=request.orch_id,
+                task_id=request.task_id,
+                requested_scope=tuple(request.requested_scope),
+                agent_name=request.agent_name or f"{request.orch_id}/{request.task_id}",
+                max_ttl=request.max_ttl,
+                audience=tuple(request.audience),
+                proof=request.proof,
+                url=exchange.url(self._public_url),
+                idempotency_key=exchange.idempotency_key(),
+            ),
+        )
+        return json_answer(wire.registered(issued), status=201)
 
     async def list(self, exchange: Exchange) -> Answer:
         principal = await self._agents.authorize(exchange.caller, exchange.bearer())

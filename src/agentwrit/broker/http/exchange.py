@@ -90,6 +90,11 @@ class Exchange:
             )
         return self._caller
 
+    def url(self, public_url: str | None) -> str:
+        """Where the request was sent, without its query. `public_url`: how clients reach the broker, if that is set."""
+        base = public_url or f"{self._scope['scheme']}://{self.header('host')}"
+        return f"{base}{self._scope['path']}"
+
     def authorization(self) -> tuple[str, str] | None:
         """The Authorization header (RFC 9110 §11.6.2), if there is one: its scheme, in lower case, and its credentials.
 

@@ -59,6 +59,9 @@ def body(refusal: Refusal, *, path: str, request_id: str) -> bytes:
 def headers(refusal: Refusal) -> dict[str, str]:
     """The header fields that a refusal is answered with, besides those of every answer."""
     match refusal:
+        case errors.ProofNonceNeeded():
+            challenge = 'DPoP error="use_dpop_nonce", algs="EdDSA"'  # RFC 9449 §8, §5.1
+            return {"www-authenticate": challenge, "dpop-nonce": refusal.nonce}
         case errors.Unauthorized() | errors.TokenRevoked():
             return {"www-authenticate": 'Bearer error="invalid_token"'}  # RFC 6750 §3
         case errors.InsufficientScope():

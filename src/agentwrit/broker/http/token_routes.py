@@ -10,11 +10,9 @@ from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.delegation import DelegationRequest, DelegationService
-from agentwrit.broker.services.registration import Application, RegistrationService
+from agentwrit.broker.services.registration import LaunchedApplication, RegistrationService
 from agentwrit.broker.services.tokens import TokenService
 from agentwrit.domain import challenge
-from agentwrit.domain.errors import InvalidRequest
-from agentwrit.domain.jwk import PUBLIC_KEY_BYTES
 
 VALID_BODIES_REMEMBERED: Final = 4096
 
@@ -66,28 +64,19 @@ class TokenRoutes:
 
     async def register(self, exchange: Exchange) -> Answer:
         request = await exchange.body(wire.Register)
-        public_key = wire.decode_base64(request.public_key, field="public_key")
-        if len(public_key) != PUBLIC_KEY_BYTES:
-            raise InvalidRequest(f"public_key is not the base64 of {PUBLIC_KEY_BYTES} raw Ed25519 bytes")
         issued = await self._registration.register(
             exchange.caller,
-            Application(
+            LaunchedApplication(
                 launch_token=request.launch_token,
                 nonce=request.nonce,
-                public_key=public_key,
+                public_key=wire.decode_public_key(request.public_key),
                 signature=wire.decode_base64(request.signature, field="signature"),
                 orch_id=request.orch_id,
                 task_id=request.task_id,
                 requested_scope=tuple(request.requested_scope),
             ),
         )
-        return json_answer(
-            {
-                "agent_id": issued.grant.subject,
-                "access_token": issued.access_token,
-                "expires_in": issued.expires_in,
-            }
-        )
+        return json_answer(wire.registered(issued))
 
     async def renew(self, exchange: Exchange) -> Answer:
         issued = await self._tokens.renew(exchange.caller, exchange.bearer())

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from agentwrit.broker.services.agents import GrantTree
+from agentwrit.broker.services.issuing import IssuedToken
 from agentwrit.domain import base64url, delegation, launch_token, timestamps
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant
+from agentwrit.domain.jwk import PUBLIC_KEY_BYTES
 from agentwrit.domain.signing_key import KeyPurpose, StoredKey
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -88,6 +90,17 @@ class RevokeKey(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class CreateAgent(msgspec.Struct, frozen=True):
+    orch_id: str
+    task_id: str
+    requested_scope: list[str]
+    public_key: str
+    proof: str
+    max_ttl: int | None = None
+    agent_name: str = ""
+    audience: list[str] = []
+
+
 class Validate(msgspec.Struct, frozen=True):
     token: str
 
@@ -125,6 +138,18 @@ def _plan(schema: type[msgspec.Struct]) -> tuple[msgspec.json.Decoder[Any], tupl
 def decode_optional(body: bytes, schema: type[B]) -> B:
     """As `decode`, for a body that may be left out."""
     return decode(body or b"{}", schema)
+
+
+def decode_public_key(text: str) -> bytes:
+    """The 32 bytes of an agent's public key.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    public_key = decode_base64(text, field="public_key")
+    if len(public_key) != PUBLIC_KEY_BYTES:
+        raise InvalidRequest(f"public_key is not the base64 of {PUBLIC_KEY_BYTES} raw Ed25519 bytes")
+    return public_key
 
 
 def decode_base64(text: str, *, field: str) -> bytes:
@@ -231,3 +256,12 @@ def signing_key(record: StoredKey) -> dict[str, object]:
 
 def _time_or_none(at: int) -> str | None:
     return timestamps.rfc3339(at) if at else None
+
+
+def registered(issued: IssuedToken) -> dict[str, object]:
+    """A new agent, with its first token."""
+    return {
+        "agent_id": issued.grant.subject,
+        "access_token": issued.access_token,
+        "expires_in": issued.expires_in,
+    }

@@ -64,7 +64,7 @@ class LaunchTokenService:
         allowed = scope.parse_list(policy.allowed_scope, field="allowed_scope")
         max_ttl, ttl = self._lifetimes(policy)
         max_uses = _max_uses(policy)
-        _check_agent_name(policy.agent_name)
+        check_agent_name(policy.agent_name)
         audience = check_audience(policy.audience)
         secret = secrets.token_hex(launch_token.SECRET_BYTES)
 
@@ -135,12 +135,9 @@ class LaunchTokenService:
             )
 
     def _lifetimes(self, policy: LaunchPolicy) -> tuple[int, int]:
-        max_ttl = self._config.default_ttl if policy.max_ttl is None else policy.max_ttl
-        if max_ttl < 1:
-            raise InvalidTTL("max_ttl must be at least 1 second")
         if policy.ttl < 1:
             raise InvalidTTL("ttl must be at least 1 second")
-        return min(max_ttl, self._config.max_ttl), min(policy.ttl, launch_token.MAX_TTL_SECONDS)
+        return check_max_ttl(policy.max_ttl, self._config), min(policy.ttl, launch_token.MAX_TTL_SECONDS)
 
 
 def check_audience(audience: Sequence[str], *, field: str = "audience") -> tuple[str, ...]:
@@ -154,9 +151,26 @@ def check_audience(audience: Sequence[str], *, field: str = "audience") -> tuple
     return tuple(audience)
 
 
-def _check_agent_name(name: str) -> None:
+def check_max_ttl(max_ttl: int | None, config: Config) -> int:
+    """How long an agent's tokens live (seconds), for what was asked; None for the default.
+
+    Raises:
+        InvalidTTL: it is no time to live.
+    """
+    if max_ttl is not None and max_ttl < 1:
+        raise InvalidTTL("max_ttl must be at least 1 second")
+    return min(config.default_ttl if max_ttl is None else max_ttl, config.max_ttl)
+
+
+def check_agent_name(name: str) -> str:
+    """`name`, if an agent can have it.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
     if len(name) > MAX_AGENT_NAME_LENGTH or not name.isprintable():
         raise InvalidRequest(f"agent_name takes 1 to {MAX_AGENT_NAME_LENGTH} printable characters")
+    return name
 
 
 def _max_uses(policy: LaunchPolicy) -> int:

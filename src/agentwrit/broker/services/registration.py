@@ -1,35 +1,75 @@
 """Registration: an agent proves its key and gets its identity, its grant and its first token."""
 
 import os
+from typing import Final
 
 import msgspec
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import MasterKey
+from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.context import Caller, audience_data, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
+from agentwrit.broker.services.launch_tokens import check_agent_name, check_audience, check_max_ttl
 from agentwrit.broker.storage.base import Denied, Transaction
-from agentwrit.domain import challenge, launch_token, scope, spiffe_id
+from agentwrit.domain import challenge, idempotency, launch_token, proof, scope, spiffe_id
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import AudienceViolation, InvalidChallenge, ScopeViolation, Unauthorized
+from agentwrit.domain.errors import (
+    AudienceViolation,
+    InvalidChallenge,
+    InvalidProof,
+    ProofNonceNeeded,
+    ScopeViolation,
+    Unauthorized,
+)
 from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.idempotency import RequestIdentity
 from agentwrit.domain.jws import is_signature
 from agentwrit.domain.launch_token import LaunchToken
+from agentwrit.domain.proof import Proof
+
+PROOF_MEMORY_SECONDS: Final = 2 * proof.WINDOW_SECONDS + 1
 
 
 class Application(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent brings to be registered. `public_key`: 32 bytes; `signature`: over the nonce's 32 bytes."""
+    """What is asked for an agent. `public_key`: 32 bytes."""
 
-    launch_token: str
-    nonce: str
     public_key: bytes
-    signature: bytes
     orch_id: str
     task_id: str
     requested_scope: tuple[str, ...]
+
+
+class LaunchedApplication(Application, frozen=True, kw_only=True):
+    """What an agent brings to be registered. `signature`: over the nonce's 32 bytes."""
+
+    launch_token: str
+    nonce: str
+    signature: bytes
+
+
+class DirectApplication(Application, frozen=True, kw_only=True):
+    """What an app asks for one of its agents, in one go. `proof`: by the agent's key, with the app's token.
+
+    `url`: where it was asked; `max_ttl`: seconds; `idempotency_key` None for none.
+    """
+
+    agent_name: str
+    max_ttl: int | None
+    audience: tuple[str, ...]
+    proof: str
+    url: str
+    idempotency_key: str | None
+
+
+_HINTS: Final[dict[type[Application], str]] = {
+    LaunchedApplication: "it takes a live launch token, a fresh nonce and a signature over its 32 bytes",
+    DirectApplication: "it takes a new proof by the agent's key, for this URL and with the app's token (RFC 9449);"
+    " behind a proxy the broker has to know the URL: set AGENTWRIT_PUBLIC_URL",
+}
 
 
 class RegistrationService:
@@ -48,7 +88,87 @@ class RegistrationService:
         """A fresh nonce to sign. Handing it out keeps no state."""
         return challenge.mint(self._nonce_key, self._clock.now(), os.urandom(challenge.RANDOM_BYTES))
 
-    async def register(self, caller: Caller, application: Application) -> IssuedToken:
+    async def create(
+        self, caller: Caller, app_token: str, by: Principal, application: DirectApplication
+    ) -> IssuedToken:
+        """Register an agent for an app that asks for it directly, in one transaction.
+
+        Raises:
+            InvalidRequest, InvalidTTL: a field is not what it should be.
+            Unauthorized: the proof is not good, or the app is not active.
+            ProofNonceNeeded: the proof's time is not ours.
+            ScopeViolation: more is asked for than the app may give.
+            Conflict: the idempotency key was used for another request.
+        """
+        requested = _check_fields(application)
+        policy = self._policy(by, application)
+        try:
+            proof = self._proof(caller, app_token, application)
+        except StrangerDenied as denied:
+            raise await self._denials.record(denied) from None
+        identity = _identify(caller, by, application)
+
+        def create(transaction: Transaction) -> IssuedToken:
+            now = transaction.now
+            app = transaction.app(by.app_id)
+            if app is None or not app.is_active:
+                raise Unauthorized("the app is not active")
+            if not transaction.spend_nonce(proof.single_use_id, int(now) + PROOF_MEMORY_SECONDS):
+                raise _refused(caller, application, "the proof was used before")
+            first = None if identity is None else transaction.first_answer(identity.key)
+            if identity is not None and first is not None and now < first.expires_at:
+                identity.check_same(first)
+                return self._issuer.token(first.grant, now)
+            of_app = msgspec.structs.replace(policy, client_id=app.client_id)
+            _check_scope(caller, application, of_app, app)
+            self._check_audience(caller, application, of_app, app)
+            grant = self._grant(application, requested, of_app, app, now)
+            transaction.put_grant(grant)
+            issued = self._issuer.token(grant, now)
+            _record(transaction, caller, grant)
+            if identity is not None:
+                transaction.put_first_answer(identity.answered(grant, now))
+            return issued
+
+        return await self._denials.write(create)
+
+    def _policy(self, by: Principal, application: DirectApplication) -> LaunchToken:
+        """What a launch token for this agent alone would say."""
+        return LaunchToken(
+            token_hash=b"",
+            app_id=by.app_id,
+            client_id="",
+            agent_name=check_agent_name(application.agent_name),
+            allowed_scope=application.requested_scope,
+            audience=check_audience(application.audience),
+            max_ttl=check_max_ttl(application.max_ttl, self._config),
+            max_uses=1,
+            uses=0,
+            created_at=0,
+            expires_at=0,
+        )
+
+    def _proof(self, caller: Caller, app_token: str, application: DirectApplication) -> Proof:
+        """The proof, checked but for its being new."""
+        try:
+            checked = proof.check(application.proof, htm="POST", htu=application.url, token=app_token)
+        except InvalidProof as invalid:
+            raise _refused(caller, application, invalid.reason) from None
+        if checked.public_key != application.public_key:
+            raise _refused(caller, application, "the proof is by another key")
+        now = self._clock.now()
+        if not checked.is_timely(now) and not self._is_fresh(checked.nonce, now):
+            raise ProofNonceNeeded(self.challenge())
+        return checked
+
+    def _is_fresh(self, nonce: str, now: float) -> bool:
+        try:
+            challenge.verify(self._nonce_key, nonce, now)
+        except InvalidChallenge:
+            return False
+        return True
+
+    async def register(self, caller: Caller, application: LaunchedApplication) -> IssuedToken:
         """Register an agent, in one transaction.
 
         Raises:
@@ -56,9 +176,7 @@ class RegistrationService:
             Unauthorized: the launch token, the nonce or the signature is not good; which, nobody is told.
             ScopeViolation: more is asked for than the launch token, or by now the app, may give.
         """
-        spiffe_id.check_segment(application.orch_id, field="orch_id")
-        spiffe_id.check_segment(application.task_id, field="task_id")
-        requested = scope.parse_list(application.requested_scope, field="requested_scope")
+        requested = _check_fields(application)
         is_proven = _is_proven(application)
 
         def register(transaction: Transaction) -> IssuedToken:
@@ -98,7 +216,7 @@ class RegistrationService:
             )
             raise Denied(AudienceViolation("the launch token's audience exceeds the app's audiences"), event)
 
-    def _spend_nonce(self, transaction: Transaction, caller: Caller, application: Application) -> None:
+    def _spend_nonce(self, transaction: Transaction, caller: Caller, application: LaunchedApplication) -> None:
         try:
             nonce = challenge.verify(self._nonce_key, application.nonce, transaction.now)
         except InvalidChallenge as invalid:
@@ -135,7 +253,29 @@ class RegistrationService:
         )
 
 
-def _is_proven(application: Application) -> bool:
+def _check_fields(application: Application) -> tuple[str, ...]:
+    """The requested scope, if all that an agent's identity is made of can be."""
+    spiffe_id.check_segment(application.orch_id, field="orch_id")
+    spiffe_id.check_segment(application.task_id, field="task_id")
+    return scope.parse_list(application.requested_scope, field="requested_scope")
+
+
+def _identify(caller: Caller, by: Principal, application: DirectApplication) -> RequestIdentity | None:
+    if application.idempotency_key is None:
+        return None
+    body = {
+        "orch_id": application.orch_id,
+        "task_id": application.task_id,
+        "requested_scope": application.requested_scope,
+        "max_ttl": application.max_ttl,
+        "agent_name": application.agent_name,
+        "audience": application.audience,
+        "public_key": application.public_key.hex(),
+    }
+    return idempotency.identify(application.idempotency_key, route=caller.route, caller=by.app_id, body=body)
+
+
+def _is_proven(application: LaunchedApplication) -> bool:
     """Whether the signature is right. The nonce's own merits are another question."""
     try:
         message = bytes.fromhex(application.nonce)
@@ -153,11 +293,9 @@ def _refused(caller: Caller, application: Application, reason: str) -> StrangerD
         orch_id=application.orch_id,
         task_id=application.task_id,
     )
-    error = Unauthorized(
-        "the registration was not accepted",
-        hint="it takes a live launch token, a fresh nonce and a signature over its 32 bytes",
+    return StrangerDenied(
+        Unauthorized("the registration was not accepted", hint=_HINTS[type(application)]), caller, event
     )
-    return StrangerDenied(error, caller, event)
 
 
 def _check_scope(caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:

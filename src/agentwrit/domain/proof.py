@@ -1,0 +1,156 @@
+"""Proofs of possession (DPoP, RFC 9449): that whoever makes a request holds a key.
+
+The rules:
+
+- A proof is a compact JWS whose header is exactly `typ` (dpop+jwt), `alg` (EdDSA) and `jwk`, the Ed25519 public key
+  that it is signed by, without its private half (§4.2, §4.3). A member that stands in it twice makes it none.
+- It is for one method and one URL, query and fragment left out (§4.3), and where it goes with a token it names that
+  token's hash (`ath`, §4.3).
+- It is good for 30 seconds around its `iat`; or, for a client whose clock is wrong, as long as the broker's own nonce
+  in it is fresh (§8). It is good once: `jti` is remembered for as long.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from agentwrit.domain import base64url, jwk
+from agentwrit.domain.errors import InvalidProof
+from agentwrit.domain.jws import ALGORITHM, is_signature
+
+TYPE: Final = "dpop+jwt"
+WINDOW_SECONDS: Final = 30
+MAX_PROOF_BYTES: Final = 4096
+MAX_JTI_LENGTH: Final = 128
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_PUBLIC_MEMBERS: Final = {"kty", "crv", "x"}
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """A proof that is genuine and for this request. `public_key`: 32 bytes; `iat`: Unix seconds; `nonce`: or empty."""
+
+    public_key: bytes
+    jti: str
+    iat: float
+    nonce: str
+
+    @property
+    def single_use_id(self) -> bytes:
+        """What is remembered of it, so that it is good once: 32 bytes."""
+        return hashlib.sha256(f"{jwk.thumbprint(self.public_key)}\n{self.jti}".encode()).digest()
+
+    def is_timely(self, now: float) -> bool:
+        """Whether `now` is within the window around its `iat`."""
+        return abs(now - self.iat) <= WINDOW_SECONDS
+
+
+def make(
+    sign: Callable[[bytes], bytes],
+    public_key: bytes,
+    *,
+    htm: str,
+    htu: str,
+    iat: int,
+    jti: str,
+    token: str | None = None,
+    nonce: str | None = None,
+) -> str:
+    """A proof by the key that `sign` signs with. `token`: the access token that goes along."""
+    members = {"kty": "OKP", "crv": "Ed25519", "x": base64url.encode(public_key)}
+    header = {"typ": TYPE, "alg": ALGORITHM, "jwk": members}
+    claims: dict[str, object] = {"htm": htm, "htu": htu, "iat": iat, "jti": jti}
+    if token is not None:
+        claims["ath"] = token_hash(token)
+    if nonce is not None:
+        claims["nonce"] = nonce
+    signing_input = f"{base64url.encode(msgspec.json.encode(header))}.{base64url.encode(msgspec.json.encode(claims))}"
+    return f"{signing_input}.{base64url.encode(sign(signing_input.encode('ascii')))}"
+
+
+def token_hash(token: str) -> str:
+    """What a proof says of the token that it goes with (RFC 9449 §4.2, `ath`)."""
+    return base64url.encode(hashlib.sha256(token.encode("utf-8")).digest())
+
+
+def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
+    """The proof that `text` is, if it is genuine and for this request. Whether it is timely and new is not asked here.
+
+    Raises:
+        InvalidProof: it is not.
+    """
+    if len(text) > MAX_PROOF_BYTES:
+        raise InvalidProof("the proof is larger than 4 KiB")
+    parts = text.split(".")
+    if len(parts) != 3:
+        raise InvalidProof("the proof is no compact JWS")
+    try:
+        header, claims = _members(parts[0]), _members(parts[1])
+        signature = base64url.decode(parts[2])
+    except (ValueError, RecursionError):
+        raise InvalidProof("the proof is not canonical base64url of JSON objects") from None
+    public_key = _public_key(header)
+    if not is_signature(signature, f"{parts[0]}.{parts[1]}".encode("ascii"), public_key):
+        raise InvalidProof("the proof's signature does not match")
+    if claims.get("htm") != htm or not _is_same_url(claims.get("htu"), htu):
+        raise InvalidProof("the proof is for another request")
+    if claims.get("ath") != (None if token is None else token_hash(token)):
+        raise InvalidProof("the proof is for another token")
+    jti, iat, nonce = claims.get("jti"), claims.get("iat"), claims.get("nonce", "")
+    if not isinstance(jti, str) or not 0 < len(jti) <= MAX_JTI_LENGTH:
+        raise InvalidProof("the proof has no usable jti")
+    if isinstance(iat, bool) or not isinstance(iat, int | float) or not isinstance(nonce, str):
+        raise InvalidProof("the proof has no usable iat or nonce")
+    return Proof(public_key=public_key, jti=jti, iat=iat, nonce=nonce)
+
+
+def _members(part: str) -> dict[str, Any]:
+    members = json.loads(base64url.decode(part), object_pairs_hook=_once_each, parse_constant=_refuse)
+    if not isinstance(members, dict):
+        raise ValueError("not an object")
+    return members
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member stands twice")
+    return members
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _public_key(header: dict[str, Any]) -> bytes:
+    """RFC 9449 §4.3, 4 to 7: the type, an algorithm of ours, and a public key of that kind."""
+    key = header.get("jwk")
+    if set(header) != {"typ", "alg", "jwk"} or header["typ"] != TYPE or header["alg"] != ALGORITHM:
+        raise InvalidProof("the proof's header is not typ dpop+jwt, alg EdDSA and jwk")
+    if not isinstance(key, dict) or set(key) != _PUBLIC_MEMBERS or (key["kty"], key["crv"]) != ("OKP", "Ed25519"):
+        raise InvalidProof("the proof's key is not an Ed25519 public key")
+    try:
+        public_key = base64url.decode(key["x"])
+    except (ValueError, TypeError):
+        raise InvalidProof("the proof's key is not an Ed25519 public key") from None
+    if len(public_key) != jwk.PUBLIC_KEY_BYTES:
+        raise InvalidProof("the proof's key is not an Ed25519 public key")
+    return public_key
+
+
+def _is_same_url(given: object, expected: str) -> bool:
+    """RFC 9449 §4.3, 9: compared after syntax-based and scheme-based normalization (RFC 3986 §6.2.2, §6.2.3)."""
+    try:
+        return isinstance(given, str) and _normal(given) == _normal(expected)
+    except ValueError:
+        return False
+
+
+def _normal(url: str) -> tuple[str, str, int | None, str]:
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    return scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(scheme), parts.path or "/"

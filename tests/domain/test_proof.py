@@ -1,0 +1,159 @@
+"""Proofs of possession: what is made is accepted, and what was changed in any way is not."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentwrit.domain import base64url, proof
+from agentwrit.domain.errors import InvalidProof
+from agentwrit.domain.jws import Ed25519Signer
+from tests.domain.records import NOW
+
+SIGNER = Ed25519Signer(bytes(range(32)))
+URL = "https://broker.example.com/v1/agents"
+JWK = {"kty": "OKP", "crv": "Ed25519", "x": base64url.encode(SIGNER.public_key)}
+HEADER: dict[str, Any] = {"typ": "dpop+jwt", "alg": "EdDSA", "jwk": JWK}
+CLAIMS: dict[str, Any] = {"htm": "POST", "htu": URL, "iat": NOW, "jti": "j", "ath": proof.token_hash("token")}
+
+
+def made(**changes: Any) -> str:
+    arguments: dict[str, Any] = {"htm": "POST", "htu": URL, "iat": NOW, "jti": "j", "token": "token"}
+    return proof.make(SIGNER.sign, SIGNER.public_key, **(arguments | changes))
+
+
+def signed(header: object = HEADER, claims: object = CLAIMS, key: Ed25519Signer = SIGNER) -> str:
+    """Whatever it says, signed."""
+    parts = [part if isinstance(part, str) else json.dumps(part) for part in (header, claims)]
+    signing_input = ".".join(base64url.encode(part.encode()) for part in parts)
+    return f"{signing_input}.{base64url.encode(key.sign(signing_input.encode()))}"
+
+
+def check(text: str, *, htm: str = "POST", htu: str = URL, token: str | None = "token") -> proof.Proof:
+    return proof.check(text, htm=htm, htu=htu, token=token)
+
+
+def test_what_is_made_is_accepted_and_says_who_made_it() -> None:
+    checked = check(made(nonce="n"))
+    assert (checked.public_key, checked.jti, checked.iat, checked.nonce) == (SIGNER.public_key, "j", NOW, "n")
+    assert check(made(token=None), token=None).nonce == ""
+    assert check(signed()) == check(made())
+
+
+def test_a_library_that_is_not_ours_makes_and_reads_proofs() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    theirs = jwt.encode(CLAIMS, key, algorithm="EdDSA", headers={"typ": "dpop+jwt", "jwk": JWK})
+    assert check(theirs).public_key == SIGNER.public_key
+    read = jwt.PyJWS().decode(made(), jwt.PyJWK(JWK), algorithms=["EdDSA"])
+    assert json.loads(read)["ath"] == base64.urlsafe_b64encode(hashlib.sha256(b"token").digest()).decode().rstrip("=")
+
+
+@given(st.data())
+def test_a_proof_with_any_character_changed_is_none(data: st.DataObject) -> None:
+    text = made()
+    at = data.draw(st.integers(0, len(text) - 1))
+    other = data.draw(st.sampled_from("AQgwXYZabc019-_.=+/ \n\u00e9"))
+    changed = text[:at] + other + text[at + 1 :]
+    if changed != text:
+        with pytest.raises(InvalidProof):
+            check(changed)
+
+
+FORGERIES: dict[str, Callable[[], str]] = {
+    "empty": lambda: "",
+    "two-parts": lambda: made().rpartition(".")[0],
+    "four-parts": lambda: made() + ".x",
+    "trailing-dot": lambda: made() + ".",
+    "padded": lambda: made() + "=",
+    "oversized": lambda: signed(claims=CLAIMS | {"pad": "x" * 4096}),
+    "alg-none": lambda: signed(HEADER | {"alg": "none"}),
+    "alg-hs256": lambda: signed(HEADER | {"alg": "HS256"}),
+    "alg-es256": lambda: signed(HEADER | {"alg": "ES256"}),
+    "typ-jwt": lambda: signed(HEADER | {"typ": "JWT"}),
+    "typ-access-token": lambda: signed(HEADER | {"typ": "at+jwt"}),
+    "no-typ": lambda: signed({name: value for name, value in HEADER.items() if name != "typ"}),
+    "no-jwk": lambda: signed({name: value for name, value in HEADER.items() if name != "jwk"}),
+    "crit": lambda: signed(HEADER | {"crit": ["b64"], "b64": False}),
+    "jku": lambda: signed(HEADER | {"jku": "https://evil.example/keys"}),
+    "x5u": lambda: signed(HEADER | {"x5u": "https://evil.example/cert"}),
+    "kid": lambda: signed(HEADER | {"kid": "../../key"}),
+    "private-jwk": lambda: signed(HEADER | {"jwk": JWK | {"d": base64url.encode(bytes(range(32)))}}),
+    "symmetric-jwk": lambda: signed(HEADER | {"jwk": {"kty": "oct", "k": "AA"}}),
+    "x25519-jwk": lambda: signed(HEADER | {"jwk": JWK | {"crv": "X25519"}}),
+    "short-jwk": lambda: signed(HEADER | {"jwk": JWK | {"x": base64url.encode(bytes(31))}}),
+    "jwk-of-no-text": lambda: signed(HEADER | {"jwk": JWK | {"x": 1}}),
+    "jwk-of-small-order": lambda: signed(HEADER | {"jwk": JWK | {"x": base64url.encode(bytes(32))}}),
+    "jwk-is-a-list": lambda: signed(HEADER | {"jwk": [JWK]}),
+    "another-key": lambda: signed(key=Ed25519Signer(bytes(32))),
+    "header-member-twice": lambda: signed(
+        '{"typ":"dpop+jwt","alg":"none","alg":"EdDSA","jwk":' + json.dumps(JWK) + "}"
+    ),
+    "claim-twice": lambda: signed(claims=json.dumps(CLAIMS)[:-1] + ',"htm":"POST"}'),
+    "key-member-twice": lambda: signed(json.dumps(HEADER).replace('"kty"', '"crv": "Ed25519", "kty"')),
+    "not-an-object": lambda: signed(claims=[1]),
+    "nested": lambda: signed(claims="[" * 2900),
+    "nan": lambda: signed(claims=json.dumps(CLAIMS).replace(str(NOW), "NaN")),
+    "no-json": lambda: signed(claims="{"),
+    "no-htm": lambda: signed(claims={name: value for name, value in CLAIMS.items() if name != "htm"}),
+    "another-method": lambda: signed(claims=CLAIMS | {"htm": "GET"}),
+    "lower-case-method": lambda: signed(claims=CLAIMS | {"htm": "post"}),
+    "another-path": lambda: signed(claims=CLAIMS | {"htu": URL + "/x"}),
+    "another-host": lambda: signed(claims=CLAIMS | {"htu": URL.replace("broker", "evil")}),
+    "another-scheme": lambda: signed(claims=CLAIMS | {"htu": URL.replace("https", "http")}),
+    "another-port": lambda: signed(claims=CLAIMS | {"htu": URL.replace(".com", ".com:444")}),
+    "bad-port": lambda: signed(claims=CLAIMS | {"htu": URL.replace(".com", ".com:x")}),
+    "url-is-a-list": lambda: signed(claims=CLAIMS | {"htu": [URL]}),
+    "another-token": lambda: signed(claims=CLAIMS | {"ath": proof.token_hash("other")}),
+    "no-token": lambda: made(token=None),
+    "no-jti": lambda: signed(claims=CLAIMS | {"jti": ""}),
+    "long-jti": lambda: signed(claims=CLAIMS | {"jti": "j" * 129}),
+    "jti-is-a-number": lambda: signed(claims=CLAIMS | {"jti": 7}),
+    "no-iat": lambda: signed(claims={name: value for name, value in CLAIMS.items() if name != "iat"}),
+    "iat-is-text": lambda: signed(claims=CLAIMS | {"iat": str(NOW)}),
+    "iat-is-true": lambda: signed(claims=CLAIMS | {"iat": True}),
+    "nonce-is-a-number": lambda: signed(claims=CLAIMS | {"nonce": 7}),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_what_is_no_proof_for_this_request_is_refused(forge: Callable[[], str]) -> None:
+    with pytest.raises(InvalidProof):
+        check(forge())
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "HTTPS://BROKER.example.com/v1/agents",
+        "https://broker.example.com:443/v1/agents",
+        URL + "?query=1",
+        URL + "#fragment",
+    ],
+)
+def test_one_url_may_be_written_in_several_ways(written: str) -> None:
+    check(signed(claims=CLAIMS | {"htu": written}))
+
+
+def test_a_proof_is_timely_within_thirty_seconds_either_way() -> None:
+    checked = check(made())
+    assert [checked.is_timely(NOW + off) for off in (-30.5, -30, 0, 30, 30.5)] == [False, True, True, True, False]
+
+
+def test_it_is_remembered_by_its_key_and_its_jti() -> None:
+    other = Ed25519Signer(bytes(32))
+    ids = {
+        check(made()).single_use_id,
+        check(made(iat=NOW + 1)).single_use_id,
+        check(made(jti="k")).single_use_id,
+        check(
+            proof.make(other.sign, other.public_key, htm="POST", htu=URL, iat=NOW, jti="j", token="token")
+        ).single_use_id,
+    }
+    assert len(ids) == 3
