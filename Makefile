@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test soak lint types layers lock clean
+.PHONY: demo test soak bench lint types layers lock clean
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -52,6 +52,10 @@ test: lint types layers .venv-published/.done .venv-standards/.done
 # The same races, crashes and random histories as in `make test`, fifty times as many.
 soak: $(VENV)/.dev .venv-published/.done
 	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks tests/model
+
+# What things cost, each beside its floor. Needs wrk.
+bench: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

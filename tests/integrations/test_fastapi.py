@@ -134,7 +134,6 @@ def test_without_a_token_that_holds_nobody_is_let_in(make: Make, broker: BrokerP
     released = app.agent("read:data:*")["access_token"]
     broker.release(released)
     bad = 'Bearer error="invalid_token"'
-    unusable = 'Bearer error="invalid_request"'
 
     async def claim(http: httpx2.AsyncClient) -> None:
         for headers, challenge in (
@@ -142,13 +141,14 @@ def test_without_a_token_that_holds_nobody_is_let_in(make: Make, broker: BrokerP
             ([("authorization", f"Bearer {released}")], bad),
             ([("authorization", "Bearer nonsense")], bad),
             ([("authorization", f"Bearer {app.token()}.")], bad),
-            ([("authorization", "Bearer ")], unusable),
-            ([("authorization", "Basic eDp5")], unusable),
-            ([("authorization", f"Bearer {released}")] * 2, unusable),
+            ([("authorization", "Bearer ")], "Bearer"),
+            ([("authorization", "Basic eDp5")], "Bearer"),
         ):
             answer = await http.get("/customers/*", headers=headers)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, challenge)
             assert released not in answer.text
+        twice = await http.get("/customers/7", headers=[("authorization", f"Bearer {released}")] * 2)
+        assert (twice.status_code, twice.headers["www-authenticate"]) == (400, 'Bearer error="invalid_request"')
 
     run(make(broker.url), claim)
 

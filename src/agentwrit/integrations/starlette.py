@@ -55,7 +55,7 @@ class Guard:
 
         Raises:
             HTTPException: 401 without a token that holds, 403 if it does not reach that far, 503 where that cannot be
-                told. Its headers are those that belong to it.
+                told, 400 for two tokens at once. Its headers are those that belong to it.
             LookupError: a template has a hole that the path has no value for: a mistake of the route's author.
         """
         token = _bearer(request)
@@ -113,11 +113,11 @@ class Guard:
 def _bearer(request: Request) -> str:
     """The request's one bearer token (RFC 6750 §2.1)."""
     given = request.headers.getlist("authorization")
-    if not given:
-        raise _refused(401, "a bearer token is needed", "")  # RFC 6750 §3.1: no error code where nothing was tried
-    scheme, _, token = given[0].partition(" ")
-    if len(given) > 1 or scheme.lower() != "bearer" or not token.strip():
-        raise _refused(401, "one bearer token is needed", 'error="invalid_request"')
+    if len(given) > 1:
+        raise _refused(400, "there is more than one Authorization header", 'error="invalid_request"')
+    scheme, _, token = (given or [""])[0].partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise _refused(401, "a bearer token is needed", "")  # RFC 6750 §3.1: no error code where none was shown
     return token.strip()
 
 

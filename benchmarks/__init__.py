@@ -1,0 +1,1 @@
+"""What things cost, each beside the floor of the same work, measured in the same run: `python -m benchmarks`."""

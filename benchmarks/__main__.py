@@ -1,0 +1,56 @@
+"""`python -m benchmarks [NAME…]`: run benchmarks, print what they found, and write it to benchmarks/results/."""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import life, revocation, validate, verify
+from benchmarks.measuring import Comparison
+from benchmarks.plot import bars
+
+RESULTS = Path(__file__).parent / "results"
+
+ALL: dict[str, Callable[[], list[Comparison]]] = {
+    "verify": verify.run,
+    "revocation": revocation.run,
+    "validate": validate.run,
+    "life": life.run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, each beside its floor.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(ALL)}; all if none is given")
+    names = parser.parse_args().names or list(ALL)
+    unknown = set(names) - set(ALL)
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    for name in names:
+        report(name, ALL[name]())
+
+
+def report(name: str, found: Sequence[Comparison], directory: Path = RESULTS) -> None:
+    """Print what a benchmark found, and write it down as JSON and as a picture."""
+    print(f"{name}\n{'=' * len(name)}")
+    for comparison in found:
+        print(f"{comparison.title} (target: {comparison.target})")
+        for series in (comparison.subject, comparison.baseline):
+            print(f"  {series.name:40} p50 {series.p50 * 1e6:10.2f} µs   p99 {series.p99 * 1e6:10.2f} µs")
+        print(f"  {'ratio of the medians':40}     {comparison.ratio:10.2f}\n")
+    directory.mkdir(exist_ok=True)
+    about = {
+        "benchmark": name,
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "comparisons": [comparison.as_json() for comparison in found],
+    }
+    (directory / f"{name}.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    (directory / f"{name}.svg").write_text(bars(found))
+
+
+if __name__ == "__main__":
+    main()
