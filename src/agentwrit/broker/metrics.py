@@ -27,34 +27,35 @@ class Metrics(Collector):
         self.validations: Counter[str] = Counter()
         self.revocation_entries = 0
         self.feed_followers: Callable[[], int] = lambda: 0
-        self._requests: Counter[tuple[str, str, int]] = Counter()
-        self._latency: dict[str, list[int]] = {}
-        self._seconds: Counter[str] = Counter()
+        # By method, route and status: how many took up to each bound, and at the end how long all took together.
+        self._answers: dict[tuple[str, str, int], list[float]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered. `seconds`: from its head to its answer."""
-        self._requests[method, route, status] += 1
-        buckets = self._latency.get(route)
-        if buckets is None:
-            buckets = self._latency[route] = [0] * (len(BUCKETS) + 1)
-        buckets[bisect_left(BUCKETS, seconds)] += 1
-        self._seconds[route] += seconds  # type: ignore[assignment]  # a Counter counts anything that adds up
+        key = method, route, status
+        answers = self._answers.get(key)
+        if answers is None:
+            answers = self._answers[key] = [0] * (len(BUCKETS) + 2)
+        answers[bisect_left(BUCKETS, seconds)] += 1
+        answers[-1] += seconds
 
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now, for the library."""
         requests = CounterMetricFamily(
             "agentwrit_http_requests", "Requests answered.", labels=("method", "route", "status")
         )
-        for (method, route, status), count in self._requests.items():
-            requests.add_metric((method, route, str(status)), count)
+        by_route: dict[str, list[float]] = {}
+        for (method, route, status), answers in self._answers.items():
+            requests.add_metric((method, route, str(status)), sum(answers[:-1]))
+            by_route[route] = [sum(pair) for pair in zip(answers, by_route.get(route, [0] * len(answers)), strict=True)]
         latency = HistogramMetricFamily(
             "agentwrit_http_request_duration_seconds", "Time from a request's head to its answer.", labels=("route",)
         )
         bounds = [*map(str, map(float, BUCKETS)), "+Inf"]
-        for route, buckets in self._latency.items():
-            latency.add_metric((route,), list(zip(bounds, accumulate(buckets), strict=True)), self._seconds[route])
+        for route, (*buckets, seconds) in by_route.items():
+            latency.add_metric((route,), list(zip(bounds, accumulate(buckets), strict=True)), seconds)
         validations = CounterMetricFamily("agentwrit_validations", "Tokens validated.", labels=("result",))
         for result, count in self.validations.items():
             validations.add_metric((result,), count)

@@ -43,6 +43,7 @@ class Edge:
         self._metrics = metrics
         self._trusted_proxies = trusted_proxies
         self._headers = [*_SECURITY_HEADERS, _STRICT_TRANSPORT] if is_tls else _SECURITY_HEADERS
+        self._uncached = [*self._headers, _NO_STORE]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = time.perf_counter()
@@ -73,9 +74,8 @@ class Edge:
             self._account(scope, route, exchange, status, time.perf_counter() - started_at)
 
     def _complete(self, answer: Answer, exchange: Exchange) -> list[Header]:
-        complete = [*answer.fields(), *self._headers, (b"x-request-id", exchange.request_id.encode("ascii"))]
-        if not answer.is_cacheable:
-            complete.append(_NO_STORE)
+        common = self._headers if answer.is_cacheable else self._uncached
+        complete = [*answer.fields(), *common, (b"x-request-id", exchange.request_id.encode("ascii"))]
         if exchange.is_body_unread:
             complete.append(_CLOSE)
         return complete

@@ -64,13 +64,24 @@ def json_answer(content: object, *, status: int = 200) -> Answer:
 class Exchange:
     """A request, with what every use case needs to know of it."""
 
+    __slots__ = (
+        "_caller",
+        "_receive",
+        "_scope",
+        "_trusted_proxies",
+        "is_body_unread",
+        "path_params",
+        "request_id",
+        "route",
+    )
+
     def __init__(self, scope: Scope, receive: Receive, trusted_proxies: Sequence[Network]) -> None:
         self._scope = scope
         self._receive = receive
         self._trusted_proxies = trusted_proxies
         self._caller: Caller | None = None
         given_id = self.header("x-request-id")
-        self.request_id = given_id if _REQUEST_ID.fullmatch(given_id) else new_request_id()
+        self.request_id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else new_request_id()
         self.route = ""
         """The method and the template of the path, once it is found."""
         self.path_params: Mapping[str, str] = {}
@@ -137,8 +148,7 @@ class Exchange:
         wanted = name.encode("ascii")
         for field, value in self._scope["headers"]:
             if field == wanted:
-                text: str = value.decode("latin-1")
-                return text
+                return str(value, "latin-1")
         return ""
 
     def accepts(self, media_type: str) -> bool:

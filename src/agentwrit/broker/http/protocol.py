@@ -4,6 +4,7 @@ Without them a header that never ends grows in memory, and a connection that say
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,12 +26,13 @@ class _Gathering:
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
-        self._loop = loop
+        self._call_soon = loop.call_soon
         self._pieces: list[bytes] = []
+        self.is_closing: Callable[[], bool] = transport.is_closing  # asked at each answer
 
     def write(self, data: bytes) -> None:
         if not self._pieces:
-            self._loop.call_soon(self._flush)
+            self._call_soon(self._flush)
         self._pieces.append(data)
 
     def close(self) -> None:
@@ -65,7 +67,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._is_in_head():
+        cycle: Any = self.cycle
+        if cycle is not None and cycle.scope is self.scope and not cycle.more_body:  # whole requests, as nearly always
+            if self._timer is not None:
+                self._stop_waiting()
+        elif self._is_in_head():
             self._head_arrives(len(data))
         elif self._is_in_body():
             if self._head is not None or self._timer is None:

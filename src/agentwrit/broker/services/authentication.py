@@ -90,20 +90,19 @@ class Authenticator:
         Raises:
             InvalidToken: it is not.
         """
-        principal = self._read_genuine(token)
-        await self.check_alive(principal)
+        principal = self.genuine(token)
+        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
+            raise InvalidToken("the token has been revoked")
         return principal
 
-    async def check_alive(self, principal: Principal) -> None:
-        """Check that a token which was genuine still is, is in time and not revoked.
-
-        Raises:
-            InvalidToken: it is not.
-        """
+    async def is_alive(self, principal: Principal) -> bool:
+        """Whether a token that was alive still is."""
         now = self._clock.now()
-        self._check_still_genuine(principal, now)
-        if await self._liveness.is_dead(principal.kid, principal.claims, now):
-            raise InvalidToken("the token has been revoked")
+        try:
+            self._check_still_genuine(principal, now)
+        except InvalidToken:
+            return False
+        return not await self._liveness.is_dead(principal.kid, principal.claims, now)
 
     async def is_grant_dead(self, principal: Principal) -> bool:
         """Whether the principal's grant has ended; a token that was merely superseded does not count."""

@@ -1,5 +1,7 @@
 """Tokens in use: validating, renewing and releasing them."""
 
+from collections.abc import Awaitable
+
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
@@ -29,13 +31,9 @@ class TokenService:
         except InvalidToken:
             return None
 
-    async def is_alive(self, principal: Principal) -> bool:
+    def is_alive(self, principal: Principal) -> Awaitable[bool]:
         """Whether a token that held still does."""
-        try:
-            await self._authenticator.check_alive(principal)
-        except InvalidToken:
-            return False
-        return True
+        return self._authenticator.is_alive(principal)
 
     async def introspect(self, token: str) -> Claims | None:
         """What a token says to a resource server that was shown it (RFC 7662 §2.2), or None if it does not hold.
