@@ -135,8 +135,8 @@ def test_one_app_cannot_see_anothers_agents(broker: BrokerProcess) -> None:
         for name in (other["agent_id"], unknown, "x")
     ]
     assert len({(answer["detail"], answer["hint"]) for answer in answers}) == 1
-    for dead in (agent["access_token"], "nonsense"):
-        assert broker.http.get("/v1/agents", headers=bearer(dead)).status_code in (401, 403)
+    problem(broker.http.get("/v1/agents", headers=bearer(agent["access_token"])), 403, "insufficient_scope")
+    problem(broker.http.get("/v1/agents", headers=bearer("nonsense")), 401, "unauthorized")
 
 
 def test_delegations_made_while_the_delegator_is_revoked_are_dead_or_were_never_made(broker: BrokerProcess) -> None:
