@@ -62,7 +62,8 @@ def in_one_step(key: AgentKey, ceremony: steps.Ceremony | None = None, **changes
         "label": None,
         "audience": None,
     }
-    return steps.create_agent(ceremony or steps.Ceremony("http://broker"), key, **(arguments | changes))
+    wanted = steps.WantedAgent(**(arguments | changes))
+    return steps.create_agent(ceremony or steps.Ceremony("http://broker"), key, wanted)
 
 
 def ceremony(key: AgentKey, **changes: Any) -> Steps[Any]:
@@ -93,7 +94,7 @@ CREATED = {"agent_id": "spiffe://x/agent/orders/o-1/1", "access_token": "a.b.c",
 
 def test_one_step_proves_the_key_for_this_broker_and_this_login() -> None:
     asked, registered = carry_out(
-        in_one_step(AgentKey(), label="worker", audience=("https://orders",)), "app-token", answer(201, CREATED)
+        in_one_step(AgentKey(), label="worker", audience=["https://orders"]), "app-token", answer(201, CREATED)
     )
     body, claims = proven(asked[1], "app-token")
     assert {
@@ -198,7 +199,7 @@ def test_the_ceremony_proves_the_key_over_the_bytes_of_the_nonce() -> None:
 
 
 def test_a_label_and_an_audience_go_into_the_launch_token() -> None:
-    program = ceremony(AgentKey(), label="worker", audience=("https://orders",))
+    program = ceremony(AgentKey(), label="worker", audience=["https://orders"])
     next(program)
     policy = body_of(program.send("app-token"))
     assert (policy["agent_name"], policy["audience"]) == ("worker", ["https://orders"])

@@ -89,16 +89,15 @@ class AgentLife:
         scope = list(requested_scope)
         key = AgentKey(private_key)
         asked_at = monotonic()
-        registered = yield from steps.create_agent(
-            ceremony,
-            key,
+        wanted = steps.WantedAgent(
             orch_id=orch_id,
             task_id=task_id,
             requested_scope=scope,
             max_ttl=max_ttl,
             label=label,
-            audience=[audience] if isinstance(audience, str) else audience,
+            audience=audience if audience is None else [audience] if isinstance(audience, str) else list(audience),
         )
+        registered = yield from steps.create_agent(ceremony, key, wanted)
         return cls(
             key, registered, scope=scope, orch_id=orch_id, task_id=task_id, asked_at=asked_at, monotonic=monotonic
         )

@@ -91,58 +91,49 @@ class Ceremony:
         self.is_one_step = True
 
 
-def create_agent(
-    ceremony: Ceremony,
-    key: AgentKey,
-    *,
-    orch_id: str,
-    task_id: str,
-    requested_scope: Sequence[str],
-    max_ttl: int,
-    label: str | None,
-    audience: Sequence[str] | None,
-) -> Steps[RegisterResult]:
+@dataclass(frozen=True)
+class WantedAgent:
+    """What an app asks for an agent. `max_ttl`: seconds; `label`: its name in the audit log, else one is made."""
+
+    orch_id: str
+    task_id: str
+    requested_scope: list[str]
+    max_ttl: int
+    label: str | None = None
+    audience: list[str] | None = None
+
+    @property
+    def limits(self) -> dict[str, object]:
+        """What is said of it the same way in one step and in three."""
+        named: dict[str, object] = {
+            "agent_name": self.label or f"{self.orch_id}/{self.task_id}",
+            "max_ttl": self.max_ttl,
+        }
+        return named if self.audience is None else {**named, "audience": self.audience}
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What it is for: its place in the SPIFFE id, and its scope."""
+        return {"orch_id": self.orch_id, "task_id": self.task_id, "requested_scope": self.requested_scope}
+
+
+def create_agent(ceremony: Ceremony, key: AgentKey, wanted: WantedAgent) -> Steps[RegisterResult]:
     """Register an agent, in one step or in three."""
-    asked: dict[str, Any] = {
-        "orch_id": orch_id,
-        "task_id": task_id,
-        "requested_scope": requested_scope,
-        "max_ttl": max_ttl,
-        "label": label,
-        "audience": audience,
-    }
     if ceremony.is_one_step:
-        response = yield from _create_at_once(ceremony.broker_url, key, **asked)
+        response = yield from _create_at_once(ceremony.broker_url, key, wanted)
         if response.status not in (404, 405):
             return _registered(_object(response))
         ceremony.is_one_step = False  # a broker of the first protocol: it will not learn it while we are at it
-    return (yield from _create_in_three_steps(key, **asked))
+    return (yield from _create_in_three_steps(key, wanted))
 
 
-def _create_at_once(
-    broker_url: str,
-    key: AgentKey,
-    *,
-    orch_id: str,
-    task_id: str,
-    requested_scope: Sequence[str],
-    max_ttl: int,
-    label: str | None,
-    audience: Sequence[str] | None,
-) -> Steps[HttpResponse]:
-    """Ask for an agent with a proof by its key (RFC 9449). Asked again, the proof is another one, and the request the
-    same: so a lost answer is made up for."""
-    body: dict[str, object] = {
-        "orch_id": orch_id,
-        "task_id": task_id,
-        "requested_scope": list(requested_scope),
-        "max_ttl": max_ttl,
-        "agent_name": label or f"{orch_id}/{task_id}",
-        "public_key": base64.b64encode(key.public_key).decode("ascii"),
-    }
-    if audience is not None:
-        body["audience"] = list(audience)
+def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Steps[HttpResponse]:
+    """Ask for an agent with a proof by its key (RFC 9449).
+
+    Asked again, the proof is another one and the request the same: so a lost answer is made up for.
+    """
     idempotency_key = secrets.token_hex(16)
+    body = {**wanted.identity, **wanted.limits, "public_key": _base64(key.public_key)}
 
     def request(token: str, nonce: str | None = None) -> HttpRequest:
         def proven() -> dict[str, object]:
@@ -173,37 +164,18 @@ def _create_at_once(
     return response
 
 
-def _create_in_three_steps(
-    key: AgentKey,
-    *,
-    orch_id: str,
-    task_id: str,
-    requested_scope: Sequence[str],
-    max_ttl: int,
-    label: str | None,
-    audience: Sequence[str] | None,
-) -> Steps[RegisterResult]:
+def _create_in_three_steps(key: AgentKey, wanted: WantedAgent) -> Steps[RegisterResult]:
     """The ceremony in three steps: launch token, challenge, registration."""
-    policy: dict[str, object] = {
-        "agent_name": label or f"{orch_id}/{task_id}",
-        "allowed_scope": list(requested_scope),
-        "max_ttl": max_ttl,
-        "single_use": True,
-    }
-    if audience is not None:
-        policy["audience"] = list(audience)
+    policy = {**wanted.limits, "allowed_scope": wanted.requested_scope, "single_use": True}
     launched = yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))
     launch_token = _text(_object(launched), "launch_token")
     nonce = _text(_object((yield HttpRequest("GET", "/v1/challenge", is_idempotent=True))), "nonce")
-    signature = key.sign(_nonce_bytes(nonce))
     body = {
+        **wanted.identity,
         "launch_token": launch_token,
         "nonce": nonce,
-        "public_key": base64.b64encode(key.public_key).decode("ascii"),
-        "signature": base64.b64encode(signature).decode("ascii"),
-        "orch_id": orch_id,
-        "task_id": task_id,
-        "requested_scope": list(requested_scope),
+        "public_key": _base64(key.public_key),
+        "signature": _base64(key.sign(_nonce_bytes(nonce))),
     }
     return _registered(_object((yield HttpRequest("POST", "/v1/register", json=body))))
 
@@ -321,6 +293,10 @@ def _token(members: Mapping[str, Any]) -> str:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise TransportError("the access_token is none (RFC 6750): is this a broker?")
     return token
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def _text(members: Mapping[str, Any], name: str) -> str:
