@@ -81,10 +81,12 @@ def test_a_release_that_fails_does_not_hide_what_happened_inside(registered: Tes
 def test_a_release_that_did_not_reach_the_broker_can_be_tried_again(app: AgentWritApp) -> None:
     agent = app.create_agent("o", "t", ["read:data:1"])
     url, app._driver.broker_url = app._driver.broker_url, "http://127.0.0.1:9"
+    app.close()
     app._driver._timeout = 0.3
     with pytest.raises(TransportError):
         agent.release()
     app._driver.broker_url, app._driver._timeout = url, 10
+    app.close()
     agent.release()
     assert not app.validate(agent.access_token).valid
 

@@ -1,23 +1,30 @@
-"""The blocking driver: carries out calls over HTTP connections that are kept."""
+"""The blocking driver: carries out calls over HTTP connections that are kept.
+
+They are the standard library's (`agentwrit.client.connections`), or httpx2's where the caller has a client, where a
+proxy is wanted, and for streams of events.
+"""
 
 import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from agentwrit.client.event_stream import EventStream
 from agentwrit.client.exchange import HttpRequest, HttpResponse, Plan, Turn
 from agentwrit.client.policy import Calling, Login, Policy, Send, Take, Wait
-from agentwrit.errors import AgentWritError
+from agentwrit.errors import AgentWritError, TransportError
 
 if TYPE_CHECKING:
     import httpx2
 
+    from agentwrit.client.connections import Connections
+
 T = TypeVar("T")
 
-MAX_CONNECTIONS: Final = 256
+MAX_STREAMS: Final = 256
 
 
 class Driver(Policy):
@@ -40,8 +47,12 @@ class Driver(Policy):
         super().__init__(broker_url, timeout=timeout, user_agent=user_agent, login=login, verify=verify, cert=cert)
         self._lock = threading.Lock()
         self._turns: weakref.WeakKeyDictionary[Turn, threading.Lock] = weakref.WeakKeyDictionary()
-        self._client = http_client
-        self._finalizer: weakref.finalize[..., Driver] | None = None
+        self._given_client = http_client
+        self._client: httpx2.Client | None = None
+        self._connections: Connections | None = None
+        self._is_direct = http_client is None
+        # Whoever forgets to close loses no connection for longer than the driver lives.
+        self._finalizers: list[weakref.finalize[..., Driver]] = []
         _drivers.add(self)
 
     def run(self, steps: Plan[T], *, timeout: float | None = None) -> T:
@@ -68,10 +79,9 @@ class Driver(Policy):
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
         with self._lock:
-            if self._finalizer is not None:
-                self._client = None
-                self._finalizer()
-                self._finalizer = None
+            self._client = self._connections = None
+            while self._finalizers:
+                self._finalizers.pop()()
 
     def after_fork(self) -> None:
         """Leave the connections to the parent: two processes on one would read each other's answers.
@@ -81,10 +91,9 @@ class Driver(Policy):
         """
         self._lock = threading.Lock()
         self._turns = weakref.WeakKeyDictionary()
-        if self._finalizer is not None:
-            self._finalizer.detach()
-            self._finalizer = None
-            self._client = None
+        self._client = self._connections = None
+        while self._finalizers:
+            self._finalizers.pop().detach()
 
     def _carry_out(self, calling: Calling[T]) -> T:
         try:
@@ -116,11 +125,31 @@ class Driver(Policy):
             return self._turns.setdefault(turn, threading.Lock())
 
     def _send(self, request: HttpRequest, deadline: float) -> HttpResponse:
+        connections = self._connections or self._connect()
+        if connections is None:
+            return self._send_with_httpx2(request, deadline)
+        from http.client import HTTPException
+
+        try:
+            # The arguments hold the secret: no variable does, which a traceback could show.
+            return connections.send(
+                request.method,
+                request.path,
+                self.headers(request),
+                request.content(),
+                remaining=lambda: self.remaining(deadline),
+                collect=lambda body, chunk: self.collect(body, chunk, request, deadline),
+            )
+        except (OSError, HTTPException, ValueError, TransportError) as error:
+            failure = self.failure(error)
+        raise failure
+
+    def _send_with_httpx2(self, request: HttpRequest, deadline: float) -> HttpResponse:
         import httpx2  # here, so that importing the SDK does not pay for it
 
         remaining = self.remaining(deadline)
         try:
-            # The arguments hold the secret: no variable does, which a traceback could show.
+            # As above.
             with self._http().stream(**self.arguments(request, remaining)) as response:
                 body = bytearray()
                 for chunk in response.iter_bytes():
@@ -130,21 +159,35 @@ class Driver(Policy):
             failure = self.failure(error)
         raise failure
 
+    def _connect(self) -> "Connections | None":
+        """Connections of our own, or None where it has to be httpx2's."""
+        if not self._is_direct:
+            return None
+        from agentwrit.client.connections import Connections, is_proxied  # here, for the same reason
+
+        with self._lock:
+            if self._connections is None:
+                self._is_direct = not is_proxied(self.broker_url)
+            if self._connections is None and self._is_direct:
+                self._connections = Connections(self.broker_url, self.tls_context)
+                self._close_later(self._connections.close)
+            return self._connections
+
     def _http(self) -> "httpx2.Client":
-        client = self._client
+        client = self._given_client or self._client
         if client is None:
+            import httpx2
+
             with self._lock:
-                client = self._client or self._connect()
+                if self._client is None:
+                    self._client = httpx2.Client(**self.client_options(MAX_STREAMS))
+                    self._close_later(self._client.close)
+                client = self._client
         self.check_open(client)
         return client
 
-    def _connect(self) -> "httpx2.Client":
-        import httpx2
-
-        self._client = httpx2.Client(**self.client_options(MAX_CONNECTIONS))
-        # Whoever forgets to close loses no connection for longer than the driver lives.
-        self._finalizer = weakref.finalize(self, self._client.close)
-        return self._client
+    def _close_later(self, close: Callable[[], None]) -> None:
+        self._finalizers.append(weakref.finalize(self, close))
 
     def __repr__(self) -> str:
         return f"Driver({self.broker_url!r})"

@@ -87,6 +87,10 @@ class LoginNeeded:
     stale: str | None = field(default=None, repr=False)
 
 
+class ConnectFailed(OSError):
+    """No connection could be made. Its text says why, and holds nothing of what would have been sent."""
+
+
 class Turn:
     """Something that one at a time may do. Every driver keeps a lock for it: of threads, or of an event loop."""
 

@@ -11,6 +11,8 @@ The rules:
 A driver carries out what `Policy` asks for: it sends, waits and takes turns, with threads or on an event loop.
 """
 
+import ssl
+import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 
 from agentwrit._version import __version__
 from agentwrit.client.exchange import (
+    ConnectFailed,
     HttpRequest,
     HttpResponse,
     InTurn,
@@ -141,12 +144,8 @@ class Policy:
             raise TransportError(f"the broker at {self.broker_url} did not answer in time")
         return remaining
 
-    def arguments(self, request: HttpRequest, timeout: float) -> dict[str, Any]:
-        """What httpx2's `stream` takes to send a request.
-
-        Raises:
-            AgentWritError: it holds what is no text.
-        """
+    def headers(self, request: HttpRequest) -> dict[str, str]:
+        """The header fields of a request, by their names in lower case."""
         headers = {"user-agent": self._user_agent, "accept": "application/json"}
         if request.bearer is not None:
             headers["authorization"] = f"Bearer {request.bearer}"
@@ -154,11 +153,19 @@ class Policy:
             headers["idempotency-key"] = request.idempotency_key
         if request.json is not None:
             headers["content-type"] = "application/json"
+        return headers
+
+    def arguments(self, request: HttpRequest, timeout: float) -> dict[str, Any]:
+        """What httpx2's `stream` takes to send a request.
+
+        Raises:
+            AgentWritError: it holds what is no text.
+        """
         return {
             "method": request.method,
             "url": self.broker_url + request.path,
             "content": request.content(),
-            "headers": headers,
+            "headers": self.headers(request),
             "timeout": timeout,
             "follow_redirects": False,
         }
@@ -174,21 +181,27 @@ class Policy:
             raise TransportError(f"the broker at {self.broker_url} did not come to an end in time")
 
     def failure(self, error: Exception) -> TransportError:
-        """What an error of the HTTP library is to us.
+        """What an error of an HTTP library is to us.
 
         To be raised outside of the `except`: the original holds the request, and with it the secret, and would be the
-        `__context__`.
+        `__context__`, or its frames would be in the traceback.
         """
-        import httpx2
-
-        if isinstance(error, (httpx2.TimeoutException, TimeoutError)):
+        if isinstance(error, TransportError):
+            return TransportError(str(error))
+        if isinstance(error, TimeoutError) or _is_of_httpx2(error, "TimeoutException"):
             text = "did not answer in time"
-        elif isinstance(error, httpx2.ConnectError):
+        elif isinstance(error, ConnectFailed) or _is_of_httpx2(error, "ConnectError"):
             text = f"cannot be reached: {error}"
         else:
             # Its text may hold what was sent or received, and with it a token.
             text = f"cannot be reached: the connection failed ({type(error).__name__})"
         return TransportError(f"the broker at {self.broker_url} {text}")
+
+    def tls_context(self) -> ssl.SSLContext:
+        """What httpx2 would trust, and show, with the same settings."""
+        import httpx2
+
+        return httpx2.create_ssl_context(**{"verify": True, **self._tls})
 
     def client_options(self, connections: int) -> dict[str, Any]:
         """What httpx2's clients take, for connections of our own."""
@@ -257,6 +270,12 @@ class Policy:
                 raise failure
             yield Wait(delay)
             attempt += 1
+
+
+def _is_of_httpx2(error: Exception, name: str) -> bool:
+    """Whether an error is of a class of httpx2's, which is not loaded to find out."""
+    library = sys.modules.get("httpx2")
+    return library is not None and isinstance(error, getattr(library, name))
 
 
 def check_broker_url(url: str) -> str:
