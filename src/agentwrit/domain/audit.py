@@ -166,7 +166,9 @@ def append(draft: Draft, *, sequence: int, prev_hash: str, now: float) -> Event:
         data=draft.data,
         prev_hash=prev_hash,
     )
-    return msgspec.structs.replace(event, hash=compute_hash(event))
+    # It is nobody else's yet; a copy that has the hash too would take as long again as making it did.
+    msgspec.structs.force_setattr(event, "hash", compute_hash(event))
+    return event
 
 
 def record(event: Event) -> dict[str, object]:

@@ -4,11 +4,15 @@ A decoder that takes padding, foreign characters or non-zero trailing bits gives
 everything that is remembered by spelling (a cache, a replay list) can then be walked around.
 """
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import a2b_base64, b2a_base64
+from typing import Final
+
+_TO_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+_FROM_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 
 
 def encode(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return b2a_base64(data, newline=False).rstrip(b"=").translate(_TO_URL_SAFE).decode("ascii")
 
 
 def decode(text: str) -> bytes:
@@ -17,7 +21,7 @@ def decode(text: str) -> bytes:
     Raises:
         ValueError: `text` is not the spelling that `encode` gives for any bytes.
     """
-    data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    data = a2b_base64(text.encode("ascii").translate(_FROM_URL_SAFE) + b"=" * (-len(text) % 4))
     if encode(data) != text:
         raise ValueError("not canonical base64url")
     return data

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
-from agentwrit.domain import base64url, canonical
+from agentwrit.domain import base64url
 from agentwrit.domain.errors import InvalidToken
 
 PUBLIC_KEY_BYTES: Final = 32
@@ -12,9 +12,9 @@ PUBLIC_KEY_BYTES: Final = 32
 
 def thumbprint(public_key: bytes) -> str:
     """The key's name (kid): base64url SHA-256 over its required members (RFC 7638 §3; RFC 8037 §2)."""
-    # RFC 7638 §3.3 asks for members in lexicographic order without white space: for these, RFC 8785's form.
-    members = {"crv": "Ed25519", "kty": "OKP", "x": base64url.encode(public_key)}
-    return base64url.encode(hashlib.sha256(canonical.encode(members)).digest())
+    # RFC 7638 §3.3: members in lexicographic order, without white space.
+    members = f'{{"crv":"Ed25519","kty":"OKP","x":"{base64url.encode(public_key)}"}}'
+    return base64url.encode(hashlib.sha256(members.encode("ascii")).digest())
 
 
 def public_jwk(public_key: bytes) -> dict[str, str]:

@@ -13,11 +13,11 @@ This module does not know what the payload means.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, Protocol
 
-from nacl.bindings import crypto_sign_BYTES, crypto_sign_open
+from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_open, crypto_sign_seed_keypair
 from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey as _Ed25519
 
 from agentwrit.domain import base64url, jwk
 from agentwrit.domain.errors import InvalidToken
@@ -43,12 +43,11 @@ class Ed25519Signer:
     """A signer over a private key held in memory. `seed`: the key's 32 bytes (RFC 8032 §5.1.5)."""
 
     def __init__(self, seed: bytes) -> None:
-        self._key = _Ed25519(seed)
-        self.public_key = bytes(self._key.verify_key)
+        self.public_key, self._secret_key = crypto_sign_seed_keypair(seed)
         self.kid = jwk.thumbprint(self.public_key)
 
     def sign(self, message: bytes) -> bytes:
-        return self._key.sign(message).signature
+        return crypto_sign(message, self._secret_key)[:crypto_sign_BYTES]
 
     def __repr__(self) -> str:
         return f"Ed25519Signer(kid={self.kid!r})"
@@ -99,6 +98,7 @@ def sign(payload: bytes, signer: Signer, *, typ: str) -> str:
     return f"{signing_input}.{base64url.encode(signer.sign(signing_input.encode('ascii')))}"
 
 
+@lru_cache(maxsize=64)
 def encoded_header(kid: str, *, typ: str) -> str:
     """The protected header, encoded: the one that tokens by this key have."""
     return base64url.encode(f'{{"alg":"{ALGORITHM}","typ":"{typ}","kid":"{kid}"}}'.encode("ascii"))

@@ -109,7 +109,7 @@ def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
 
 
 def _members(part: str) -> dict[str, Any]:
-    members = json.loads(base64url.decode(part), object_pairs_hook=_once_each, parse_constant=_refuse)
+    members = _decode(base64url.decode(part).decode("utf-8"))
     if not isinstance(members, dict):
         raise ValueError("not an object")
     return members
@@ -126,6 +126,9 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
+_decode: Final = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=_refuse).decode
+
+
 def _public_key(header: dict[str, Any]) -> bytes:
     """RFC 9449 §4.3, 4 to 7: the type, an algorithm of ours, and a public key of that kind."""
     key = header.get("jwk")
@@ -135,7 +138,7 @@ def _public_key(header: dict[str, Any]) -> bytes:
         raise InvalidProof("the proof's key is not an Ed25519 public key")
     try:
         public_key = base64url.decode(key["x"])
-    except (ValueError, TypeError):
+    except (ValueError, AttributeError):
         raise InvalidProof("the proof's key is not an Ed25519 public key") from None
     if len(public_key) != jwk.PUBLIC_KEY_BYTES:
         raise InvalidProof("the proof's key is not an Ed25519 public key")
@@ -145,7 +148,7 @@ def _public_key(header: dict[str, Any]) -> bytes:
 def _is_same_url(given: object, expected: str) -> bool:
     """RFC 9449 §4.3, 9: compared after syntax-based and scheme-based normalization (RFC 3986 §6.2.2, §6.2.3)."""
     try:
-        return isinstance(given, str) and _normal(given) == _normal(expected)
+        return given == expected or (isinstance(given, str) and _normal(given) == _normal(expected))
     except ValueError:
         return False
 

@@ -1,6 +1,7 @@
 """Times as people and protocols write them: RFC 3339, in UTC."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 def rfc3339(at: float) -> str:
@@ -8,6 +9,7 @@ def rfc3339(at: float) -> str:
     return _z(datetime.fromtimestamp(at, UTC).isoformat())
 
 
+@lru_cache(maxsize=64)  # what is committed together has one time
 def rfc3339_micros(at: float) -> str:
     """Unix seconds as `2026-01-31T23:59:59.000000Z`: of one width, so the texts sort as the times do."""
     return _z(datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds"))

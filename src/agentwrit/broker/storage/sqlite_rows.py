@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from agentwrit.domain.signing_key import StoredKey
 R = TypeVar("R", bound=msgspec.Struct)
 
 _EVENT_COLUMNS = tuple(field.name for field in msgspec.structs.fields(audit.Event))
+_DATA_COLUMN = _EVENT_COLUMNS.index("data")
 _SELECT_EVENTS = f"SELECT {', '.join(_EVENT_COLUMNS)} FROM events"
 _INSERT_EVENT = f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})"
 
@@ -245,8 +247,8 @@ class SqliteTransaction(SqliteSnapshot):
 
     def record(self, draft: audit.Draft) -> None:
         event = audit.append(draft, sequence=self.head.sequence + 1, prev_hash=self.head.hash, now=self.now)
-        columns = [getattr(event, name) for name in _EVENT_COLUMNS]
-        columns[_EVENT_COLUMNS.index("data")] = msgspec.json.encode(event.data).decode()
+        columns = list(msgspec.structs.astuple(event))
+        columns[_DATA_COLUMN] = msgspec.json.encode(event.data).decode()
         self._connection.execute(_INSERT_EVENT, columns)
         self.head = AuditHead(event.sequence, event.hash)
 
@@ -268,14 +270,17 @@ class SqliteTransaction(SqliteSnapshot):
         return count
 
     def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
-        body, mac = self._sealer.seal(table, record)
-        columns |= {"body": body, "mac": mac}
-        changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != key)
-        self._connection.execute(
-            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-            f" ON CONFLICT ({key}) DO UPDATE SET {changes}",
-            tuple(columns.values()),
-        )
+        columns["body"], columns["mac"] = self._sealer.seal(table, record)
+        self._connection.execute(_upsert(table, key, tuple(columns)), tuple(columns.values()))
+
+
+@cache
+def _upsert(table: str, key: str, columns: tuple[str, ...]) -> str:
+    changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != key)
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+        f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
+    )
 
 
 class _Where:
