@@ -38,7 +38,8 @@ def report(name: str, found: Sequence[Comparison], directory: Path = RESULTS) ->
     for comparison in found:
         print(f"{comparison.title} (target: {comparison.target})")
         for series in (comparison.subject, comparison.baseline):
-            print(f"  {series.name:40} p50 {series.p50 * 1e6:10.2f} µs   p99 {series.p99 * 1e6:10.2f} µs")
+            p50, p99 = comparison.unit.tell(series.p50), comparison.unit.tell(series.p99)
+            print(f"  {series.name:40} p50 {p50:>15}   p99 {p99:>15}")
         print(f"  {'ratio of the medians':40}     {comparison.ratio:10.2f}\n")
     directory.mkdir(exist_ok=True)
     about = {

@@ -7,34 +7,71 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 
 from agentwrit import AgentWritApp
+from agentwrit.client import steps
+from agentwrit.client.exchange import Secret
 from agentwrit.client.operator import OperatorClient
+
+SCOPES = ["read:data:*", "write:data:*"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A broker's process. `seconds_to_ready`: from its start to when it listened."""
+
+    url: str
+    pid: int
+    seconds_to_ready: float
+    app: AgentWritApp
+    operator: OperatorClient
+    client_secret: str
+
+    @property
+    def rss(self) -> int:
+        """The memory that it holds, in bytes."""
+        return int(psutil.Process(self.pid).memory_info().rss)
+
+    def app_token(self) -> str:
+        """A token of the app's own, as requests that were prepared beforehand need it."""
+        login = steps.app_login(self.app.client_id, Secret(self.client_secret))
+        return self.app._driver.run(login).access_token
 
 
 @contextlib.contextmanager
-def running() -> Iterator[tuple[AgentWritApp, OperatorClient]]:
-    """An app at a broker of its own, and the operator of that broker."""
+def running(directory: Path | None = None) -> Iterator[Running]:
+    """A broker of its own, on the data in `directory`, or on none."""
     secret = secrets.token_hex(16)
     read_end, write_end = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
+    with contextlib.ExitStack() as stack:
+        if directory is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentwrit-bench-")))
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AGENTWRIT_")}
-        settings = {"AGENTWRIT_DATA_DIR": directory, "AGENTWRIT_ADMIN_SECRET": secret, "AGENTWRIT_PORT": "0"}
+        settings = {"AGENTWRIT_DATA_DIR": str(directory), "AGENTWRIT_ADMIN_SECRET": secret, "AGENTWRIT_PORT": "0"}
+        started = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "agentwrit.broker", "serve", "--ready-fd", str(write_end)],
             env={**clean, **settings},
             pass_fds=[write_end],
             stderr=subprocess.DEVNULL,
         )
+        stack.callback(_end, process)
         os.close(write_end)
-        try:
-            with os.fdopen(read_end) as ready:
-                url = json.loads(ready.readline())["url"]
-            with OperatorClient(url, secret) as operator:
-                app = operator.register_app("bench", ["read:data:*", "write:data:*"])
-                with AgentWritApp(url, app["client_id"], app["client_secret"]) as as_app:
-                    yield as_app, operator
-        finally:
-            process.terminate()
-            process.wait()
+        with os.fdopen(read_end) as ready:
+            url = json.loads(ready.readline())["url"]
+        seconds_to_ready = time.perf_counter() - started
+        operator = stack.enter_context(OperatorClient(url, secret))
+        made = operator.register_app(f"bench-{secrets.token_hex(4)}", SCOPES)
+        app = stack.enter_context(AgentWritApp(url, made["client_id"], made["client_secret"]))
+        yield Running(url, process.pid, seconds_to_ready, app, operator, made["client_secret"])
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    process.wait()

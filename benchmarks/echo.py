@@ -1,8 +1,11 @@
 """The floor of any answer: uvicorn, and an ASGI application that reads the request and says the same bytes always."""
 
+import contextlib
 import json
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -31,6 +34,23 @@ async def main(headers: dict[str, str], body: bytes) -> None:
     )
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     await uvicorn.Server(config).serve(sockets=[listener])
+
+
+@contextlib.contextmanager
+def running(headers: Mapping[str, str], body: str) -> Iterator[str]:
+    """The URL of a server of its own that answers everything with these bytes."""
+    shown = {name: value for name, value in headers.items() if name != "date"}
+    program = [sys.executable, "-m", "benchmarks.echo", json.dumps(shown), body]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+    try:
+        if process.stdout is None:
+            raise RuntimeError("the echo has no output")
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 if __name__ == "__main__":

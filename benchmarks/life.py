@@ -1,11 +1,10 @@
-"""What a user feels: an agent's life (create, validate, release, validate), against as many empty requests."""
+"""What a user feels: the life of an agent, against as many empty requests by the same client."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import httpx2
-
 from agentwrit import AgentWritApp
+from agentwrit.client.exchange import HttpRequest
 from benchmarks.broker import running
 from benchmarks.measuring import Comparison, in_turns
 
@@ -21,21 +20,21 @@ def live(app: AgentWritApp) -> None:
         raise RuntimeError("a released token holds")
 
 
-def empty(http: httpx2.Client, url: str) -> None:
+def empty(app: AgentWritApp) -> None:
     for _ in range(CALLS):
-        http.get(url)
+        app._driver.send(HttpRequest("GET", "/livez"))
 
 
 def run(*, rounds: int = 20) -> list[Comparison]:
     """`rounds` of 10 lives by one thread, and of 40 by eight."""
-    with running() as (app, _), httpx2.Client() as http:
+    with running() as broker:
+        app = broker.app
         live(app)
-        url = f"{app.broker_url}/livez"
-        empty(http, url)
+        empty(app)
         one = in_turns(
             "an agent's life, one thread",
             ("create, validate, release, validate", [[partial(live, app)] * 10] * rounds),
-            (f"{CALLS} empty requests", [[partial(empty, http, url)] * 10] * rounds),
+            (f"{CALLS} empty requests", [[partial(empty, app)] * 10] * rounds),
             target="p50 at most 4 ms",
         )
         with ThreadPoolExecutor(8) as threads:
@@ -47,7 +46,7 @@ def run(*, rounds: int = 20) -> list[Comparison]:
             eight = in_turns(
                 "40 lives by eight threads",
                 ("create, validate, release, validate", [[partial(at_once, partial(live, app))]] * rounds),
-                (f"{CALLS} empty requests", [[partial(at_once, partial(empty, http, url))]] * rounds),
+                (f"{CALLS} empty requests", [[partial(at_once, partial(empty, app))]] * rounds),
                 target="p50 at most 57 ms, which is 700 lives a second",
             )
     return [one, eight]

@@ -11,19 +11,34 @@ Turns = Sequence[Sequence[Callable[[], object]]]
 
 @dataclass(frozen=True)
 class Series:
-    """Times of one thing, in seconds."""
+    """What one thing took, again and again: seconds, or bytes where its comparison says so."""
 
     name: str
-    seconds: Sequence[float] = field(repr=False)
+    taken: Sequence[float] = field(repr=False)
 
     @property
     def p50(self) -> float:
-        return statistics.median(self.seconds)
+        return statistics.median(self.taken)
 
     @property
     def p99(self) -> float:
-        ordered = sorted(self.seconds)
+        ordered = sorted(self.taken)
         return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How figures are told: `per` of them are one of what they were measured in."""
+
+    name: str
+    per: float
+
+    def tell(self, figure: float) -> str:
+        return f"{figure * self.per:.2f} {self.name}"
+
+
+MICROSECONDS = Unit("µs", 1e6)
+MEBIBYTES = Unit("MiB", 2**-20)
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class Comparison:
     subject: Series
     baseline: Series
     target: str = ""
+    unit: Unit = MICROSECONDS
 
     @property
     def ratio(self) -> float:
@@ -43,13 +59,14 @@ class Comparison:
         return {
             "title": self.title,
             "target": self.target,
+            "unit": self.unit.name,
             "ratio": round(self.ratio, 3),
             "series": [
                 {
                     "name": series.name,
-                    "count": len(series.seconds),
-                    "p50_us": round(series.p50 * 1e6, 2),
-                    "p99_us": round(series.p99 * 1e6, 2),
+                    "count": len(series.taken),
+                    "p50": round(series.p50 * self.unit.per, 2),
+                    "p99": round(series.p99 * self.unit.per, 2),
                 }
                 for series in (self.subject, self.baseline)
             ],

@@ -21,7 +21,7 @@ def bars(comparisons: Sequence[Comparison]) -> str:
             width = (WIDTH - LABEL - 130) * series.p50 / longest
             drawn.append(f'<text x="20" y="{y - 6}">{escape(series.name)}</text>')
             drawn.append(f'<rect x="{LABEL}" y="{y - 18}" width="{width:.1f}" height="14" fill="{colour}"/>')
-            drawn.append(f'<text x="{LABEL + width + 6:.1f}" y="{y - 6}">{series.p50 * 1e6:.1f} µs</text>')
+            drawn.append(f'<text x="{LABEL + width + 6:.1f}" y="{y - 6}">{comparison.unit.tell(series.p50)}</text>')
         y += ROW // 2
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 10}" font-family="sans-serif"'

@@ -14,8 +14,8 @@ VERIFIERS = 20
 
 def run(*, rounds: int = 50) -> list[Comparison]:
     """`rounds` of one revocation, heard of by every verifier."""
-    with running() as (app, operator):
-        heard, asked = asyncio.run(_measure(app, operator, rounds))
+    with running() as broker:
+        heard, asked = asyncio.run(_measure(broker.app, broker.operator, rounds))
     title = f"from the answer of /v1/revoke to the refusal at {VERIFIERS} verifiers"
     return [
         Comparison(title, Series("refused", heard), Series("an empty request", asked), target="p99 under 250 ms"),

@@ -23,7 +23,8 @@ def bare(token: str, key: bytes) -> object:
 
 def run(*, rounds: int = 20) -> list[Comparison]:
     """`rounds` of 20 new tokens each, and of 1,000 repetitions."""
-    with running() as (app, _), Verifier(app.broker_url) as verifier:
+    with running() as broker, Verifier(broker.url) as verifier:
+        app = broker.app
         tokens = [app.create_agent("orders", f"o-{number}", SCOPES).access_token for number in range(20 * rounds + 1)]
         kid = json.loads(_decode(tokens[0].partition(".")[0]))["kid"]
         keys = httpx2.get(f"{app.broker_url}/.well-known/jwks.json").json()["keys"]

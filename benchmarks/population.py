@@ -1,0 +1,99 @@
+"""Stores that have seen a great many agents: written through the store's own port, as a broker would have, only faster.
+
+`python -m benchmarks.population DIRECTORY --live N --past N` fills a data directory and prints, as JSON, some of the
+tokens that hold.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from agentwrit.broker import bootstrap
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.config import Config
+from agentwrit.broker.keystore import KeyWrap
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.issuing import TokenIssuer, holder
+from agentwrit.broker.services.keys import KeyRings
+from agentwrit.broker.storage.base import Transaction
+from agentwrit.domain.audit import EventType
+from agentwrit.domain.grant import Grant, GrantKind
+
+AT_ONCE = 250  # agents in a unit of work
+TTL_SECONDS = 3600
+EVENTS_OF_A_LIFE = (EventType.AGENT_REGISTERED, EventType.TOKEN_ISSUED, EventType.TOKEN_RELEASED)
+
+_CALLER = Caller(address="192.0.2.1", route="POST /v1/agents", request_id="0" * 32)
+
+
+def new_grant(issuer: TokenIssuer, number: int, *, ttl: int) -> Grant:
+    """The grant of an agent of this number, each with a task of its own."""
+    subject = f"spiffe://agentwrit.local/agent/bench/t-{number}/{number:016x}"
+    grant = issuer.new_grant(GrantKind.AGENT, subject, ["read:data:1"], ttl=ttl, now=time.time())
+    return msgspec.structs.replace(grant, orch_id="bench", task_id=f"t-{number}", agent_name="bench")
+
+
+def record(transaction: Transaction, grant: Grant, events: tuple[EventType, ...]) -> None:
+    """The events of an agent's life, or of its beginning."""
+    for event_type in events:
+        data: dict[str, str | int | list[str]] = {"jti": grant.jti, "scope": list(grant.scope), "exp": grant.exp}
+        transaction.record(_CALLER.event(event_type, detail="as it happens", **holder(grant), data=data))
+
+
+async def populate(directory: Path, *, live: int, past: int, ttl: int, wanted: int) -> list[str]:
+    """Fill a store with agents that live and with events of those that came and went. Returns tokens that hold."""
+    tokens: list[str] = []
+    async with bootstrap.open_store(Config(data_dir=directory), Clock()) as (store, master_key):
+        rings = await KeyRings.load(store, KeyWrap(master_key))
+        issuer = TokenIssuer(Config(data_dir=directory), rings.access_tokens)
+        for first in range(0, live, AT_ONCE):
+            grants = [new_grant(issuer, number, ttl=ttl) for number in range(first, min(live, first + AT_ONCE))]
+
+            def begin(transaction: Transaction, grants: list[Grant] = grants) -> None:
+                for grant in grants:
+                    transaction.put_grant(grant)
+                    record(transaction, grant, EVENTS_OF_A_LIFE[:2])
+
+            await store.write(begin)
+            if len(tokens) < wanted:
+                tokens += [issuer.token(grant, time.time()).access_token for grant in grants]
+        for first in range(0, past, AT_ONCE):
+
+            def live_and_end(transaction: Transaction, first: int = first) -> None:
+                for number in range(first, min(past, first + AT_ONCE)):
+                    record(transaction, new_grant(issuer, live + number, ttl=ttl), EVENTS_OF_A_LIFE)
+
+            await store.write(live_and_end)
+    return tokens
+
+
+def run(
+    directory: Path, *, live: int = 0, past: int = 0, ttl: int = TTL_SECONDS, wanted: int | None = None
+) -> list[str]:
+    """As `populate`, in a process of its own, which leaves no memory behind."""
+    given = [f"--live={live}", f"--past={past}", f"--ttl={ttl}", f"--tokens={live if wanted is None else wanted}"]
+    command = [sys.executable, "-m", "benchmarks.population", str(directory), *given]
+    tokens: list[str] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.population", description="Fill a data directory.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--live", type=int, default=0, help="agents that are alive")
+    parser.add_argument("--past", type=int, default=0, help="agents that have ended, three events each")
+    parser.add_argument("--ttl", type=int, default=TTL_SECONDS, help="how long they live, in seconds")
+    parser.add_argument("--tokens", type=int, default=0, help="how many tokens to print, at least")
+    given = parser.parse_args()
+    filling = populate(given.directory, live=given.live, past=given.past, ttl=given.ttl, wanted=given.tokens)
+    print(json.dumps(asyncio.run(filling)))
+
+
+if __name__ == "__main__":
+    main()
