@@ -99,14 +99,18 @@ def test_the_first_start_makes_an_active_and_a_next_key_for_each_purpose_and_lat
         store = MemoryStore(Clock())
         first = await KeyRings.load(store, WRAP)
         second = await KeyRings.load(store, WRAP)
-        for one, other in ((first.access_tokens, second.access_tokens), (first.feed, second.feed)):
+        for one, other in (
+            (first.access_tokens, second.access_tokens),
+            (first.feed, second.feed),
+            (first.checkpoints, second.checkpoints),
+        ):
             assert one.signer.kid == other.signer.kid
             assert one.jwks == other.jwks
             assert len(one.jwks["keys"]) == 2
         events = await store.read(lambda snapshot: snapshot.events(EventQuery()))
-        assert [event.event_type for event in events] == ["signing_key_created"] * 4
+        assert [event.event_type for event in events] == ["signing_key_created"] * 6
         assert events[0].data == {"kid": first.access_tokens.signer.kid, "purpose": "access_token"}
-        assert audit.verify(events) == 4
+        assert audit.verify(events) == 6
 
     asyncio.run(start_twice())
 

@@ -263,9 +263,8 @@ def test_an_edited_event_breaks_the_chain(file: File, change: str) -> None:
     file.open().write(lambda t: [t.record(draft) for _ in range(3)])
     file.close()
     file.edit(f"UPDATE events SET {change} WHERE sequence = 2")
-    events = file.open().read(lambda s: s.events(EventQuery()))
     with pytest.raises(TamperedRecord, match="evt-000002"):
-        audit.verify(events)
+        file.open()
 
 
 @pytest.mark.parametrize("change", ["data = 'no json'", "data = '[1]'", "data = x'ff'", "version = 'text'"])

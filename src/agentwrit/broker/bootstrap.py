@@ -16,6 +16,7 @@ from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.app_routes import AppRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
+from agentwrit.broker.http.checkpoint_routes import CheckpointRoutes
 from agentwrit.broker.http.edge import Edge
 from agentwrit.broker.http.feed_routes import FeedRoutes
 from agentwrit.broker.http.key_routes import KeyRoutes
@@ -32,6 +33,7 @@ from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.audit import AuditService
 from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.checkpoints import Checkpoints
 from agentwrit.broker.services.clients import ClientService
 from agentwrit.broker.services.delegation import DelegationService
 from agentwrit.broker.services.denials import DenialLog
@@ -50,8 +52,8 @@ from agentwrit.broker.services.tokens import TokenService
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
-from agentwrit.domain import operator
-from agentwrit.domain.errors import ConfigurationError
+from agentwrit.domain import checkpoint, operator
+from agentwrit.domain.errors import ConfigurationError, Unavailable
 
 NO_OPERATOR: Final = "no operator's secret is set: make one with `agentwrit init`, or set AGENTWRIT_ADMIN_SECRET"
 
@@ -128,6 +130,7 @@ async def open_on(
     registration = RegistrationService(denials, issuer, clock, config, master_key)
     launch_tokens = LaunchTokenService(store, config)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
+    checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
     metrics.feed_followers = lambda: revocations.follower_count
     service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
     resources = [
@@ -161,6 +164,7 @@ async def open_on(
         *FeedRoutes(revocations, rings.feed).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
+        *CheckpointRoutes(checkpoints, authenticator).resources(),
         *service_routes.resources(),
     ]
     metrics_resource = service_routes.metrics_resource()
@@ -176,7 +180,8 @@ async def open_on(
         )
 
     housekeeping = Housekeeping(store, clock, liveness, denials, key_service, metrics)
-    tasks = [asyncio.create_task(revocations.run()), asyncio.create_task(housekeeping.run())]
+    running = (revocations.run(), housekeeping.run(), checkpoints.run())
+    tasks = [asyncio.create_task(work) for work in running]
     try:
         yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource), housekeeping=housekeeping)
     finally:
@@ -184,6 +189,8 @@ async def open_on(
             task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
         await denials.flush(everything=True)
+        with contextlib.suppress(Unavailable):
+            await checkpoints.make()
         checker.close()
         for defect in ends:
             if isinstance(defect, Exception):

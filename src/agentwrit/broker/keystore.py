@@ -19,7 +19,7 @@ from agentwrit.domain.jws import ACCESS_TOKEN, REVOCATION_PAGE, Ed25519Signer, V
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
 
 KEY_BYTES: Final = 32
-_TYPES: Final = {KeyPurpose.ACCESS_TOKEN: ACCESS_TOKEN, KeyPurpose.REVOCATION_FEED: REVOCATION_PAGE}
+_TOKEN_TYPES: Final = {KeyPurpose.ACCESS_TOKEN: ACCESS_TOKEN, KeyPurpose.REVOCATION_FEED: REVOCATION_PAGE}
 _NONCE_BYTES: Final = 12  # NIST SP 800-38D §5.2.1.1: the length that GCM is made for
 
 
@@ -122,6 +122,8 @@ class SigningKeys:
     """The keys of one purpose, as the store last had them: what to sign with, and what to verify by."""
 
     signer: Ed25519Signer
+    verifier: Verifier
+    """Of what is signed as a JWS."""
     public_keys: Mapping[str, bytes]
     jwks: Mapping[str, list[dict[str, str]]]
 
@@ -136,5 +138,6 @@ class SigningKeys:
         [active] = [key for key in published if key.state is KeyState.ACTIVE]
         self.signer = self._wrap.unwrap(active)
         self.public_keys = {key.kid: key.public_key for key in published}
-        self.verifier = Verifier(self.public_keys, typ=_TYPES[self.purpose])
+        if self.purpose in _TOKEN_TYPES:
+            self.verifier = Verifier(self.public_keys, typ=_TOKEN_TYPES[self.purpose])
         self.jwks = {"keys": [jwk.public_jwk(key.public_key) for key in published]}

@@ -8,21 +8,29 @@ The rules:
 - Ids count from `evt-000001` without a gap.
 - The form holds the number of its schema (`version`): a field more is a new version, and old events keep theirs.
 - What a caller chose is stored as data in its own field and never decides where a field begins.
+- That form is also the event's entry in the Merkle tree over the log (`agentwrit.domain.merkle`), so it has at most
+  65,535 bytes: of an event that would be larger, the lists in `data` are cut, and say so.
 - No secret, token or key is ever part of an event.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from agentwrit.domain import canonical, timestamps
+from agentwrit.domain import canonical, merkle, timestamps
 from agentwrit.domain.errors import TamperedRecord
 
 SCHEMA_VERSION: Final = 1
 GENESIS_HASH: Final = "0" * 64
+MAX_ENTRY_BYTES: Final = 65_535  # C2SP tlog-tiles: what the length before an entry can say
+
+_KEPT_OF_A_LIST: Final = 8
+_KEPT_OF_A_TEXT: Final = 1024
+
+Data = dict[str, str | int | list[str]]
 
 
 class EventType(StrEnum):
@@ -93,7 +101,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     client_address: str = ""
     request_id: str = ""
     trace_id: str = ""
-    data: dict[str, str | int | list[str]] = {}
+    data: Data = {}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +124,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     client_address: str
     request_id: str
     trace_id: str
-    data: dict[str, str | int | list[str]]
+    data: Data
     prev_hash: str
     hash: str = ""
     version: int = SCHEMA_VERSION
@@ -143,10 +151,30 @@ def parse_event_id(text: str) -> int:
     return int(digits)
 
 
-def append(draft: Draft, *, sequence: int, prev_hash: str, now: float) -> Event:
-    """Give a draft its place: the event `sequence`, after the one whose hash is `prev_hash`, at Unix time `now`."""
+class Head(NamedTuple):
+    """Where the log ends: the hash of the last event, and the right edge of the tree over all events."""
+
+    hash: str = GENESIS_HASH
+    tree: merkle.Edge = merkle.Edge()
+
+    @property
+    def sequence(self) -> int:
+        """The place of the last event; 0 while there is none."""
+        return self.tree.size
+
+
+class Appended(NamedTuple):
+    """An event in its place, where the log ends now, and the tiles of its tree that are to be kept."""
+
+    event: Event
+    head: Head
+    tiles: Sequence[merkle.Tile]
+
+
+def append(draft: Draft, head: Head, *, now: float) -> Appended:
+    """Give a draft its place: behind `head`, at Unix time `now`."""
     event = Event(
-        sequence=sequence,
+        sequence=head.sequence + 1,
         timestamp=timestamps.rfc3339_micros(now),
         event_type=draft.event_type.value,
         outcome=draft.outcome.value,
@@ -164,11 +192,16 @@ def append(draft: Draft, *, sequence: int, prev_hash: str, now: float) -> Event:
         request_id=draft.request_id,
         trace_id=draft.trace_id,
         data=draft.data,
-        prev_hash=prev_hash,
+        prev_hash=head.hash,
     )
+    form = entry(event)
+    if len(form) > MAX_ENTRY_BYTES:
+        event = msgspec.structs.replace(event, data=_cut(event.data))
+        form = entry(event)
     # It is nobody else's yet; a copy that has the hash too would take as long again as making it did.
-    msgspec.structs.force_setattr(event, "hash", compute_hash(event))
-    return event
+    msgspec.structs.force_setattr(event, "hash", hashlib.sha256(form).hexdigest())
+    tree, tiles = head.tree.append(merkle.leaf_hash(form))
+    return Appended(event, Head(event.hash, tree), tiles)
 
 
 def record(event: Event) -> dict[str, object]:
@@ -178,11 +211,11 @@ def record(event: Event) -> dict[str, object]:
     return {"id": event.id, **members}
 
 
-def compute_hash(event: Event) -> str:
-    """The hash that the event ought to have: hex SHA-256 of its RFC 8785 form without `hash`."""
+def entry(event: Event) -> bytes:
+    """What is hashed of an event: its RFC 8785 form without `hash`. It is its entry in the Merkle tree."""
     members = record(event)
     del members["hash"]
-    return hashlib.sha256(canonical.encode_plain(members)).hexdigest()
+    return canonical.encode_plain(members)
 
 
 def verify(events: Iterable[Event], *, after: int = 0, prev_hash: str = GENESIS_HASH) -> int:
@@ -194,11 +227,47 @@ def verify(events: Iterable[Event], *, after: int = 0, prev_hash: str = GENESIS_
     count = 0
     for event in events:
         count += 1
-        if event.sequence != after + count:
-            raise TamperedRecord(f"{event_id(after + count)} is missing: {event.id} stands in its place")
-        if event.prev_hash != prev_hash:
-            raise TamperedRecord(f"{event.id} does not follow the event before it")
-        if event.hash != compute_hash(event):
-            raise TamperedRecord(f"{event.id} was altered")
+        checked_entry(event, after + count, prev_hash)
         prev_hash = event.hash
     return count
+
+
+def follow(head: Head, event: Event) -> tuple[Head, Sequence[merkle.Tile]]:
+    """Where the log ends with one more event, which is checked, and the tiles that its tree has then.
+
+    Raises:
+        TamperedRecord: it is not the event that comes next, or was altered.
+    """
+    tree, tiles = head.tree.append(merkle.leaf_hash(checked_entry(event, head.sequence + 1, head.hash)))
+    return Head(event.hash, tree), tiles
+
+
+def checked_entry(event: Event, sequence: int, prev_hash: str) -> bytes:
+    """The entry of the event `sequence`, if this is it and if it follows the event of the hash `prev_hash`.
+
+    Raises:
+        TamperedRecord: it is not, or was altered.
+    """
+    if event.sequence != sequence:
+        raise TamperedRecord(f"{event_id(sequence)} is missing: {event.id} stands in its place")
+    if event.prev_hash != prev_hash:
+        raise TamperedRecord(f"{event.id} does not follow the event before it")
+    try:
+        form = entry(event)
+    except ValueError:
+        form = b""
+    if event.hash != hashlib.sha256(form).hexdigest():
+        raise TamperedRecord(f"{event.id} was altered")
+    return form
+
+
+def _cut(data: Data) -> Data:
+    """As much of `data` as fits into an entry, whatever it holds."""
+    short: Data = {}
+    for name, value in data.items():
+        if isinstance(value, list) and len(value) > _KEPT_OF_A_LIST:
+            value = [*value[:_KEPT_OF_A_LIST], f"(and {len(value) - _KEPT_OF_A_LIST} more)"]
+        if isinstance(value, list):
+            value = [item[:_KEPT_OF_A_TEXT] for item in value]
+        short[name] = value[:_KEPT_OF_A_TEXT] if isinstance(value, str) else value
+    return short

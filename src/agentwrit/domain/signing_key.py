@@ -25,6 +25,8 @@ class KeyPurpose(StrEnum):
     ACCESS_TOKEN = "access_token"
     """Access tokens, and the delegations in them."""
     REVOCATION_FEED = "revocation_feed"
+    AUDIT_CHECKPOINT = "audit_checkpoint"
+    """Checkpoints of the audit log. Auditors hold these keys by hand, so they are rotated by hand alone."""
 
 
 class KeyState(StrEnum):

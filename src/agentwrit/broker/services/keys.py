@@ -31,6 +31,7 @@ class KeyRings(msgspec.Struct, frozen=True, kw_only=True):
 
     access_tokens: SigningKeys
     feed: SigningKeys
+    checkpoints: SigningKeys
 
     @classmethod
     async def load(cls, store: Store, wrap: KeyWrap) -> "KeyRings":
@@ -39,12 +40,14 @@ class KeyRings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             access_tokens=SigningKeys(KeyPurpose.ACCESS_TOKEN, keys, wrap),
             feed=SigningKeys(KeyPurpose.REVOCATION_FEED, keys, wrap),
+            checkpoints=SigningKeys(KeyPurpose.AUDIT_CHECKPOINT, keys, wrap),
         )
 
     def replace(self, keys: Sequence[StoredKey]) -> None:
         """Go on with the keys as they were just committed."""
         self.access_tokens.replace(keys)
         self.feed.replace(keys)
+        self.checkpoints.replace(keys)
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +151,7 @@ class KeyService:
             key.purpose
             for key in keys
             if self._max_age and key.state is KeyState.ACTIVE and now >= key.active_since + self._max_age
+            if key.purpose is not KeyPurpose.AUDIT_CHECKPOINT
         ]
         if not expired and not aged:
             return

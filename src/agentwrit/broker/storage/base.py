@@ -28,7 +28,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from agentwrit.domain.app import App
-from agentwrit.domain.audit import Draft, Event
+from agentwrit.domain.audit import Draft, Event, Head
 from agentwrit.domain.errors import AgentWritError, Refusal
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import FirstAnswer
@@ -164,6 +164,18 @@ class Snapshot(Protocol):
         """How many events match, whatever the query's paging says."""
         ...
 
+    def log_size(self) -> int:
+        """How many events there have ever been: the place of the last one."""
+        ...
+
+    def tile(self, level: int, number: int) -> bytes:
+        """The hashes of a tile of the tree over the log (`agentwrit.domain.merkle`), as far as there are any."""
+        ...
+
+    def checkpoint(self) -> str:
+        """The newest checkpoint, or nothing where there is none yet."""
+        ...
+
 
 class Transaction(Snapshot, Protocol):
     """A state in the making. `put_*` inserts, or replaces what has the same key."""
@@ -198,6 +210,15 @@ class Transaction(Snapshot, Protocol):
 
     def record(self, draft: Draft) -> None:
         """Append an event to the audit log. It is committed with everything else in this unit, or not at all."""
+        ...
+
+    @property
+    def head(self) -> Head:
+        """Where the audit log ends, with what was recorded in this unit."""
+        ...
+
+    def put_checkpoint(self, size: int, note: str) -> None:
+        """Keep the checkpoint of the log's first `size` events, in place of the one before."""
         ...
 
     def purge(self, limit: int) -> int:

@@ -15,7 +15,7 @@ from agentwrit.broker.storage.base import (
     Snapshot,
     Transaction,
 )
-from agentwrit.domain import audit
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.grant import Grant
@@ -113,6 +113,9 @@ class _Tables:
         self.feed: dict[tuple[RevocationKind, str], int] = {}
         self.feed_epoch = secrets.token_hex(16)
         self.events: dict[int, audit.Event] = {}
+        self.tiles: dict[tuple[int, int], bytes] = {}
+        self.log = {"head": audit.Head()}
+        self.checkpoints: dict[str, str] = {}
 
 
 class _MemorySnapshot:
@@ -179,6 +182,17 @@ class _MemorySnapshot:
     def event_count(self, query: EventQuery | None = None) -> int:
         return sum(1 for _ in self._matching(query or EventQuery()))
 
+    def log_size(self) -> int:
+        return self._tables.log["head"].sequence
+
+    def tile(self, level: int, number: int) -> bytes:
+        edge = self._tables.log["head"].tree
+        is_unfinished = level == 0 and number == edge.size // merkle.TILE_WIDTH
+        return edge.tiles[0] if is_unfinished else self._tables.tiles.get((level, number), b"")
+
+    def checkpoint(self) -> str:
+        return self._tables.checkpoints.get("newest", "")
+
     def _matching(self, query: EventQuery) -> Iterator[audit.Event]:
         return (
             event
@@ -238,10 +252,18 @@ class _MemoryTransaction(_MemorySnapshot):
         self.revoked.append(joined)
 
     def record(self, draft: audit.Draft) -> None:
-        sequence = len(self._tables.events)
-        prev_hash = self._tables.events[sequence].hash if sequence else audit.GENESIS_HASH
-        event = audit.append(draft, sequence=sequence + 1, prev_hash=prev_hash, now=self.now)
-        self._put(self._tables.events, event.sequence, event)
+        appended = audit.append(draft, self.head, now=self.now)
+        self._put(self._tables.events, appended.event.sequence, appended.event)
+        for tile in appended.tiles:
+            self._put(self._tables.tiles, (tile.level, tile.number), tile.hashes)
+        self._put(self._tables.log, "head", appended.head)
+
+    @property
+    def head(self) -> audit.Head:
+        return self._tables.log["head"]
+
+    def put_checkpoint(self, size: int, note: str) -> None:
+        self._put(self._tables.checkpoints, "newest", note)
 
     def purge(self, limit: int) -> int:
         over, tables = int(self.now), self._tables

@@ -31,7 +31,7 @@ class Sealer:
     def seal(self, table: str, record: msgspec.Struct) -> tuple[bytes, bytes]:
         """The body and the MAC of a record's row."""
         body = self._encode(record)
-        return body, self._mac(table, body)
+        return body, self.mac(table, body)
 
     def open(self, table: str, body: bytes, mac: bytes, record_type: type[R]) -> R:
         """The record that a row holds.
@@ -49,10 +49,11 @@ class Sealer:
             TamperedRecord: the broker did not write this row.
         """
         is_genuine = (
-            isinstance(body, bytes) and isinstance(mac, bytes) and hmac.compare_digest(mac, self._mac(table, body))
+            isinstance(body, bytes) and isinstance(mac, bytes) and hmac.compare_digest(mac, self.mac(table, body))
         )
         if not is_genuine:
             raise TamperedRecord(f"a row of {table} was altered outside the broker")
 
-    def _mac(self, table: str, body: bytes) -> bytes:
+    def mac(self, table: str, body: bytes) -> bytes:
+        """What shows that a row of `table` with this body is ours."""
         return hmac.digest(self._key, table.encode("ascii") + b"\n" + body, "sha256")

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import sqlite_schema
+from agentwrit.broker.storage import sqlite_log, sqlite_schema
 from agentwrit.broker.storage.base import Denied, RevocationListener, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sqlite_rows import AuditHead, SqliteSnapshot, SqliteTransaction
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
 
@@ -72,7 +72,11 @@ class SqliteStore:
         self._reader = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._connection = sqlite_schema.open_database(path, sealer)
-        self._head = AuditHead.load(self._connection)
+        try:
+            self._head = sqlite_log.load_head(self._connection, sealer)
+        except BaseException:
+            self._connection.close()
+            raise
         self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
         clock.advance_to(self._saved_now)
 
@@ -168,7 +172,7 @@ class SqliteStore:
 
         Returns the time that it made part of the transaction, or None where there is nothing to commit.
         """
-        changes = self._connection.total_changes
+        changes, head = self._connection.total_changes, self._head
         stop_at = time.monotonic() + MAX_BATCH_SECONDS
         now = self._clock.now()
         while self._waiting:
@@ -182,6 +186,8 @@ class SqliteStore:
         if self._connection.total_changes == changes and now < self._saved_now + MAX_UNSAVED_SECONDS:
             return None
         sqlite_schema.save_high_water_mark(self._connection, now)
+        if self._head is not head:
+            sqlite_log.save_head(self._connection, self._sealer, self._head)
         return now
 
     def _run_unit(

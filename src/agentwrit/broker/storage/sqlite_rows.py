@@ -3,10 +3,11 @@
 import sqlite3
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from agentwrit.broker.storage import sqlite_log
 from agentwrit.broker.storage.base import EventQuery, GrantQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain import audit
@@ -21,11 +22,6 @@ from agentwrit.domain.signing_key import StoredKey
 
 R = TypeVar("R", bound=msgspec.Struct)
 
-_EVENT_COLUMNS = tuple(field.name for field in msgspec.structs.fields(audit.Event))
-_DATA_COLUMN = _EVENT_COLUMNS.index("data")
-_SELECT_EVENTS = f"SELECT {', '.join(_EVENT_COLUMNS)} FROM events"
-_INSERT_EVENT = f"INSERT INTO events ({', '.join(_EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})"
-
 _BELOW = (
     "WITH RECURSIVE below (sid) AS ("
     "SELECT sid FROM grants WHERE parent_sid = ? AND parent_sid <> ''"
@@ -34,18 +30,6 @@ _BELOW = (
 )
 
 _IS_NOT_HEAD = "seq < (SELECT max(seq) FROM revocations)"
-
-
-class AuditHead(NamedTuple):
-    """Where the audit log ends."""
-
-    sequence: int
-    hash: str
-
-    @classmethod
-    def load(cls, connection: sqlite3.Connection) -> "AuditHead":
-        row = connection.execute("SELECT sequence, hash FROM events ORDER BY sequence DESC LIMIT 1").fetchone()
-        return cls(0, audit.GENESIS_HASH) if row is None else cls(*row)
 
 
 class SqliteSnapshot:
@@ -137,10 +121,10 @@ class SqliteSnapshot:
         where = _events_where(query)
         where.add("sequence > ?", query.after or None)
         rows = self._connection.execute(
-            f"{_SELECT_EVENTS} WHERE {where.sql} ORDER BY sequence LIMIT ? OFFSET ?",
+            f"{sqlite_log.SELECT_EVENTS} WHERE {where.sql} ORDER BY sequence LIMIT ? OFFSET ?",
             (*where.values, query.limit, query.offset),
         )
-        return [_event(row) for row in rows]
+        return [sqlite_log.event(row) for row in rows]
 
     def event_count(self, query: EventQuery | None = None) -> int:
         where = _events_where(query or EventQuery())
@@ -154,6 +138,15 @@ class SqliteSnapshot:
             f"SELECT count(*) FROM events WHERE {where.sql}", tuple(where.values)
         ).fetchone()
         return int(count)
+
+    def log_size(self) -> int:
+        return sqlite_log.last_sequence(self._connection)
+
+    def tile(self, level: int, number: int) -> bytes:
+        return sqlite_log.tile(self._connection, self._sealer, level, number)
+
+    def checkpoint(self) -> str:
+        return sqlite_log.checkpoint(self._connection)
 
     def _one(self, table: str, record_type: type[R], where: str, value: object, **key: object) -> R | None:
         rows = self._all(table, record_type, where, value)
@@ -177,7 +170,7 @@ class SqliteSnapshot:
 class SqliteTransaction(SqliteSnapshot):
     """The `Transaction` of the write transaction that `connection` is in. Knows the log's head and what it revoked."""
 
-    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, head: AuditHead, now: float) -> None:
+    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, head: audit.Head, now: float) -> None:
         super().__init__(connection, sealer)
         self.head = head
         self.now = now
@@ -246,11 +239,14 @@ class SqliteTransaction(SqliteSnapshot):
         self.revoked.append(revocation)
 
     def record(self, draft: audit.Draft) -> None:
-        event = audit.append(draft, sequence=self.head.sequence + 1, prev_hash=self.head.hash, now=self.now)
-        columns = list(msgspec.structs.astuple(event))
-        columns[_DATA_COLUMN] = msgspec.json.encode(event.data).decode()
-        self._connection.execute(_INSERT_EVENT, columns)
-        self.head = AuditHead(event.sequence, event.hash)
+        appended = audit.append(draft, self.head, now=self.now)
+        sqlite_log.put_event(self._connection, appended.event)
+        if appended.tiles:
+            sqlite_log.put_tiles(self._connection, self._sealer, appended.tiles)
+        self.head = appended.head
+
+    def put_checkpoint(self, size: int, note: str) -> None:
+        sqlite_log.put_checkpoint(self._connection, size, note)
 
     def purge(self, limit: int) -> int:
         over = int(self.now)
@@ -310,12 +306,3 @@ def _events_where(query: EventQuery) -> _Where:
     where.add("timestamp >= ?", query.since)
     where.add("timestamp <= ?", query.until)
     return where
-
-
-def _event(row: tuple[Any, ...]) -> audit.Event:
-    columns = dict(zip(_EVENT_COLUMNS, row, strict=True))
-    try:
-        columns["data"] = msgspec.json.decode(columns["data"], type=dict[str, str | int | list[str]])
-        return msgspec.convert(columns, audit.Event)
-    except msgspec.DecodeError as error:
-        raise TamperedRecord(f"{audit.event_id(row[0])} was altered: {error}") from error

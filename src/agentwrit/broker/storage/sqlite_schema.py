@@ -6,10 +6,11 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker.storage import migrations
+from agentwrit.broker.storage import migrations, sqlite_log
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
+TREE_VERSION: Final = 4  # of the schema: from here on there is a tree over the audit log
 APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
 
 
@@ -21,7 +22,7 @@ def open_database(path: Path, sealer: Sealer) -> sqlite3.Connection:
     """
     connection = connect(path)
     try:
-        _migrate(connection, path)
+        _migrate(connection, path, sealer)
         _check_seal(connection, sealer)
         _name_epoch(connection)
     except BaseException:
@@ -56,7 +57,7 @@ def connect(path: Path, *, busy_timeout_ms: int = 0) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path, sealer: Sealer) -> None:
     """Bring the schema up to date, each step in one transaction."""
     [version] = connection.execute("PRAGMA user_version").fetchone()
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
@@ -71,10 +72,13 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         )
     for step in steps:
         if step.version > version:
-            connection.executescript(
-                f"BEGIN IMMEDIATE;\n{step.script}\n"
-                f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {step.version};\nCOMMIT;"
-            )
+            connection.executescript(f"BEGIN IMMEDIATE;\n{step.script}")
+            if step.version == TREE_VERSION:
+                _check_seal(connection, sealer)
+                sqlite_log.grow_tree(connection, sealer)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {step.version}")
+            connection.execute("COMMIT")
 
 
 def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:

@@ -1,0 +1,158 @@
+"""Checkpoints of the audit log, and the proofs that hang on them.
+
+A task signs a checkpoint whenever the log has grown for a while; the operator may ask for one at any moment. It is on
+disk before anybody sees it, so whatever was signed once is continued by all that is signed later.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.storage.base import EventQuery, Snapshot, Store, Transaction
+from agentwrit.domain import audit, checkpoint, merkle, note, tiles
+from agentwrit.domain.checkpoint import Checkpoint
+from agentwrit.domain.errors import InvalidRequest, NotFound, Unavailable
+from agentwrit.domain.note import VerifierKey
+from agentwrit.domain.signing_key import KeyPurpose, StoredKey
+from agentwrit.domain.tiles import EntryBundle, HashTile
+
+INTERVAL_SECONDS: Final = 5
+
+log = structlog.get_logger("agentwrit.checkpoints")
+
+
+class CheckpointKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that checkpoints are, were or will be signed with, as auditors hold it."""
+
+    verifier_key: str
+    key: StoredKey
+
+
+class InclusionProof(msgspec.Struct, frozen=True, kw_only=True):
+    """That the event at `index` (0 for the first) is in the log of a checkpoint. `checkpoint`: the signed note."""
+
+    index: int
+    size: int
+    hashes: Sequence[bytes]
+    checkpoint: str
+
+
+class Checkpoints:
+    """Signs what the log has come to, and shows parts of its tree. `origin`: the log's name."""
+
+    def __init__(self, store: Store, keys: SigningKeys, origin: str) -> None:
+        self._store = store
+        self._keys = keys
+        self._origin = origin
+
+    async def run(self) -> None:
+        """Sign a checkpoint now and then, until cancelled."""
+        while True:
+            try:
+                await self.make()
+            except Unavailable as error:
+                log.warning("a checkpoint has to wait", reason=error.detail)
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def make(self) -> str:
+        """The checkpoint of all that is in the log by now.
+
+        Raises:
+            Unavailable: it cannot be stored.
+        """
+        size, newest = await self._store.read(lambda snapshot: (snapshot.log_size(), snapshot.checkpoint()))
+        if self._is_current(newest, size):
+            return newest
+
+        def sign(transaction: Transaction) -> str:
+            known, head = transaction.checkpoint(), transaction.head
+            if self._is_current(known, head.sequence):
+                return known
+            made = Checkpoint(self._origin, head.sequence, head.tree.root())
+            signed = checkpoint.sign(made, self._keys.signer.public_key, self._keys.signer)
+            transaction.put_checkpoint(made.size, signed)
+            return signed
+
+        return await self._store.write(sign)
+
+    async def newest(self) -> str:
+        """The newest checkpoint that there is, which may not cover the last events yet."""
+        return await self._store.read(lambda snapshot: snapshot.checkpoint()) or await self.make()
+
+    async def keys(self) -> Sequence[CheckpointKey]:
+        """The keys of checkpoints, the newest first, those that are gone included: old exports are checked by them."""
+        stored = await self._store.read(lambda snapshot: snapshot.signing_keys())
+        return [
+            CheckpointKey(verifier_key=str(VerifierKey(self._origin, key.public_key)), key=key)
+            for key in stored
+            if key.purpose is KeyPurpose.AUDIT_CHECKPOINT
+        ]
+
+    async def inclusion_proof(self, sequence: int) -> InclusionProof:
+        """The proof that the event at this place (1 for the first) is in the log.
+
+        Raises:
+            NotFound: there is no such event, or no checkpoint covers it yet.
+        """
+        signed = await self.newest()
+        size = checkpoint.unverified(signed).size
+        if not 0 < sequence <= size:
+            hint = "a checkpoint is made every few seconds; `POST /v1/audit/checkpoint` makes one now"
+            raise NotFound("no checkpoint covers such an event", hint=hint)
+
+        def find(snapshot: Snapshot) -> Sequence[bytes]:
+            return merkle.inclusion_proof(sequence - 1, size, snapshot.tile)
+
+        hashes = await self._store.read(find)
+        return InclusionProof(index=sequence - 1, size=size, hashes=hashes, checkpoint=signed)
+
+    async def consistency_proof(self, old: int, new: int) -> Sequence[bytes]:
+        """The proof that the log of `new` events continues that of `old`.
+
+        Raises:
+            InvalidRequest: the log was never of these sizes, in this order.
+        """
+
+        def find(snapshot: Snapshot) -> Sequence[bytes]:
+            if not old <= new <= snapshot.log_size():
+                raise InvalidRequest("old and new are sizes of the log, the smaller one first")
+            return merkle.consistency_proof(old, new, snapshot.tile)
+
+        return await self._store.read(find)
+
+    async def tile(self, of: HashTile) -> bytes:
+        """The hashes of a tile, as wide as it is asked for.
+
+        Raises:
+            NotFound: the tile has not grown so far.
+        """
+
+        def find(snapshot: Snapshot) -> bytes:
+            return snapshot.tile(of.level, of.number)[: of.width * merkle.HASH_BYTES]
+
+        hashes = await self._store.read(find)
+        if len(hashes) != of.width * merkle.HASH_BYTES:
+            raise NotFound("there is no such tile yet")
+        return hashes
+
+    async def bundle(self, of: EntryBundle) -> bytes:
+        """A bundle of entries, as wide as it is asked for.
+
+        Raises:
+            NotFound: there are not so many events.
+        """
+        query = EventQuery(after=of.number * merkle.TILE_WIDTH, limit=of.width)
+        found = await self._store.read(lambda snapshot: snapshot.events(query))
+        if len(found) != of.width or found[0].sequence != query.after + 1:
+            raise NotFound("there is no such bundle of entries")
+        return tiles.bundle([audit.entry(event) for event in found])
+
+    def _is_current(self, signed: str, size: int) -> bool:
+        """Whether this is the checkpoint of `size` events by the key that signs now."""
+        if not signed or checkpoint.unverified(signed).size != size:
+            return False
+        return note.is_signed_by(signed, VerifierKey(self._origin, self._keys.signer.public_key))
