@@ -4,13 +4,16 @@ import argparse
 import asyncio
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from agentwrit.broker import bootstrap, server
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config, from_environment
 from agentwrit.broker.services.operators import set_secret
-from agentwrit.domain.errors import AgentWritError
+from agentwrit.domain.errors import AgentWritError, ConfigurationError, TamperedRecord
+from agentwrit.domain.note import VerifierKey
+from agentwrit.progress import ProgressBar
 
 
 def main() -> int:
@@ -20,9 +23,14 @@ def main() -> int:
             server.serve(arguments.config, ready_fd=arguments.ready_fd, stop_fd=arguments.stop_on_eof)
         elif arguments.command == "health":
             return 0 if server.is_healthy(from_environment(arguments.config)) else 1
+        elif arguments.command == "verify-audit":
+            _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
         else:
             secret = asyncio.run(_init(from_environment(arguments.config)))
             _show(secret, print_env=arguments.print_env)
+    except TamperedRecord as error:
+        print(f"agentwrit: {error}", file=sys.stderr)
+        return 1 if arguments.command == "verify-audit" else 2
     except AgentWritError as error:
         print(f"agentwrit: {error}", file=sys.stderr)
         return 2
@@ -35,6 +43,22 @@ async def _init(config: Config) -> str:
     async with bootstrap.open_store(config, Clock()) as (store, _):
         await set_secret(store, secret)
     return secret
+
+
+def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
+    """Check the audit log in a database file, and say what was checked."""
+    try:
+        keys = [VerifierKey.parse(text) for text in texts]
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    progress = ProgressBar()
+    try:
+        count, covered = bootstrap.verify_audit_log(database, config, keys, progress=progress)
+    finally:
+        progress.close()
+    print(f"verified {count} events")
+    if covered is not None:
+        print(f"the first {covered.size} are covered by a checkpoint of {covered.origin}")
 
 
 def _show(secret: str, *, print_env: bool) -> None:
@@ -53,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     health = commands.add_parser(
         "health", help="ask the broker on this machine how it is; exit with 1 if it is not well"
     )
-    for command in (serving, init, health):
+    verify = commands.add_parser("verify-audit", help="check the audit log in a database file")
+    verify.add_argument("database", type=Path, help="a data directory, or a database file")
+    verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
+    for command in (serving, init, health, verify):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

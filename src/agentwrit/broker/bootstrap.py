@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
-from agentwrit.broker.data_directory import DataDirectory
+from agentwrit.broker.data_directory import DATABASE_FILE, DataDirectory, read_master_key_text
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.app_routes import AppRoutes
@@ -49,13 +50,19 @@ from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
+from agentwrit.broker.storage import sqlite_verification
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
 from agentwrit.domain import checkpoint, operator
+from agentwrit.domain.audit_export import Progress
+from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import ConfigurationError, Unavailable
+from agentwrit.domain.note import VerifierKey
 
 NO_OPERATOR: Final = "no operator's secret is set: make one with `agentwrit init`, or set AGENTWRIT_ADMIN_SECRET"
+
+ROW_MAC: Final = "row-mac"  # what the master key is derived for, to seal rows with
 
 log = structlog.get_logger("agentwrit.bootstrap")
 
@@ -83,7 +90,7 @@ async def open_store(config: Config, clock: Clock) -> AsyncIterator[tuple[Store,
     try:
         master_key = _master_key(config, directory)
         try:
-            store = SqliteStore(directory.database, clock, Sealer(master_key.derive("row-mac")))
+            store = SqliteStore(directory.database, clock, Sealer(master_key.derive(ROW_MAC)))
         except OSError as error:
             raise ConfigurationError(f"the data directory {directory.path} is not usable: {error}") from error
         try:
@@ -92,6 +99,21 @@ async def open_store(config: Config, clock: Clock) -> AsyncIterator[tuple[Store,
             await store.close()
     finally:
         directory.close()
+
+
+def verify_audit_log(
+    path: Path, config: Config, keys: Sequence[VerifierKey], *, progress: Progress
+) -> tuple[int, Checkpoint | None]:
+    """Check the audit log in a data directory, or in a database file that was taken out of one. Changes nothing.
+
+    Raises:
+        TamperedRecord: the log is not as the broker left it. Names the first event that is wrong.
+        ConfigurationError: there is no database, or nothing to check it by.
+    """
+    database = path / DATABASE_FILE if path.is_dir() else path
+    text = config.master_key or read_master_key_text(database.parent)
+    sealer = Sealer(MasterKey.parse(text).derive(ROW_MAC)) if text is not None else None
+    return sqlite_verification.verify(database, sealer, keys, progress=progress)
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,20 @@ LOCK_FILE: Final = "lock"
 DATABASE_FILE: Final = "agentwrit.db"
 
 
+def read_master_key_text(directory: Path) -> str | None:
+    """What the key file in a data directory says, or None if there is none.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        return (directory / MASTER_KEY_FILE).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{directory / MASTER_KEY_FILE} cannot be read: {error}") from error
+
+
 class DataDirectory:
     """A directory of mode 0700, locked for as long as the object is open. The lock dies with the process."""
 
@@ -23,12 +37,7 @@ class DataDirectory:
 
     def read_master_key_text(self) -> str | None:
         """What the key file says, or None if there is none yet."""
-        try:
-            return (self.path / MASTER_KEY_FILE).read_text(encoding="ascii").strip()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{self.path / MASTER_KEY_FILE} cannot be read: {error}") from error
+        return read_master_key_text(self.path)
 
     @property
     def database(self) -> Path:

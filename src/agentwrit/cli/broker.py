@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NoReturn
 
@@ -38,6 +39,11 @@ def init(config: str | None, print_env: bool) -> None:
     It is shown this once; what is stored is its argon2id hash. The broker must not be running.
     """
     _become("init", config, *(["--print-env"] if print_env else []))
+
+
+def verify_audit(database: str, keys: Sequence[str]) -> NoReturn:
+    """Check the audit log in a data directory or a database file."""
+    _become("verify-audit", None, *(f"--key={key}" for key in keys), "--", database)
 
 
 def _become(command: str, config: str | None, *arguments: str) -> NoReturn:

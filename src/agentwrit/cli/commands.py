@@ -7,7 +7,20 @@ from collections.abc import Sequence
 import click
 
 from agentwrit._version import __version__
-from agentwrit.cli import ANSWER_IS_NO, INTERRUPTED, NOT_ASKED, agents, apps, broker, dev, keys, revocation, tokens
+from agentwrit.cli import (
+    ANSWER_IS_NO,
+    INTERRUPTED,
+    NOT_ASKED,
+    agents,
+    apps,
+    audit,
+    broker,
+    dev,
+    keys,
+    revocation,
+    tokens,
+)
+from agentwrit.cli.audit import NotGenuine
 from agentwrit.cli.output import say
 from agentwrit.errors import AgentWritError, ProblemResponseError
 
@@ -25,6 +38,7 @@ agentwrit.add_command(agents.agents)
 agentwrit.add_command(agents.delegations)
 agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
+agentwrit.add_command(audit.audit)
 agentwrit.add_command(tokens.token)
 agentwrit.add_command(dev.dev)
 
@@ -42,7 +56,8 @@ def run(arguments: Sequence[str]) -> int:
         command = error.ctx.command_path if error.ctx is not None else "agentwrit"
         return _fail(f"{error.format_message()} (try `{command} --help`)", NOT_ASKED)
     except click.ClickException as error:
-        return _fail(error.format_message(), NOT_ASKED)
+        code = ANSWER_IS_NO if isinstance(error, NotGenuine) else NOT_ASKED
+        return _fail(error.format_message(), code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
     except ProblemResponseError as error:

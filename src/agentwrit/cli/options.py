@@ -29,17 +29,22 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print the broker
 config_file = click.option("--config", type=click.Path(dir_okay=False), help="A TOML file with the broker's settings.")
 
 
-def operator_client(url: str) -> "OperatorClient":
-    """A client for the operator.
+def admin_secret() -> str:
+    """The operator's secret.
 
-    The secret comes from the environment or the terminal, never from an argument: everybody can read a process's
-    arguments.
+    It comes from the environment or the terminal, never from an argument: everybody can read a process's arguments.
     """
     secret = os.environ.get(ADMIN_SECRET)
     if not secret:
         if not is_terminal(sys.stdin):
             raise click.ClickException(f"set {ADMIN_SECRET} to the operator's secret: `agentwrit init` makes one")
-        secret = click.prompt("The operator's secret", hide_input=True, err=True)
+        secret = str(click.prompt("The operator's secret", hide_input=True, err=True))
+    return secret
+
+
+def operator_client(url: str) -> "OperatorClient":
+    """A client for the operator."""
+    secret = admin_secret()
     from agentwrit.client.operator import OperatorClient  # here, so that `--help` does not wait for it
 
     return OperatorClient(url, secret)

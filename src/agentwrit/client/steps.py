@@ -213,7 +213,7 @@ def release(token: str) -> Steps[None]:
     """End a token's grant. A token that is dead already counts as released."""
     response = yield HttpRequest("POST", "/v1/token/release", bearer=token, is_idempotent=True)
     try:
-        _check(response)
+        check(response)
     except (AuthenticationError, AuthorizationError):
         return
 
@@ -247,13 +247,14 @@ def _is_revoked(response: HttpResponse) -> bool:
     return 'error="invalid_token"' in response.headers.get("www-authenticate", "")
 
 
-def _check(response: HttpResponse, *, also: int | None = None) -> None:
+def check(response: HttpResponse, *, also: int | None = None) -> None:
+    """Raise the error that an answer stands for, if it stands for one. `also`: a status that does not."""
     if not 200 <= response.status < 300 and response.status != also:
         raise from_response(response.status, response.headers, response.body)
 
 
 def _object(response: HttpResponse, *, also: int | None = None) -> dict[str, Any]:
-    _check(response, also=also)
+    check(response, also=also)
     try:
         return msgspec.json.decode(response.body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

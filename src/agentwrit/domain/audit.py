@@ -233,13 +233,53 @@ def verify(events: Iterable[Event], *, after: int = 0, prev_hash: str = GENESIS_
 
 
 def follow(head: Head, event: Event) -> tuple[Head, Sequence[merkle.Tile]]:
-    """Where the log ends with one more event, which is checked, and the tiles that its tree has then.
+    """Where the log ends with one more event, which is checked, and the tiles that are to be kept because of it.
 
     Raises:
         TamperedRecord: it is not the event that comes next, or was altered.
     """
     tree, tiles = head.tree.append(merkle.leaf_hash(checked_entry(event, head.sequence + 1, head.hash)))
     return Head(event.hash, tree), tiles
+
+
+class _Place(msgspec.Struct, frozen=True):
+    id: str
+    prev_hash: str
+
+
+_read_place = msgspec.json.Decoder(_Place).decode
+
+
+def follow_entry(head: Head, form: bytes) -> Head:
+    """As `follow`, for an event given as its entry. An entry that was altered shows at the one behind it.
+
+    Raises:
+        TamperedRecord: it is not the entry that comes next.
+    """
+    expected = event_id(head.sequence + 1)
+    try:
+        place = _read_place(form)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise TamperedRecord(f"{expected} was altered: it is no event") from None
+    if place.id != expected:
+        raise TamperedRecord(f"{expected} is missing: {place.id[:40]} stands in its place")
+    if place.prev_hash != head.hash:
+        raise TamperedRecord(f"{expected} does not follow the event before it: one of the two was altered")
+    tree, _ = head.tree.append(merkle.leaf_hash(form))
+    return Head(hashlib.sha256(form).hexdigest(), tree)
+
+
+def check_covered(head: Head, size: int, root: bytes) -> None:
+    """Check that the log that ends here is the one whose checkpoint has this size and root.
+
+    Raises:
+        TamperedRecord: it is not: its tail was cut off, or its history was rewritten.
+    """
+    if head.sequence < size:
+        missing = f"{event_id(head.sequence + 1)} to {event_id(size)}"
+        raise TamperedRecord(f"the log ends with {event_id(head.sequence)}: {missing} were cut off")
+    if head.sequence > size or head.tree.root() != root:
+        raise TamperedRecord("the history was rewritten: the events are not those that the checkpoint was signed over")
 
 
 def checked_entry(event: Event, sequence: int, prev_hash: str) -> bytes:

@@ -6,7 +6,7 @@ from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.audit import MAX_LIMIT, AuditService
-from agentwrit.broker.storage.base import EventQuery
+from agentwrit.broker.storage.base import EQUAL_FIELDS, EventQuery
 from agentwrit.domain import audit, timestamps
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import InvalidRequest
@@ -37,12 +37,11 @@ class AuditRoutes:
 
 def _event_query(exchange: Exchange) -> EventQuery:
     """The filters. A bad one is an error: ignored, it would show more than was asked for."""
-    given = exchange.query("agent_id", "task_id", "event_type", "outcome", "since", "until", "limit", "offset", "after")
+    given = exchange.query(*EQUAL_FIELDS, "since", "until", "limit", "offset", "after")
+    _check_choice(given, "event_type", EventType)
+    _check_choice(given, "outcome", Outcome)
     return EventQuery(
-        agent_id=given.get("agent_id"),
-        task_id=given.get("task_id"),
-        event_type=_choice(given, "event_type", EventType),
-        outcome=_choice(given, "outcome", Outcome),
+        **{name: given.get(name) for name in EQUAL_FIELDS},
         since=_time(given, "since"),
         until=_time(given, "until"),
         after=_event_id(given),
@@ -51,11 +50,9 @@ def _event_query(exchange: Exchange) -> EventQuery:
     )
 
 
-def _choice(given: Mapping[str, str], name: str, choices: type[EventType] | type[Outcome]) -> str | None:
-    text = given.get(name)
-    if text is not None and text not in set(choices):
+def _check_choice(given: Mapping[str, str], name: str, choices: type[EventType] | type[Outcome]) -> None:
+    if name in given and given[name] not in set(choices):
         raise InvalidRequest(f"{name} has no such value", hint=f"one of {', '.join(choices)}")
-    return text
 
 
 def _time(given: Mapping[str, str], name: str) -> str | None:

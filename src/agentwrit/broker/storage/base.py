@@ -23,7 +23,7 @@ transaction; and it may run on any thread, so it must not wait for anything.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -49,6 +49,21 @@ class Denied(AgentWritError):
         self.events = events
 
 
+EQUAL_FIELDS: Final = (
+    "agent_id",
+    "task_id",
+    "event_type",
+    "outcome",
+    "app_id",
+    "principal",
+    "sid",
+    "client_address",
+    "request_id",
+    "trace_id",
+)
+"""What `EventQuery` compares with an event's field of the same name."""
+
+
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which events to list, newest last. None means any; `since` and `until` are inclusive (RFC 3339, micros).
 
@@ -60,6 +75,11 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     event_type: str | None = None
     outcome: str | None = None
     app_id: str | None = None
+    principal: str | None = None
+    sid: str | None = None
+    client_address: str | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
     since: str | None = None
     until: str | None = None
     after: int = 0

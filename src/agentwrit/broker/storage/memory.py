@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage.base import (
+    EQUAL_FIELDS,
     Denied,
     EventQuery,
     GrantQuery,
@@ -197,11 +198,7 @@ class _MemorySnapshot:
         return (
             event
             for event in self._tables.events.values()
-            if query.agent_id in (None, event.agent_id)
-            and query.task_id in (None, event.task_id)
-            and query.event_type in (None, event.event_type)
-            and query.outcome in (None, event.outcome)
-            and query.app_id in (None, event.app_id)
+            if all(getattr(query, name) in (None, getattr(event, name)) for name in EQUAL_FIELDS)
             and (query.since is None or event.timestamp >= query.since)
             and (query.until is None or event.timestamp <= query.until)
         )

@@ -75,16 +75,29 @@ def tile(connection: sqlite3.Connection, sealer: Sealer, level: int, number: int
     Raises:
         TamperedRecord: somebody else wrote it.
     """
-    row = connection.execute("SELECT hashes, mac FROM tiles WHERE level = ? AND number = ?", (level, number)).fetchone()
-    if row is not None:
-        hashes, mac = row
-        sealer.check("tiles", _tile_body(level, number, hashes) if isinstance(hashes, bytes) else hashes, mac)
-        return bytes(hashes)
-    if level:
-        return b""
+    kept = kept_tile(connection, sealer, level, number)
+    if kept or level:
+        return kept
     first = number * merkle.TILE_WIDTH + 1
     unfinished = events(connection, first, first + merkle.TILE_WIDTH - 1)
     return b"".join(merkle.leaf_hash(audit.entry(found)) for found in unfinished)
+
+
+def kept_tile(connection: sqlite3.Connection, sealer: Sealer | None, level: int, number: int) -> bytes:
+    """The hashes of a tile as they are stored, if they are. Without a sealer it is not known who wrote them.
+
+    Raises:
+        TamperedRecord: somebody else wrote them.
+    """
+    row = connection.execute("SELECT hashes, mac FROM tiles WHERE level = ? AND number = ?", (level, number)).fetchone()
+    if row is None:
+        return b""
+    hashes, mac = row
+    if not isinstance(hashes, bytes):
+        raise TamperedRecord(f"tile {number} of level {level} of the tree was altered")
+    if sealer is not None:
+        sealer.check("tiles", _tile_body(level, number, hashes), mac)
+    return hashes
 
 
 def _tile_body(level: int, number: int, hashes: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from agentwrit.broker.storage import sqlite_log
-from agentwrit.broker.storage.base import EventQuery, GrantQuery
+from agentwrit.broker.storage.base import EQUAL_FIELDS, EventQuery, GrantQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain import audit
 from agentwrit.domain.app import App
@@ -298,11 +298,8 @@ class _Where:
 
 def _events_where(query: EventQuery) -> _Where:
     where = _Where()
-    where.add("agent_id = ?", query.agent_id)
-    where.add("task_id = ?", query.task_id)
-    where.add("event_type = ?", query.event_type)
-    where.add("outcome = ?", query.outcome)
-    where.add("app_id = ?", query.app_id)
+    for name in EQUAL_FIELDS:
+        where.add(f"{name} = ?", getattr(query, name))
     where.add("timestamp >= ?", query.since)
     where.add("timestamp <= ?", query.until)
     return where

@@ -1,0 +1,126 @@
+"""Checking the audit log in a database file, from outside the broker and without changing the file.
+
+The rules:
+
+- Every event is read and hashed, in order: none may be missing, out of place or altered.
+- The tree over them is built anew and compared with the one that was kept, so that the first wrong event is known even
+  if all hashes behind it were made to fit.
+- The newest checkpoint has to cover the first events, and to be signed by one of the log's keys.
+- With the master key, the log has to end where the broker ended it. Without it, the checkpoint's keys have to come from
+  somewhere else.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from agentwrit.broker.storage import sqlite_log
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
+from agentwrit.domain import audit, checkpoint, merkle
+from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
+from agentwrit.domain.checkpoint import Checkpoint
+from agentwrit.domain.errors import ConfigurationError, TamperedRecord
+from agentwrit.domain.note import VerifierKey
+from agentwrit.domain.signing_key import KeyPurpose
+
+NO_KEYS: Final = "there is no master key, so give the log's public key with --key: `agentwrit audit keys` shows it"
+
+
+def verify(
+    path: Path,
+    sealer: Sealer | None,
+    keys: Sequence[VerifierKey] = (),
+    *,
+    progress: Progress = unwatched,
+) -> tuple[int, Checkpoint | None]:
+    """Check the log in the database `path`. Returns how many events it has, and the checkpoint that covers the first.
+
+    `sealer`: of the broker's rows, where the master key is at hand; `keys`: of checkpoints, else those in the database.
+
+    Raises:
+        TamperedRecord: the log is not as the broker left it. Names the first event that is wrong.
+        ConfigurationError: there is no such database, or nothing to check it by.
+    """
+    if sealer is None and not keys:
+        raise ConfigurationError(NO_KEYS)
+    connection = _open(path)
+    try:
+        connection.execute("BEGIN")
+        return _verify(connection, sealer, keys, progress)
+    except sqlite3.DatabaseError as error:
+        raise TamperedRecord(f"{path} is damaged: {error}") from error
+    finally:
+        connection.close()
+
+
+def _verify(
+    connection: sqlite3.Connection, sealer: Sealer | None, keys: Sequence[VerifierKey], progress: Progress
+) -> tuple[int, Checkpoint | None]:
+    signed = sqlite_log.checkpoint(connection)
+    covered = _covered(connection, sealer, keys, signed)
+    total = sqlite_log.last_sequence(connection)
+    head = audit.Head()
+    for event in sqlite_log.events(connection, -(2**62), 2**62):
+        head, tiles = audit.follow(head, event)
+        _check_tiles(connection, sealer, tiles)
+        if covered is not None and head.sequence == covered.size:
+            audit.check_covered(head, covered.size, covered.root)
+        if head.sequence % PROGRESS_EVENTS == 0:
+            progress(head.sequence, total)
+    if covered is not None and head.sequence < covered.size:
+        audit.check_covered(head, covered.size, covered.root)
+    if sealer is not None and sqlite_log.saved_head(connection, sealer) != (head.sequence, head.hash):
+        raise TamperedRecord(f"the log does not end with {audit.event_id(head.sequence)}: its tail was replaced")
+    return head.sequence, covered
+
+
+def _covered(
+    connection: sqlite3.Connection, sealer: Sealer | None, keys: Sequence[VerifierKey], signed: str
+) -> Checkpoint | None:
+    if not signed:
+        if keys:
+            raise TamperedRecord("there is no checkpoint")
+        return None  # the broker has not lived for long enough to sign one
+    if not keys and sealer is not None:
+        name = checkpoint.unverified(signed).origin
+        stored = SqliteSnapshot(connection, sealer).signing_keys()
+        keys = [VerifierKey(name, key.public_key) for key in stored if key.purpose is KeyPurpose.AUDIT_CHECKPOINT]
+    return checkpoint.read(signed, keys)
+
+
+def _check_tiles(connection: sqlite3.Connection, sealer: Sealer | None, tiles: Iterable[merkle.Tile]) -> None:
+    """Compare tiles of the tree that was built anew with those that were kept; upper ones have grown since."""
+    for built in tiles:
+        kept = sqlite_log.kept_tile(connection, sealer, built.level, built.number)
+        if kept[: len(built.hashes)] == built.hashes:
+            continue
+        if built.level:
+            raise TamperedRecord(f"tile {built.number} of level {built.level} of the tree was altered")
+        size = merkle.HASH_BYTES
+        at = next((at for at in range(0, len(built.hashes), size) if built.hashes[at:][:size] != kept[at:][:size]), 0)
+        raise TamperedRecord(
+            f"{audit.event_id(built.number * merkle.TILE_WIDTH + at // size + 1)} is not the event that was recorded"
+        )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """A connection that only reads. A copy in a directory that cannot be written is opened as it lies there."""
+    if not path.is_file():
+        raise ConfigurationError(f"there is no database {path}")
+    has_log = path.with_name(path.name + "-wal").exists()
+    for mode in ("mode=ro", "mode=ro&immutable=1"):
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            connection.execute("PRAGMA trusted_schema = OFF")
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if has_log or "immutable" in mode:
+                raise ConfigurationError(f"{path} cannot be opened as a database: {error}") from error
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise TamperedRecord(f"{path} is no database any more: {error}") from error
+    raise AssertionError("unreachable")

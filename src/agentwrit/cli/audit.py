@@ -1,0 +1,296 @@
+"""`agentwrit audit`: the audit log, read, exported, checked and proven."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from agentwrit.cli import broker, options
+from agentwrit.cli.output import print_json, print_table, say, say_out
+from agentwrit.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from agentwrit.client.audit_log import AuditLog
+    from agentwrit.domain.note import VerifierKey
+
+PAGE: Final = 1000
+FOLLOW_SECONDS: Final = 1.0
+STANDARD_OUTPUT: Final = "-"
+
+
+@click.group()
+def audit() -> None:
+    """Read the audit log, and check that it is whole.
+
+    A log is checked against a checkpoint that the broker signed. Whose checkpoint it is, a key says that you hold: note
+    it down once (`agentwrit audit keys`), away from the broker, and give it with --key. Exits with 1 where the log, an
+    export or a proof is not what was signed.
+    """
+
+
+_keys = click.option(
+    "--key", "keys", multiple=True, metavar="KEY", help="A key of checkpoints that you hold; repeatable."
+)
+_output = click.option(
+    "--output", type=click.Path(dir_okay=False), default=STANDARD_OUTPUT, metavar="FILE", help="Where to; - is here."
+)
+
+
+@audit.command()
+@click.option("--agent", metavar="AGENT", help="Only what concerns this agent, by its SPIFFE id.")
+@click.option("--app", metavar="APP", help="Only what concerns this app, by its id or name.")
+@click.option("--task", metavar="TASK", help="Only what concerns this task.")
+@click.option("--type", "event_type", metavar="TYPE", help="Only events of this type.")
+@click.option("--outcome", type=click.Choice(["success", "denied"]), help="Only what ended so.")
+@click.option("--since", metavar="TIME", help="Only from then on (RFC 3339).")
+@click.option("--until", metavar="TIME", help="Only until then (RFC 3339).")
+@click.option("--after", metavar="EVENT", help="Only events behind this one.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="No more than N.")
+@click.option("--follow", is_flag=True, help="Go on with events as they come.")
+@options.broker_url
+@click.option("--json", "is_json", is_flag=True, help="A line of JSON for each event.")
+def events(
+    agent: str | None,
+    app: str | None,
+    task: str | None,
+    event_type: str | None,
+    outcome: str | None,
+    since: str | None,
+    until: str | None,
+    after: str | None,
+    limit: int | None,
+    follow: bool,
+    broker_url: str,
+    is_json: bool,
+) -> None:
+    """Show events, the oldest first."""
+    filters = {
+        "agent_id": agent,
+        "app_id": None if app is None else _app_id(broker_url, app),
+        "task_id": task,
+        "event_type": event_type,
+        "outcome": outcome,
+        "since": since,
+        "until": until,
+    }
+    with _log(broker_url) as log:
+        found = _events(log, filters, after, limit, follow=follow)
+        if is_json or follow:
+            for event in found:
+                say_out(json.dumps(event, ensure_ascii=False) if is_json else "  ".join(_row(event)))
+                sys.stdout.flush()
+            return
+        print_table(("event", "time", "type", "outcome", "by", "agent", "detail"), map(_row, found))
+
+
+@audit.command()
+@_output
+@_keys
+@options.broker_url
+def export(output: str, keys: tuple[str, ...], broker_url: str) -> int:
+    """Write the whole log with its checkpoint, as lines of JSON, checking it on the way."""
+    from agentwrit.domain import audit_export, checkpoint
+
+    with _log(broker_url) as log, _checking() as progress, click.open_file(output, "wb") as file:
+        held = _held(keys) or log.verifier_keys()
+        signed = log.checkpoint()
+        covered = checkpoint.read(signed, held)
+        for line in audit_export.write(signed, log.checked_entries(covered, progress=progress)):
+            file.write(line)
+    say(f"exported {covered.size} events")
+    return 0
+
+
+@audit.command()
+@click.option("--export", "exported", type=click.Path(exists=True, dir_okay=False), help="Check this export instead.")
+@click.option("--database", type=click.Path(exists=True), help="Check this data directory or database file instead.")
+@_keys
+@options.broker_url
+@options.as_json
+def verify(exported: str | None, database: str | None, keys: tuple[str, ...], broker_url: str, is_json: bool) -> int:
+    """Check that no event was altered, dropped, moved or cut off.
+
+    Asks the broker for its log; or checks an export, for which the log's key has to be given; or a data directory or
+    database file, with the broker stopped or running. In a data directory the master key tells more: without it, give
+    --key.
+    """
+    if exported is not None and database is not None:
+        raise click.UsageError("give --export or --database, not both")
+    if database is not None:
+        broker.verify_audit(database, keys)
+    from agentwrit.domain import audit_export
+
+    with _checking(is_json=is_json) as progress:
+        if exported is not None:
+            if not keys:
+                raise click.UsageError("give the log's key with --key: `agentwrit audit keys` shows it")
+            with Path(exported).open("rb") as file:
+                verified = audit_export.verify(file, _held(keys), progress=progress)
+        else:
+            with _log(broker_url) as log:
+                if not keys:
+                    say("the keys are those that the broker itself names: give --key to rely on your own")
+                verified = log.verify(_held(keys) or log.verifier_keys(), progress=progress)
+    count, covered = verified.checkpoint.size - verified.after, verified.checkpoint
+    if is_json:
+        print_json({"verified": True, "events": count, "origin": covered.origin, "root": covered.root.hex()})
+    else:
+        say_out(f"verified {count} events of {covered.origin}")
+    return 0
+
+
+@audit.command()
+@click.argument("event")
+@_output
+@_keys
+@options.broker_url
+def prove(event: str, output: str, keys: tuple[str, ...], broker_url: str) -> int:
+    """Write a proof that EVENT is in the log, which anyone with the log's key can check (C2SP tlog-proof)."""
+    with _log(broker_url) as log, _checking():
+        proof = log.prove(event, _held(keys) or log.verifier_keys())
+    with click.open_file(output, "w", encoding="utf-8") as file:
+        file.write(proof)
+    return 0
+
+
+@audit.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@_keys
+def check(file: str, keys: tuple[str, ...]) -> int:
+    """Check the proof in FILE, and show the event that it proves."""
+    from agentwrit.domain import audit_proof
+
+    if not keys:
+        raise click.UsageError("give the log's key with --key: `agentwrit audit keys` shows it")
+    with _checking(), click.open_file(file, encoding="utf-8", errors="replace") as stream:
+        proven = audit_proof.check(stream.read(audit_proof.MAX_BYTES + 1), _held(keys))
+    print_json(json.loads(proven.entry))
+    say(f"this event is in the log of {proven.checkpoint.origin}, among its first {proven.checkpoint.size}")
+    return 0
+
+
+@audit.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@_keys
+@options.broker_url
+def witness(file: str, keys: tuple[str, ...], broker_url: str) -> int:
+    """Remember in FILE the last checkpoint of the log, and refuse one that does not continue it.
+
+    Run it now and then, on another machine than the broker: that is what catches a history that was rewritten. Needs no
+    secret. Without --key the first run believes the keys that the broker names, and later runs believe the same.
+    """
+    from agentwrit.cli.witness import Witness
+
+    with _checking(), _public_log(broker_url) as log:
+        seen = Witness(Path(file)).look(log, _held(keys))
+    say_out(f"{seen.origin}: {seen.size} events, consistent")
+    return 0
+
+
+@audit.command(name="keys")
+@options.broker_url
+@options.as_json
+def list_keys(broker_url: str, is_json: bool) -> None:
+    """Show the keys of checkpoints, for --key. Keep them where the broker cannot change them."""
+    with _public_log(broker_url) as log:
+        held = [str(key) for key in log.verifier_keys()]
+    if is_json:
+        print_json({"keys": held})
+        return
+    for key in held:
+        say_out(key)
+
+
+@audit.command()
+@options.broker_url
+def checkpoint(broker_url: str) -> None:
+    """Show the newest checkpoint."""
+    with _public_log(broker_url) as log:
+        for line in log.checkpoint().splitlines():
+            say_out(line)
+
+
+def _app_id(broker_url: str, app: str) -> str:
+    with options.operator_client(broker_url) as operator:
+        return options.app_id(operator, app)
+
+
+def _events(
+    log: "AuditLog",
+    filters: Mapping[str, str | None],
+    after: str | None,
+    limit: int | None,
+    *,
+    follow: bool,
+) -> Iterator[dict[str, Any]]:
+    left = limit
+    while left is None or left > 0:
+        size = PAGE if left is None else min(left, PAGE)
+        page = log.events({**filters, "after": after, "limit": size})["events"]
+        yield from page
+        after = page[-1]["id"] if page else after
+        left = None if left is None else left - len(page)
+        if len(page) < size:
+            if not follow:
+                return
+            time.sleep(FOLLOW_SECONDS)
+
+
+def _row(event: Mapping[str, Any]) -> Sequence[str]:
+    by = event["principal"] or event["client_address"]
+    return (
+        event["id"],
+        event["timestamp"],
+        event["event_type"],
+        event["outcome"],
+        by,
+        event["agent_id"],
+        event["detail"],
+    )
+
+
+def _held(keys: Sequence[str]) -> "list[VerifierKey]":
+    from agentwrit.domain.note import VerifierKey
+
+    try:
+        return [VerifierKey.parse(key) for key in keys]
+    except ValueError as error:
+        raise click.UsageError(f"--key: {error}") from None
+
+
+@contextlib.contextmanager
+def _checking(*, is_json: bool = False) -> Iterator[ProgressBar]:
+    """Work that may find that something is not what was signed."""
+    from agentwrit.domain.errors import TamperedRecord
+
+    progress = ProgressBar()
+    try:
+        yield progress
+    except TamperedRecord as error:
+        progress.close()
+        if is_json:
+            print_json({"verified": False, "error": str(error)})
+        raise NotGenuine(str(error)) from None
+    finally:
+        progress.close()
+
+
+class NotGenuine(click.ClickException):
+    """Something is not what was signed."""
+
+
+def _log(broker_url: str) -> "AuditLog":
+    from agentwrit.client.audit_log import AuditLog
+
+    return AuditLog(broker_url, options.admin_secret())
+
+
+def _public_log(broker_url: str) -> "AuditLog":
+    from agentwrit.client.audit_log import AuditLog
+
+    return AuditLog(broker_url)

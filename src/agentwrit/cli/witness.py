@@ -1,0 +1,65 @@
+"""Remembering the checkpoints of a log, so that its history cannot be rewritten unseen."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from agentwrit.client.audit_log import AuditLog
+from agentwrit.domain import checkpoint, merkle
+from agentwrit.domain.checkpoint import Checkpoint
+from agentwrit.domain.errors import AgentWritError, TamperedRecord
+from agentwrit.domain.note import VerifierKey
+
+
+class Witness:
+    """What was last seen of a log, in a file: its checkpoint, and the keys that are believed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def look(self, log: AuditLog, keys: Sequence[VerifierKey]) -> Checkpoint:
+        """See the log's newest checkpoint, and remember it, if it continues the last one. `keys`: to believe too.
+
+        Raises:
+            TamperedRecord: it does not, or is not signed by a key that is believed. What was remembered stays.
+            AgentWritError: the file is not what was written to it.
+        """
+        remembered, known = self._read()
+        believed = [*known, *(key for key in keys if key not in known)] or log.verifier_keys()
+        signed = log.checkpoint()
+        seen = checkpoint.read(signed, believed)
+        if remembered:
+            before = checkpoint.read(remembered, believed)
+            if seen.origin != before.origin:
+                raise TamperedRecord(f"this is another log: {seen.origin}, and not {before.origin}")
+            if seen.size < before.size:
+                raise TamperedRecord(f"the log has {seen.size} events and had {before.size}: its history was cut off")
+            proof = log.consistency_proof(before.size, seen.size)
+            try:
+                merkle.check_consistency(before.size, seen.size, proof, before.root, seen.root)
+            except TamperedRecord:
+                raise TamperedRecord(
+                    f"the log does not continue what it was when it had {before.size} events: its history was rewritten"
+                ) from None
+        self._write(signed, believed)
+        return seen
+
+    def _read(self) -> tuple[str, list[VerifierKey]]:
+        if not self._path.exists():
+            return "", []
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            return str(content["checkpoint"]), [VerifierKey.parse(key) for key in content["keys"]]
+        except (ValueError, KeyError, TypeError):
+            raise AgentWritError(f"{self._path} is not what a witness wrote: put it back from a backup") from None
+
+    def _write(self, signed: str, keys: Sequence[VerifierKey]) -> None:
+        """Replace the file, whole or not at all."""
+        new = self._path.with_name(self._path.name + ".new")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump({"checkpoint": signed, "keys": [str(key) for key in keys]}, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)

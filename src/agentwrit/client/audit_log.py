@@ -1,0 +1,168 @@
+"""The audit log over the wire, for auditors: read, checked as it comes, and proven.
+
+What a broker says of its log is believed only as far as a checkpoint signed by a key that the auditor holds covers it.
+"""
+
+import base64
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from agentwrit.client import steps
+from agentwrit.client.driver import Connected, Driver
+from agentwrit.client.exchange import MAX_ANSWER_BYTES, HttpRequest, HttpResponse, Secret, Steps
+from agentwrit.client.policy import Login
+from agentwrit.domain import audit, audit_proof, checkpoint, merkle, tiles
+from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, Verified, unwatched
+from agentwrit.domain.checkpoint import Checkpoint
+from agentwrit.domain.errors import TamperedRecord
+from agentwrit.domain.note import VerifierKey
+from agentwrit.domain.tiles import EntryBundle, HashTile
+from agentwrit.errors import AgentWritError, TransportError
+
+AUDIT: Final = "/v1/audit"
+MAX_BUNDLE_BYTES: Final = merkle.TILE_WIDTH * (audit.MAX_ENTRY_BYTES + 2)
+FETCHED_AHEAD: Final = 4  # bundles: while one is checked the broker reads the next
+
+
+class AuditLog(Connected):
+    """The audit log of the broker at `broker_url`. Checkpoints and proofs need no secret; events need the operator's.
+
+    `timeout`: seconds for a call. Every method raises ProblemResponseError where the broker refuses, and TransportError
+    where it was not reached.
+    """
+
+    def __init__(self, broker_url: str, admin_secret: str | None = None, *, timeout: float = 30.0) -> None:
+        login = None if admin_secret is None else Login(lambda: steps.operator_login(Secret(admin_secret)))
+        self._is_operator = login is not None
+        self._driver = Driver(broker_url, timeout=timeout, login=login)
+
+    def checkpoint(self) -> str:
+        """The newest checkpoint. The operator gets one of all that is in the log by now."""
+        method = "POST" if self._is_operator else "GET"
+        return _text(self._ask(f"{AUDIT}/checkpoint", method=method))
+
+    def verifier_keys(self) -> list[VerifierKey]:
+        """The keys that have signed checkpoints and were not revoked, as the broker names them.
+
+        That is enough to see that a log is whole, and not to see whose it is: hold on to the keys elsewhere.
+        """
+        listed = steps.read_object(self._ask(f"{AUDIT}/keys")).get("keys")
+        try:
+            return [
+                VerifierKey.parse(key["verifier_key"])
+                for key in listed or []
+                if key["state"] != "next" and not key["revoked_at"]
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise TransportError("the answer does not list the keys of checkpoints: is this a broker?") from None
+
+    def events(self, filters: Mapping[str, str | int | None]) -> dict[str, Any]:
+        """A page of events, as `events` and `total`. `filters`: the query of GET /v1/audit/events."""
+        query = urlencode({name: value for name, value in filters.items() if value is not None})
+        return steps.read_object(self._ask(f"{AUDIT}/events?{query}"))
+
+    def entries(self, size: int, *, after: int = 0) -> Iterator[bytes]:
+        """The entries behind the event `after`, up to the event `size`, in bundles of the standard."""
+        numbers = range(after // merkle.TILE_WIDTH, -(-size // merkle.TILE_WIDTH))
+        wanted = (EntryBundle(number, merkle.width(0, number, size)) for number in numbers)
+        with ThreadPoolExecutor(2) as threads:
+            coming = deque(threads.submit(self._bundle, bundle) for bundle in islice(wanted, FETCHED_AHEAD))
+            passed_over = after % merkle.TILE_WIDTH
+            while coming:
+                entries = list(tiles.unbundle(coming.popleft().result()))
+                coming.extend(threads.submit(self._bundle, bundle) for bundle in islice(wanted, 1))
+                yield from entries[passed_over:]
+                passed_over = 0
+
+    def consistency_proof(self, old: int, new: int) -> list[bytes]:
+        """The proof that the log of `new` events continues that of `old`."""
+        query = urlencode({"old": old, "new": new})
+        return _hashes(steps.read_object(self._ask(f"{AUDIT}/proof/consistency?{query}")))
+
+    def prove(self, event_id: str, keys: Sequence[VerifierKey]) -> str:
+        """A proof of one event, which is checked before it is given away.
+
+        Raises:
+            TamperedRecord: the proof that came does not hold.
+        """
+        self.checkpoint()  # the event may be younger than the newest one
+        answer = steps.read_object(self._ask(f"{AUDIT}/proof/inclusion?{urlencode({'event': event_id})}"))
+        index, signed = answer.get("index"), answer.get("checkpoint")
+        if not isinstance(index, int) or not isinstance(signed, str):
+            raise TransportError("the answer is no proof: is this a broker?")
+        [entry] = self.entries(index + 1, after=index)
+        proof = audit_proof.write(entry, index, _hashes(answer), signed)
+        audit_proof.check(proof, keys)
+        return proof
+
+    def verify(self, keys: Sequence[VerifierKey], *, progress: Progress = unwatched) -> Verified:
+        """Check the whole log against its newest checkpoint.
+
+        Raises:
+            TamperedRecord: it is not as it was signed. Names the first event that is wrong.
+        """
+        covered = checkpoint.read(self.checkpoint(), keys)
+        for _ in self.checked_entries(covered, progress=progress):
+            pass
+        return Verified(0, covered)
+
+    def checked_entries(self, covered: Checkpoint, *, progress: Progress = unwatched) -> Iterator[bytes]:
+        """The entries that a checkpoint covers, each once it has been seen to follow the one before.
+
+        Raises:
+            TamperedRecord: the log is not the one that was signed. Names the first event that is wrong.
+        """
+        head = audit.Head()
+        for entry in self.entries(covered.size):
+            try:
+                head = audit.follow_entry(head, entry)
+            except TamperedRecord as error:
+                raise self._first_wrong(head) or error from None
+            if head.sequence % PROGRESS_EVENTS == 0:
+                progress(head.sequence, covered.size)
+            yield entry
+        audit.check_covered(head, covered.size, covered.root)
+
+    def _first_wrong(self, head: audit.Head) -> TamperedRecord | None:
+        """Whether the event that `head` ends with is not the one whose hash the broker keeps."""
+        index = head.sequence - 1
+        number, at = divmod(index, merkle.TILE_WIDTH)
+        path = HashTile(0, number, merkle.width(0, number, head.sequence)).path
+        try:
+            kept = self._ask(f"{AUDIT}/tile/{path}").body[at * merkle.HASH_BYTES :][: merkle.HASH_BYTES]
+        except AgentWritError:
+            return None
+        seen = head.tree.tiles[0][-merkle.HASH_BYTES :]
+        is_wrong = bool(seen) and kept != seen
+        return TamperedRecord(f"{audit.event_id(head.sequence)} was altered") if is_wrong else None
+
+    def _bundle(self, bundle: EntryBundle) -> bytes:
+        return self._ask(f"{AUDIT}/tile/{quote(bundle.path)}", max_bytes=MAX_BUNDLE_BYTES).body
+
+    def _ask(self, path: str, *, method: str = "GET", max_bytes: int = MAX_ANSWER_BYTES) -> HttpResponse:
+        request = HttpRequest(method, path, is_idempotent=True, max_bytes=max_bytes)
+        return self._driver.run(_ask(request, is_operator=self._is_operator))
+
+
+def _ask(request: HttpRequest, *, is_operator: bool) -> Steps[HttpResponse]:
+    response = (yield from steps.logged_in(request)) if is_operator else (yield request)
+    steps.check(response)
+    return response
+
+
+def _text(response: HttpResponse) -> str:
+    try:
+        return response.body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise TransportError("the answer is not text: is this a broker?") from None
+
+
+def _hashes(answer: Mapping[str, Any]) -> list[bytes]:
+    try:
+        return [base64.b64decode(value, validate=True) for value in answer["proof"]]
+    except (KeyError, TypeError, ValueError):
+        raise TransportError("the answer is no proof: is this a broker?") from None

@@ -1,0 +1,125 @@
+"""Exports of the audit log: what an auditor is handed, and checks with the log's public key and nothing else.
+
+The rules:
+
+- An export is lines of RFC 8785 JSON. The first one is the header: the checkpoint of the log, and where the export
+  begins (behind the event `after`, whose hash is `prev_hash` and up to where the tree's right edge was `edge`).
+- Then comes every event up to the size of the checkpoint, as the broker shows it, in order and without a gap. Nothing
+  follows.
+- Each line has one spelling. An export in which any byte is another does not verify.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from agentwrit.domain import audit, canonical, checkpoint, merkle
+from agentwrit.domain.audit import Head
+from agentwrit.domain.checkpoint import Checkpoint
+from agentwrit.domain.errors import TamperedRecord
+from agentwrit.domain.note import VerifierKey
+
+FORMAT: Final = "agentwrit-audit-export-v1"
+PROGRESS_EVENTS: Final = 1024
+
+Progress = Callable[[int, int], None]
+"""Is told now and then how many events are done, and of how many."""
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    format: str
+    checkpoint: str
+    after: int
+    prev_hash: str
+    edge: list[str]
+
+
+class Verified(NamedTuple):
+    """What was shown to be genuine: the events behind `after`, up to the checkpoint's size."""
+
+    after: int
+    checkpoint: Checkpoint
+
+
+def unwatched(done: int, total: int) -> None:
+    """A Progress for nobody."""
+
+
+def write(signed: str, entries: Iterable[bytes], *, start: Head = audit.Head()) -> Iterator[bytes]:  # noqa: B008
+    """The lines of an export. `signed`: the checkpoint, `entries`: those from `start` to its size."""
+    yield _header_line(signed, start)
+    for entry in entries:
+        record = msgspec.json.decode(entry)
+        yield _line({**record, "hash": hashlib.sha256(entry).hexdigest()})
+
+
+def verify(lines: Iterable[bytes], keys: Iterable[VerifierKey], *, progress: Progress = unwatched) -> Verified:
+    """Check an export, line by line; each with the new line at its end.
+
+    Raises:
+        TamperedRecord: it is not as the broker signed it. Names the first event that is wrong.
+    """
+    rest = iter(lines)
+    header, start = _read_header(next(rest, b""))
+    covered = checkpoint.read(header.checkpoint, keys)
+    head = start
+    for line in rest:
+        if head.sequence == covered.size:
+            raise TamperedRecord(f"there is more than the checkpoint covers, behind {audit.event_id(covered.size)}")
+        head = audit.follow_entry(head, _read_line(line, head.sequence + 1))
+        if head.sequence % PROGRESS_EVENTS == 0:
+            progress(head.sequence - start.sequence, covered.size - start.sequence)
+    audit.check_covered(head, covered.size, covered.root)
+    return Verified(start.sequence, covered)
+
+
+def _line(members: dict[str, object]) -> bytes:
+    return canonical.encode_plain(members) + b"\n"
+
+
+def _header_line(signed: str, start: Head) -> bytes:
+    edge = [base64.b64encode(hashes).decode("ascii") for hashes in start.tree.tiles]
+    return _line(
+        {"format": FORMAT, "checkpoint": signed, "after": start.sequence, "prev_hash": start.hash, "edge": edge}
+    )
+
+
+def _read_header(line: bytes) -> tuple[_Header, Head]:
+    try:
+        header = msgspec.json.decode(line, type=_Header)
+        edge = merkle.Edge(header.after, tuple(base64.b64decode(hashes, validate=True) for hashes in header.edge))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+        raise TamperedRecord("the first line is not the header of an export") from None
+    widths = [len(hashes) for hashes in edge.tiles]
+    expected = [(header.after >> (8 * level)) % merkle.TILE_WIDTH * merkle.HASH_BYTES for level in range(len(widths))]
+    is_whole = widths == expected and header.after >> (8 * len(widths)) == 0 and widths
+    start = Head(header.prev_hash, edge)
+    if header.format != FORMAT or not is_whole or line != _header_line(header.checkpoint, start):
+        raise TamperedRecord("the first line is not the header of an export")
+    return header, start
+
+
+def _read_line(line: bytes, sequence: int) -> bytes:
+    """The entry of the event in a line."""
+    try:
+        record = msgspec.json.decode(line, type=dict[str, object])
+        is_canonical = line == _line(record)
+        claimed = record.pop("hash", None)
+        entry = canonical.encode_plain(record)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise TamperedRecord(f"{audit.event_id(sequence)} was altered: it is no event") from None
+    if not is_canonical or claimed != hashlib.sha256(entry).hexdigest():
+        raise TamperedRecord(f"{_name(record, sequence)} was altered")
+    return entry
+
+
+def _name(record: dict[str, object], sequence: int) -> str:
+    """What to call a bad event: as it is called itself if that is some event's name, else by its place."""
+    name = record.get("id")
+    try:
+        return audit.event_id(audit.parse_event_id(name)) if isinstance(name, str) else audit.event_id(sequence)
+    except ValueError:
+        return audit.event_id(sequence)

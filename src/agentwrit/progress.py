@@ -1,0 +1,33 @@
+"""A line about long work, on a terminal and nowhere else."""
+
+import sys
+import time
+from typing import Final, TextIO
+
+SHOWN_AFTER_SECONDS: Final = 1.0
+WIDTH: Final = 30
+
+
+class ProgressBar:
+    """A bar on standard error for work that takes longer than a second. Call it with what is done, and of how many."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._is_seen = self._stream is not None and self._stream.isatty()
+        self._show_at = time.monotonic() + SHOWN_AFTER_SECONDS
+        self._is_shown = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._is_seen and now >= self._show_at:
+            self._show_at, self._is_shown = now + 0.1, True
+            full = WIDTH * done // max(1, total)
+            bar = "=" * full + " " * (WIDTH - full)
+            self._stream.write(f"\r[{bar}] {done:,} of {total:,} events")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._is_shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
