@@ -50,7 +50,10 @@ def changed(value: Any) -> Any:
 def test_a_genuine_log_is_verified_whole_and_in_parts() -> None:
     assert audit.verify(LOG) == LENGTH
     assert audit.verify([]) == 0
-    assert audit.verify(LOG[3:], after=3, prev_hash=LOG[2].hash) == LENGTH - 3
+    replay = audit.Replay()
+    for event in LOG[:3]:
+        replay.take_event(event)
+    assert audit.verify(LOG[3:], start=replay.head) == LENGTH - 3
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -91,7 +94,7 @@ def test_an_inserted_or_repeated_event_is_found() -> None:
 
 def test_a_log_of_another_beginning_is_found() -> None:
     with pytest.raises(TamperedRecord, match="evt-000001 does not follow"):
-        audit.verify(LOG, prev_hash="1" * 64)
+        audit.verify(LOG, start=audit.Head("1" * 64))
 
 
 def test_the_hash_is_that_of_the_exported_record_without_it() -> None:

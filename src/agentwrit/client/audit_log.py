@@ -116,27 +116,29 @@ class AuditLog(Connected):
         Raises:
             TamperedRecord: the log is not the one that was signed. Names the first event that is wrong.
         """
-        head = audit.Head()
+        replay = audit.Replay()
         for entry in self.entries(covered.size):
             try:
-                head = audit.follow_entry(head, entry)
+                replay.take_entry(entry)
             except TamperedRecord as error:
-                raise self._first_wrong(head) or error from None
-            if head.sequence % PROGRESS_EVENTS == 0:
-                progress(head.sequence, covered.size)
+                raise self._first_wrong(replay.head) or error from None
+            if replay.sequence % PROGRESS_EVENTS == 0:
+                progress(replay.sequence, covered.size)
             yield entry
-        audit.check_covered(head, covered.size, covered.root)
+        replay.check_covered(covered.size, covered.root)
 
     def _first_wrong(self, head: audit.Head) -> TamperedRecord | None:
         """Whether the event that `head` ends with is not the one whose hash the broker keeps."""
-        index = head.sequence - 1
-        number, at = divmod(index, merkle.TILE_WIDTH)
+        if not head.sequence:
+            return None
+        number, at = divmod(head.sequence - 1, merkle.TILE_WIDTH)
         path = HashTile(0, number, merkle.width(0, number, head.sequence)).path
         try:
-            kept = self._ask(f"{AUDIT}/tile/{path}").body[at * merkle.HASH_BYTES :][: merkle.HASH_BYTES]
+            kept = self._ask(f"{AUDIT}/tile/{path}").body[at * merkle.HASH_BYTES :]
         except AgentWritError:
             return None
-        seen = head.tree.tiles[0][-merkle.HASH_BYTES :]
+        # A row that has just become a full tile has left the edge; then the error says which two events it may be.
+        seen = head.tree.tiles[0][at * merkle.HASH_BYTES :]
         is_wrong = bool(seen) and kept != seen
         return TamperedRecord(f"{audit.event_id(head.sequence)} was altered") if is_wrong else None
 

@@ -28,7 +28,6 @@ GENESIS_HASH: Final = "0" * 64
 MAX_ENTRY_BYTES: Final = 65_535  # C2SP tlog-tiles: what the length before an entry can say
 
 _KEPT_OF_A_LIST: Final = 8
-_KEPT_OF_A_TEXT: Final = 1024
 
 Data = dict[str, str | int | list[str]]
 
@@ -195,8 +194,10 @@ def append(draft: Draft, head: Head, *, now: float) -> Appended:
         prev_hash=head.hash,
     )
     form = entry(event)
-    if len(form) > MAX_ENTRY_BYTES:
-        event = msgspec.structs.replace(event, data=_cut(event.data))
+    longest = MAX_ENTRY_BYTES
+    while len(form) > MAX_ENTRY_BYTES and longest:
+        longest //= 16
+        event = msgspec.structs.replace(event, data=_cut(draft.data, longest))
         form = entry(event)
     # It is nobody else's yet; a copy that has the hash too would take as long again as making it did.
     msgspec.structs.force_setattr(event, "hash", hashlib.sha256(form).hexdigest())
@@ -218,28 +219,80 @@ def entry(event: Event) -> bytes:
     return canonical.encode_plain(members)
 
 
-def verify(events: Iterable[Event], *, after: int = 0, prev_hash: str = GENESIS_HASH) -> int:
-    """Check a run of events that starts behind the event `after`, whose hash is `prev_hash`. Returns their number.
+def verify(events: Iterable[Event], *, start: Head = Head()) -> int:  # noqa: B008  # an immutable value
+    """Check a run of events that begins behind `start`. Returns their number.
 
     Raises:
         TamperedRecord: an event is missing, out of place or altered. Names the first one that is wrong.
     """
-    count = 0
+    replay = Replay(start)
     for event in events:
-        count += 1
-        checked_entry(event, after + count, prev_hash)
-        prev_hash = event.hash
-    return count
+        replay.take_event(event)
+    return replay.sequence - start.sequence
 
 
-def follow(head: Head, event: Event) -> tuple[Head, Sequence[merkle.Tile]]:
-    """Where the log ends with one more event, which is checked, and the tiles that are to be kept because of it.
+class Replay:
+    """A log, followed event by event from `head` on, and checked."""
 
-    Raises:
-        TamperedRecord: it is not the event that comes next, or was altered.
-    """
-    tree, tiles = head.tree.append(merkle.leaf_hash(checked_entry(event, head.sequence + 1, head.hash)))
-    return Head(event.hash, tree), tiles
+    def __init__(self, head: Head = Head()) -> None:  # noqa: B008  # an immutable value
+        self.sequence = head.sequence
+        self.hash = head.hash
+        self._tree = merkle.Growth(head.tree)
+
+    @property
+    def head(self) -> Head:
+        """Where the log has come to."""
+        return Head(self.hash, self._tree.edge)
+
+    def take(self, form: bytes, name: str, prev_hash: str, claimed: str | None = None) -> Sequence[merkle.Tile]:
+        """Go on by one event, given as its entry; `name`, `prev_hash` and `claimed`: the id and the hashes that it has.
+
+        Returns the tiles that are to be kept because of it. Without a `claimed` hash an entry that was altered shows
+        at the one behind it.
+
+        Raises:
+            TamperedRecord: it is not the event that comes next, or was altered.
+        """
+        expected = event_id(self.sequence + 1)
+        if name != expected:
+            raise TamperedRecord(f"{expected} is missing: {name[:40]} stands in its place")
+        found = hashlib.sha256(form).hexdigest()
+        if claimed is not None and claimed != found:
+            raise TamperedRecord(f"{expected} was altered")
+        if prev_hash != self.hash:
+            raise TamperedRecord(f"{expected} does not follow the event before it: one of the two was altered")
+        self.sequence, self.hash = self.sequence + 1, found
+        return self._tree.append(merkle.leaf_hash(form))
+
+    def take_event(self, event: Event) -> Sequence[merkle.Tile]:
+        """As `take`, for an event as it is stored."""
+        try:
+            form = entry(event)
+        except ValueError:
+            form = b""
+        return self.take(form, event.id, event.prev_hash, event.hash)
+
+    def take_entry(self, form: bytes) -> None:
+        """As `take`, for an entry and what it says of itself."""
+        try:
+            place = _read_place(form)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise TamperedRecord(f"{event_id(self.sequence + 1)} was altered: it is no event") from None
+        self.take(form, place.id, place.prev_hash)
+
+    def check_covered(self, size: int, root: bytes) -> None:
+        """Check that the log that ends here is the one whose checkpoint has this size and root.
+
+        Raises:
+            TamperedRecord: it is not: its tail was cut off, or its history was rewritten.
+        """
+        if self.sequence < size:
+            missing = f"{event_id(self.sequence + 1)} to {event_id(size)}"
+            raise TamperedRecord(f"the log ends with {event_id(self.sequence)}: {missing} were cut off")
+        if self.sequence > size or self._tree.edge.root() != root:
+            raise TamperedRecord(
+                "the history was rewritten: the events are not those that the checkpoint was signed over"
+            )
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -250,64 +303,13 @@ class _Place(msgspec.Struct, frozen=True):
 _read_place = msgspec.json.Decoder(_Place).decode
 
 
-def follow_entry(head: Head, form: bytes) -> Head:
-    """As `follow`, for an event given as its entry. An entry that was altered shows at the one behind it.
-
-    Raises:
-        TamperedRecord: it is not the entry that comes next.
-    """
-    expected = event_id(head.sequence + 1)
-    try:
-        place = _read_place(form)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise TamperedRecord(f"{expected} was altered: it is no event") from None
-    if place.id != expected:
-        raise TamperedRecord(f"{expected} is missing: {place.id[:40]} stands in its place")
-    if place.prev_hash != head.hash:
-        raise TamperedRecord(f"{expected} does not follow the event before it: one of the two was altered")
-    tree, _ = head.tree.append(merkle.leaf_hash(form))
-    return Head(hashlib.sha256(form).hexdigest(), tree)
-
-
-def check_covered(head: Head, size: int, root: bytes) -> None:
-    """Check that the log that ends here is the one whose checkpoint has this size and root.
-
-    Raises:
-        TamperedRecord: it is not: its tail was cut off, or its history was rewritten.
-    """
-    if head.sequence < size:
-        missing = f"{event_id(head.sequence + 1)} to {event_id(size)}"
-        raise TamperedRecord(f"the log ends with {event_id(head.sequence)}: {missing} were cut off")
-    if head.sequence > size or head.tree.root() != root:
-        raise TamperedRecord("the history was rewritten: the events are not those that the checkpoint was signed over")
-
-
-def checked_entry(event: Event, sequence: int, prev_hash: str) -> bytes:
-    """The entry of the event `sequence`, if this is it and if it follows the event of the hash `prev_hash`.
-
-    Raises:
-        TamperedRecord: it is not, or was altered.
-    """
-    if event.sequence != sequence:
-        raise TamperedRecord(f"{event_id(sequence)} is missing: {event.id} stands in its place")
-    if event.prev_hash != prev_hash:
-        raise TamperedRecord(f"{event.id} does not follow the event before it")
-    try:
-        form = entry(event)
-    except ValueError:
-        form = b""
-    if event.hash != hashlib.sha256(form).hexdigest():
-        raise TamperedRecord(f"{event.id} was altered")
-    return form
-
-
-def _cut(data: Data) -> Data:
-    """As much of `data` as fits into an entry, whatever it holds."""
+def _cut(data: Data, longest: int) -> Data:
+    """`data` with less in it: a few items of each list, and of each text so many characters at most."""
     short: Data = {}
     for name, value in data.items():
-        if isinstance(value, list) and len(value) > _KEPT_OF_A_LIST:
-            value = [*value[:_KEPT_OF_A_LIST], f"(and {len(value) - _KEPT_OF_A_LIST} more)"]
         if isinstance(value, list):
-            value = [item[:_KEPT_OF_A_TEXT] for item in value]
-        short[name] = value[:_KEPT_OF_A_TEXT] if isinstance(value, str) else value
+            more = [f"(and {len(value) - _KEPT_OF_A_LIST} more)"] if len(value) > _KEPT_OF_A_LIST else []
+            short[name] = [item[:longest] for item in value[:_KEPT_OF_A_LIST]] + more
+        else:
+            short[name] = value[:longest] if isinstance(value, str) else value
     return short

@@ -65,14 +65,14 @@ def verify(lines: Iterable[bytes], keys: Iterable[VerifierKey], *, progress: Pro
     rest = iter(lines)
     header, start = _read_header(next(rest, b""))
     covered = checkpoint.read(header.checkpoint, keys)
-    head = start
+    replay = audit.Replay(start)
     for line in rest:
-        if head.sequence == covered.size:
+        if replay.sequence == covered.size:
             raise TamperedRecord(f"there is more than the checkpoint covers, behind {audit.event_id(covered.size)}")
-        head = audit.follow_entry(head, _read_line(line, head.sequence + 1))
-        if head.sequence % PROGRESS_EVENTS == 0:
-            progress(head.sequence - start.sequence, covered.size - start.sequence)
-    audit.check_covered(head, covered.size, covered.root)
+        _take(replay, line)
+        if replay.sequence % PROGRESS_EVENTS == 0:
+            progress(replay.sequence - start.sequence, covered.size - start.sequence)
+    replay.check_covered(covered.size, covered.root)
     return Verified(start.sequence, covered)
 
 
@@ -102,24 +102,18 @@ def _read_header(line: bytes) -> tuple[_Header, Head]:
     return header, start
 
 
-def _read_line(line: bytes, sequence: int) -> bytes:
-    """The entry of the event in a line."""
+def _take(replay: audit.Replay, line: bytes) -> None:
+    """Go on by the event in a line."""
+    expected = audit.event_id(replay.sequence + 1)
     try:
         record = msgspec.json.decode(line, type=dict[str, object])
         is_canonical = line == _line(record)
         claimed = record.pop("hash", None)
-        entry = canonical.encode_plain(record)
+        name, prev_hash, form = record.get("id"), record.get("prev_hash"), canonical.encode_plain(record)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise TamperedRecord(f"{audit.event_id(sequence)} was altered: it is no event") from None
-    if not is_canonical or claimed != hashlib.sha256(entry).hexdigest():
-        raise TamperedRecord(f"{_name(record, sequence)} was altered")
-    return entry
-
-
-def _name(record: dict[str, object], sequence: int) -> str:
-    """What to call a bad event: as it is called itself if that is some event's name, else by its place."""
-    name = record.get("id")
-    try:
-        return audit.event_id(audit.parse_event_id(name)) if isinstance(name, str) else audit.event_id(sequence)
-    except ValueError:
-        return audit.event_id(sequence)
+        raise TamperedRecord(f"{expected} was altered: it is no event") from None
+    if not isinstance(claimed, str) or not isinstance(name, str) or not isinstance(prev_hash, str):
+        raise TamperedRecord(f"{expected} was altered: it is no event")
+    replay.take(form, name, prev_hash, claimed)
+    if not is_canonical:
+        raise TamperedRecord(f"{expected} was altered: it is not written as it was")

@@ -69,10 +69,14 @@ class Edge(NamedTuple):
         hashes = self.tiles[0] + leaf
         if len(hashes) < FULL_TILE_BYTES:
             return Edge(self.size + 1, (hashes, *self.tiles[1:])), ()
+        return self._closed(hashes)
+
+    def _closed(self, hashes: bytes) -> tuple["Edge", Sequence[Tile]]:
+        """The edge once the tile of level 0 holds `hashes`, and is full."""
+        last = self.size - self.size % TILE_WIDTH + TILE_WIDTH - 1
         tiles, kept = [hashes, *self.tiles[1:]], []
         for level in range(len(tiles)):
-            number = self.size >> (8 * (level + 1))
-            kept.append(Tile(level, number, tiles[level]))
+            kept.append(Tile(level, last >> (8 * (level + 1)), tiles[level]))
             if len(tiles[level]) < FULL_TILE_BYTES:
                 break
             root, tiles[level] = root_of(tiles[level]), b""
@@ -81,7 +85,7 @@ class Edge(NamedTuple):
                 kept.append(Tile(level + 1, 0, root))
                 break
             tiles[level + 1] += root
-        return Edge(self.size + 1, tuple(tiles)), kept
+        return Edge(last + 1, tuple(tiles)), kept
 
     def root(self) -> bytes:
         """The root of the tree."""
@@ -90,6 +94,29 @@ class Edge(NamedTuple):
             if hashes or below:
                 below = root_of(hashes + below)
         return below or EMPTY_ROOT
+
+
+class Growth:
+    """A tree that only grows, leaf by leaf: what `Edge` does, in place and faster."""
+
+    def __init__(self, edge: Edge = Edge()) -> None:  # noqa: B008  # an immutable value
+        self._edge = edge
+        hashes = edge.tiles[0]
+        self._row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
+
+    def append(self, leaf: bytes) -> Sequence[Tile]:
+        """As `Edge.append`: the tiles that are to be kept because of it."""
+        self._row.append(leaf)
+        if len(self._row) < TILE_WIDTH:
+            return ()
+        self._edge, kept = self._edge._closed(b"".join(self._row))
+        self._row.clear()
+        return kept
+
+    @property
+    def edge(self) -> Edge:
+        size = self._edge.size - self._edge.size % TILE_WIDTH + len(self._row)
+        return Edge(size, (b"".join(self._row), *self._edge.tiles[1:]))
 
 
 def width(level: int, number: int, size: int) -> int:

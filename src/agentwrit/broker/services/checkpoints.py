@@ -12,8 +12,8 @@ import msgspec
 import structlog
 
 from agentwrit.broker.keystore import SigningKeys
-from agentwrit.broker.storage.base import EventQuery, Snapshot, Store, Transaction
-from agentwrit.domain import audit, checkpoint, merkle, note, tiles
+from agentwrit.broker.storage.base import Snapshot, Store, Transaction
+from agentwrit.domain import checkpoint, merkle, note, tiles
 from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import InvalidRequest, NotFound, Unavailable
 from agentwrit.domain.note import VerifierKey
@@ -65,12 +65,12 @@ class Checkpoints:
             Unavailable: it cannot be stored.
         """
         size, newest = await self._store.read(lambda snapshot: (snapshot.log_size(), snapshot.checkpoint()))
-        if self._is_current(newest, size):
+        if newest is not None and self._is_current(newest, size):
             return newest
 
         def sign(transaction: Transaction) -> str:
             known, head = transaction.checkpoint(), transaction.head
-            if self._is_current(known, head.sequence):
+            if known is not None and self._is_current(known, head.sequence):
                 return known
             made = Checkpoint(self._origin, head.sequence, head.tree.root())
             signed = checkpoint.sign(made, self._keys.signer.public_key, self._keys.signer)
@@ -145,14 +145,14 @@ class Checkpoints:
         Raises:
             NotFound: there are not so many events.
         """
-        query = EventQuery(after=of.number * merkle.TILE_WIDTH, limit=of.width)
-        found = await self._store.read(lambda snapshot: snapshot.events(query))
-        if len(found) != of.width or found[0].sequence != query.after + 1:
+        first = of.number * merkle.TILE_WIDTH + 1
+        found = await self._store.read(lambda snapshot: snapshot.entries(first, first + of.width - 1))
+        if len(found) != of.width:
             raise NotFound("there is no such bundle of entries")
-        return tiles.bundle([audit.entry(event) for event in found])
+        return tiles.bundle(found)
 
     def _is_current(self, signed: str, size: int) -> bool:
         """Whether this is the checkpoint of `size` events by the key that signs now."""
-        if not signed or checkpoint.unverified(signed).size != size:
+        if checkpoint.unverified(signed).size != size:
             return False
         return note.is_signed_by(signed, VerifierKey(self._origin, self._keys.signer.public_key))

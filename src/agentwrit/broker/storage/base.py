@@ -188,12 +188,16 @@ class Snapshot(Protocol):
         """How many events there have ever been: the place of the last one."""
         ...
 
+    def entries(self, first: int, last: int) -> Sequence[bytes]:
+        """The entries of the events from one place to another, both included, as far as they are there."""
+        ...
+
     def tile(self, level: int, number: int) -> bytes:
         """The hashes of a tile of the tree over the log (`agentwrit.domain.merkle`), as far as there are any."""
         ...
 
-    def checkpoint(self) -> str:
-        """The newest checkpoint, or nothing where there is none yet."""
+    def checkpoint(self) -> str | None:
+        """The newest checkpoint, if there is one yet."""
         ...
 
 

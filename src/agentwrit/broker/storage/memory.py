@@ -186,13 +186,17 @@ class _MemorySnapshot:
     def log_size(self) -> int:
         return self._tables.log["head"].sequence
 
+    def entries(self, first: int, last: int) -> Sequence[bytes]:
+        wanted = range(first, last + 1)
+        return [audit.entry(self._tables.events[number]) for number in wanted if number in self._tables.events]
+
     def tile(self, level: int, number: int) -> bytes:
         edge = self._tables.log["head"].tree
         is_unfinished = level == 0 and number == edge.size // merkle.TILE_WIDTH
         return edge.tiles[0] if is_unfinished else self._tables.tiles.get((level, number), b"")
 
-    def checkpoint(self) -> str:
-        return self._tables.checkpoints.get("newest", "")
+    def checkpoint(self) -> str | None:
+        return self._tables.checkpoints.get("newest")
 
     def _matching(self, query: EventQuery) -> Iterator[audit.Event]:
         return (

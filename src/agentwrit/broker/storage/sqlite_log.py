@@ -5,13 +5,13 @@ to behind the broker's back is therefore refused when the store is opened; what 
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.domain import audit, merkle
+from agentwrit.domain import audit, canonical, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
 
@@ -19,6 +19,11 @@ EVENT_COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(audi
 SELECT_EVENTS: Final = f"SELECT {', '.join(EVENT_COLUMNS)} FROM events"
 
 _DATA_COLUMN = EVENT_COLUMNS.index("data")
+_HASH_COLUMN = EVENT_COLUMNS.index("hash")
+_PREV_HASH_COLUMN = EVENT_COLUMNS.index("prev_hash")
+_COLUMN_TYPES = [int if name in ("sequence", "version", "deleg_depth") else str for name in EVENT_COLUMNS]
+_FIRST = -(2**63)  # who inserts events does not have to begin with 1
+_encode = msgspec.json.encode
 _INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
 
 HEAD: Final = "audit_head"  # its row in `meta`
@@ -26,7 +31,7 @@ HEAD: Final = "audit_head"  # its row in `meta`
 
 def put_event(connection: sqlite3.Connection, event: audit.Event) -> None:
     columns = list(msgspec.structs.astuple(event))
-    columns[_DATA_COLUMN] = msgspec.json.encode(event.data).decode()
+    columns[_DATA_COLUMN] = _encode(event.data).decode()
     connection.execute(_INSERT_EVENT, columns)
 
 
@@ -44,13 +49,47 @@ def event(row: tuple[Any, ...]) -> audit.Event:
         raise TamperedRecord(f"{audit.event_id(row[0])} was altered: {error}") from error
 
 
-def events(connection: sqlite3.Connection, first: int, last: int) -> Iterator[audit.Event]:
-    """The events from one place to another, both included, as far as they are there."""
-    rows = connection.execute(
-        f"{SELECT_EVENTS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence",
-        (first, last),
-    )
-    return map(event, rows)
+def entry(row: tuple[Any, ...]) -> bytes:
+    """The entry of the event in a row of EVENT_COLUMNS, straight from what is there.
+
+    Raises:
+        TamperedRecord: a column is not as the broker writes it.
+    """
+    members = dict(zip(EVENT_COLUMNS, row, strict=True))
+    name = audit.event_id(members.pop("sequence"))
+    del members["hash"]
+    try:
+        members["data"] = msgspec.json.decode(members["data"], type=audit.Data)
+        is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(members["data"]).decode() == row[_DATA_COLUMN]
+        members["id"] = name
+        form = canonical.encode_plain(members)
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+        raise TamperedRecord(f"{name} was altered: {error}") from error
+    if not is_ours:
+        raise TamperedRecord(f"{name} was altered")
+    return form
+
+
+def rows(connection: sqlite3.Connection, first: int, last: int) -> Iterator[tuple[Any, ...]]:
+    """The rows of the events from one place to another, both included, as far as they are there."""
+    return connection.execute(f"{SELECT_EVENTS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence", (first, last))
+
+
+def entries(connection: sqlite3.Connection, first: int, last: int) -> Iterator[bytes]:
+    """The entries of the events from one place to another, both included, as far as they are there."""
+    return map(entry, rows(connection, first, last))
+
+
+def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Iterator[Sequence[merkle.Tile]]:
+    """Follow the log up to `last`, event by event. Yields the tiles that are to be kept because of each.
+
+    Raises:
+        TamperedRecord: an event is missing, out of place or altered.
+    """
+    for row in rows(connection, onto.sequence + 1 if onto.sequence else _FIRST, last):
+        if type(row[0]) is not int:
+            raise TamperedRecord(f"{audit.event_id(onto.sequence + 1)} is missing")
+        yield onto.take(entry(row), audit.event_id(row[0]), row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
 
 
 def last_sequence(connection: sqlite3.Connection) -> int:
@@ -79,8 +118,7 @@ def tile(connection: sqlite3.Connection, sealer: Sealer, level: int, number: int
     if kept or level:
         return kept
     first = number * merkle.TILE_WIDTH + 1
-    unfinished = events(connection, first, first + merkle.TILE_WIDTH - 1)
-    return b"".join(merkle.leaf_hash(audit.entry(found)) for found in unfinished)
+    return b"".join(map(merkle.leaf_hash, entries(connection, first, first + merkle.TILE_WIDTH - 1)))
 
 
 def kept_tile(connection: sqlite3.Connection, sealer: Sealer | None, level: int, number: int) -> bytes:
@@ -108,10 +146,10 @@ def put_checkpoint(connection: sqlite3.Connection, size: int, note: str) -> None
     connection.execute("INSERT OR REPLACE INTO checkpoint (one, size, note) VALUES (1, ?, ?)", (size, note))
 
 
-def checkpoint(connection: sqlite3.Connection) -> str:
-    """The newest checkpoint, or nothing where there is none yet."""
+def checkpoint(connection: sqlite3.Connection) -> str | None:
+    """The newest checkpoint, if there is one yet."""
     row = connection.execute("SELECT note FROM checkpoint").fetchone()
-    return str(row[0]) if row is not None else ""
+    return str(row[0]) if row is not None else None
 
 
 # -- the head ---------------------------------------------------------------------------------------------------------
@@ -136,15 +174,15 @@ def load_head(connection: sqlite3.Connection, sealer: Sealer) -> Head:
         raise TamperedRecord(f"the log ends with {audit.event_id(found)}, and not with {audit.event_id(sequence)}")
     whole = sequence - sequence % merkle.TILE_WIDTH
     edge = merkle.edge_at(whole, lambda level, number: tile(connection, sealer, level, number))
-    before = [found.hash for found in events(connection, whole, whole)]
-    if whole and not before:
+    before = connection.execute("SELECT hash FROM events WHERE sequence = ?", (whole,)).fetchone()
+    if whole and before is None:
         raise TamperedRecord(f"{audit.event_id(whole)} is missing")
-    head = Head(before[0] if before else audit.GENESIS_HASH, edge)
-    for found_event in events(connection, whole + 1, sequence):
-        head, _ = audit.follow(head, found_event)
-    if (head.sequence, head.hash) != (sequence, last_hash):
+    following = audit.Replay(Head(before[0] if whole else audit.GENESIS_HASH, edge))
+    for _ in replay(connection, following, sequence):
+        pass
+    if (following.sequence, following.hash) != (sequence, last_hash):
         raise TamperedRecord(f"{audit.event_id(sequence)} is not the event that the log ended with")
-    return head
+    return following.head
 
 
 def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> tuple[int, str]:
@@ -169,11 +207,10 @@ def grow_tree(connection: sqlite3.Connection, sealer: Sealer) -> None:
     Raises:
         TamperedRecord: the log was altered.
     """
-    head = Head()
-    for found in events(connection, 1, last_sequence(connection)):
-        head, tiles = audit.follow(head, found)
+    following = audit.Replay()
+    for tiles in replay(connection, following, last_sequence(connection)):
         put_tiles(connection, sealer, tiles)
-    save_head(connection, sealer, head)
+    save_head(connection, sealer, following.head)
 
 
 def _head_body(sequence: int, last_hash: str) -> str:

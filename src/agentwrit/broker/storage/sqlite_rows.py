@@ -142,10 +142,13 @@ class SqliteSnapshot:
     def log_size(self) -> int:
         return sqlite_log.last_sequence(self._connection)
 
+    def entries(self, first: int, last: int) -> Sequence[bytes]:
+        return list(sqlite_log.entries(self._connection, first, last))
+
     def tile(self, level: int, number: int) -> bytes:
         return sqlite_log.tile(self._connection, self._sealer, level, number)
 
-    def checkpoint(self) -> str:
+    def checkpoint(self) -> str | None:
         return sqlite_log.checkpoint(self._connection)
 
     def _one(self, table: str, record_type: type[R], where: str, value: object, **key: object) -> R | None:

@@ -10,6 +10,7 @@ The rules:
   somewhere else.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,14 +46,12 @@ def verify(
     """
     if sealer is None and not keys:
         raise ConfigurationError(NO_KEYS)
-    connection = _open(path)
     try:
-        connection.execute("BEGIN")
-        return _verify(connection, sealer, keys, progress)
+        with contextlib.closing(_open(path)) as connection:
+            connection.execute("BEGIN")
+            return _verify(connection, sealer, keys, progress)
     except sqlite3.DatabaseError as error:
         raise TamperedRecord(f"{path} is damaged: {error}") from error
-    finally:
-        connection.close()
 
 
 def _verify(
@@ -61,25 +60,25 @@ def _verify(
     signed = sqlite_log.checkpoint(connection)
     covered = _covered(connection, sealer, keys, signed)
     total = sqlite_log.last_sequence(connection)
-    head = audit.Head()
-    for event in sqlite_log.events(connection, -(2**62), 2**62):
-        head, tiles = audit.follow(head, event)
-        _check_tiles(connection, sealer, tiles)
-        if covered is not None and head.sequence == covered.size:
-            audit.check_covered(head, covered.size, covered.root)
-        if head.sequence % PROGRESS_EVENTS == 0:
-            progress(head.sequence, total)
-    if covered is not None and head.sequence < covered.size:
-        audit.check_covered(head, covered.size, covered.root)
-    if sealer is not None and sqlite_log.saved_head(connection, sealer) != (head.sequence, head.hash):
-        raise TamperedRecord(f"the log does not end with {audit.event_id(head.sequence)}: its tail was replaced")
-    return head.sequence, covered
+    following = audit.Replay()
+    for tiles in sqlite_log.replay(connection, following, 2**63 - 1):
+        if tiles:
+            _check_tiles(connection, sealer, tiles)
+        if covered is not None and following.sequence == covered.size:
+            following.check_covered(covered.size, covered.root)
+        if following.sequence % PROGRESS_EVENTS == 0:
+            progress(following.sequence, total)
+    if covered is not None and following.sequence <= covered.size:
+        following.check_covered(covered.size, covered.root)
+    if sealer is not None and sqlite_log.saved_head(connection, sealer) != (following.sequence, following.hash):
+        raise TamperedRecord(f"the log does not end with {audit.event_id(following.sequence)}: its tail was replaced")
+    return following.sequence, covered
 
 
 def _covered(
-    connection: sqlite3.Connection, sealer: Sealer | None, keys: Sequence[VerifierKey], signed: str
+    connection: sqlite3.Connection, sealer: Sealer | None, keys: Sequence[VerifierKey], signed: str | None
 ) -> Checkpoint | None:
-    if not signed:
+    if signed is None:
         if keys:
             raise TamperedRecord("there is no checkpoint")
         return None  # the broker has not lived for long enough to sign one
@@ -106,21 +105,16 @@ def _check_tiles(connection: sqlite3.Connection, sealer: Sealer | None, tiles: I
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """A connection that only reads. A copy in a directory that cannot be written is opened as it lies there."""
+    """A connection that only reads, and leaves no file behind where no broker is at work."""
     if not path.is_file():
         raise ConfigurationError(f"there is no database {path}")
-    has_log = path.with_name(path.name + "-wal").exists()
-    for mode in ("mode=ro", "mode=ro&immutable=1"):
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
-        try:
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            connection.execute("PRAGMA trusted_schema = OFF")
-            return connection
-        except sqlite3.OperationalError as error:
-            connection.close()
-            if has_log or "immutable" in mode:
-                raise ConfigurationError(f"{path} cannot be opened as a database: {error}") from error
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise TamperedRecord(f"{path} is no database any more: {error}") from error
-    raise AssertionError("unreachable")
+    is_at_rest = not path.with_name(path.name + "-wal").exists()
+    mode = "mode=ro&immutable=1" if is_at_rest else "mode=ro"
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.OperationalError as error:
+        connection.close()
+        raise ConfigurationError(f"{path} cannot be opened as a database: {error}") from error
+    return connection
