@@ -244,8 +244,8 @@ class Replay:
         """Where the log has come to."""
         return Head(self.hash, self._tree.edge)
 
-    def take(self, form: bytes, name: str, prev_hash: str, claimed: str | None = None) -> Sequence[merkle.Tile]:
-        """Go on by one event, given as its entry; `name`, `prev_hash` and `claimed`: the id and the hashes that it has.
+    def take(self, form: bytes, sequence: int, prev_hash: str, claimed: str | None = None) -> Sequence[merkle.Tile]:
+        """Go on by one event, given as its entry; `sequence`, `prev_hash` and `claimed`: what it says of itself.
 
         Returns the tiles that are to be kept because of it. Without a `claimed` hash an entry that was altered shows
         at the one behind it.
@@ -253,15 +253,15 @@ class Replay:
         Raises:
             TamperedRecord: it is not the event that comes next, or was altered.
         """
-        expected = event_id(self.sequence + 1)
-        if name != expected:
-            raise TamperedRecord(f"{expected} is missing: {name[:40]} stands in its place")
+        expected = self.sequence + 1
+        if sequence != expected:
+            raise TamperedRecord(f"{event_id(expected)} is missing: {event_id(sequence)} stands in its place")
         found = hashlib.sha256(form).hexdigest()
         if claimed is not None and claimed != found:
-            raise TamperedRecord(f"{expected} was altered")
+            raise TamperedRecord(f"{event_id(expected)} was altered")
         if prev_hash != self.hash:
-            raise TamperedRecord(f"{expected} does not follow the event before it: one of the two was altered")
-        self.sequence, self.hash = self.sequence + 1, found
+            raise TamperedRecord(f"{event_id(expected)} does not follow the event before it: one of them was altered")
+        self.sequence, self.hash = expected, found
         return self._tree.append(merkle.leaf_hash(form))
 
     def take_event(self, event: Event) -> Sequence[merkle.Tile]:
@@ -270,15 +270,16 @@ class Replay:
             form = entry(event)
         except ValueError:
             form = b""
-        return self.take(form, event.id, event.prev_hash, event.hash)
+        return self.take(form, event.sequence, event.prev_hash, event.hash)
 
     def take_entry(self, form: bytes) -> None:
         """As `take`, for an entry and what it says of itself."""
         try:
             place = _read_place(form)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            sequence = parse_event_id(place.id)
+        except (msgspec.DecodeError, ValueError, RecursionError):
             raise TamperedRecord(f"{event_id(self.sequence + 1)} was altered: it is no event") from None
-        self.take(form, place.id, place.prev_hash)
+        self.take(form, sequence, place.prev_hash)
 
     def check_covered(self, size: int, root: bytes) -> None:
         """Check that the log that ends here is the one whose checkpoint has this size and root.

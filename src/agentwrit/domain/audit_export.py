@@ -29,6 +29,9 @@ Progress = Callable[[int, int], None]
 """Is told now and then how many events are done, and of how many."""
 
 
+_read_record = msgspec.json.Decoder(dict[str, object]).decode
+
+
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: str
     checkpoint: str
@@ -106,14 +109,14 @@ def _take(replay: audit.Replay, line: bytes) -> None:
     """Go on by the event in a line."""
     expected = audit.event_id(replay.sequence + 1)
     try:
-        record = msgspec.json.decode(line, type=dict[str, object])
+        record = _read_record(line)
         is_canonical = line == _line(record)
-        claimed = record.pop("hash", None)
-        name, prev_hash, form = record.get("id"), record.get("prev_hash"), canonical.encode_plain(record)
+        claimed, prev_hash = record.pop("hash", None), record.get("prev_hash")
+        sequence, form = audit.parse_event_id(str(record.get("id"))), canonical.encode_plain(record)
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise TamperedRecord(f"{expected} was altered: it is no event") from None
-    if not isinstance(claimed, str) or not isinstance(name, str) or not isinstance(prev_hash, str):
+    if not isinstance(claimed, str) or not isinstance(prev_hash, str):
         raise TamperedRecord(f"{expected} was altered: it is no event")
-    replay.take(form, name, prev_hash, claimed)
+    replay.take(form, sequence, prev_hash, claimed)
     if not is_canonical:
         raise TamperedRecord(f"{expected} was altered: it is not written as it was")

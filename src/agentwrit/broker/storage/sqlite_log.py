@@ -24,6 +24,7 @@ _PREV_HASH_COLUMN = EVENT_COLUMNS.index("prev_hash")
 _COLUMN_TYPES = [int if name in ("sequence", "version", "deleg_depth") else str for name in EVENT_COLUMNS]
 _FIRST = -(2**63)  # who inserts events does not have to begin with 1
 _encode = msgspec.json.encode
+_decode_data = msgspec.json.Decoder(audit.Data).decode
 _INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
 
 HEAD: Final = "audit_head"  # its row in `meta`
@@ -43,7 +44,7 @@ def event(row: tuple[Any, ...]) -> audit.Event:
     """
     columns = dict(zip(EVENT_COLUMNS, row, strict=True))
     try:
-        columns["data"] = msgspec.json.decode(columns["data"], type=audit.Data)
+        columns["data"] = _decode_data(columns["data"])
         return msgspec.convert(columns, audit.Event)
     except (msgspec.DecodeError, TypeError, UnicodeDecodeError) as error:
         raise TamperedRecord(f"{audit.event_id(row[0])} was altered: {error}") from error
@@ -59,7 +60,7 @@ def entry(row: tuple[Any, ...]) -> bytes:
     name = audit.event_id(members.pop("sequence"))
     del members["hash"]
     try:
-        members["data"] = msgspec.json.decode(members["data"], type=audit.Data)
+        members["data"] = _decode_data(members["data"])
         is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(members["data"]).decode() == row[_DATA_COLUMN]
         members["id"] = name
         form = canonical.encode_plain(members)
@@ -89,7 +90,7 @@ def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Ite
     for row in rows(connection, onto.sequence + 1 if onto.sequence else _FIRST, last):
         if type(row[0]) is not int:
             raise TamperedRecord(f"{audit.event_id(onto.sequence + 1)} is missing")
-        yield onto.take(entry(row), audit.event_id(row[0]), row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
+        yield onto.take(entry(row), row[0], row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
 
 
 def last_sequence(connection: sqlite3.Connection) -> int:

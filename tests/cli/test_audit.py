@@ -1,0 +1,169 @@
+"""`agentwrit audit`: what operators, auditors and witnesses do."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import one_line, run, terminal
+from tests.support import ADMIN_SECRET, BrokerProcess
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    with BrokerProcess(tmp_path_factory.mktemp("audit") / "data") as broker:
+        app = broker.app()
+        for _ in range(60):
+            broker.release(app.agent()["access_token"])
+        yield broker
+
+
+@pytest.fixture
+def operator(own: BrokerProcess) -> dict[str, str]:
+    return {"AGENTWRIT_BROKER_URL": own.url, "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET}
+
+
+@pytest.fixture
+def anyone(own: BrokerProcess) -> dict[str, str]:
+    return {"AGENTWRIT_BROKER_URL": own.url}
+
+
+@pytest.fixture
+def key(anyone: dict[str, str]) -> str:
+    return run("audit", "keys", **anyone).stdout.strip()
+
+
+def test_events_are_listed_as_a_table_and_as_lines_of_json(own: BrokerProcess, operator: dict[str, str]) -> None:
+    app = own.app()
+    agent = app.agent(task_id="a-task-of-its-own")
+    lines = run("audit", "events", "--task", "a-task-of-its-own", "--json", **operator).stdout.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [event["event_type"] for event in found] == ["agent_registered", "token_issued"]
+    assert {event["agent_id"] for event in found} == {agent["agent_id"]}
+    table = run("audit", "events", "--task", "a-task-of-its-own", **operator).stdout.splitlines()
+    assert table[0].split() == ["event", "time", "type", "outcome", "by", "agent", "detail"]
+    assert [line.split()[0] for line in table[1:]] == [event["id"] for event in found]
+    for arguments in (
+        ("--app", app.name, "--type", "token_issued"),
+        ("--agent", agent["agent_id"], "--limit", "1"),
+        ("--after", found[0]["id"], "--outcome", "success", "--limit", "1"),
+    ):
+        assert len(run("audit", "events", "--json", *arguments, **operator).stdout.splitlines()) == 1
+    one_line(run("audit", "events", "--type", "nonsense", **operator), 2, "event_type")
+
+
+def test_events_are_followed_as_they_come(own: BrokerProcess, operator: dict[str, str]) -> None:
+    with terminal(["audit", "events", "--type", "app_registered", "--follow"], **operator) as following:
+        following.wait_for("app_registered")
+        app = own.app()
+        following.wait_for(app.app_id if app.app_id in following.shown else "app_registered")
+        following.type("\x03")
+        assert following.finish() == 130
+
+
+def test_the_log_is_verified_in_three_ways_that_agree(
+    own: BrokerProcess, operator: dict[str, str], key: str, tmp_path: Path
+) -> None:
+    export = str(tmp_path / "export.jsonl")
+    assert run("audit", "export", "--output", export, "--key", key, **operator).returncode == 0
+    offline = run("audit", "verify", "--export", export, "--key", key)
+    assert offline.returncode == 0, offline
+    assert offline.stderr == ""
+    online = run("audit", "verify", "--key", key, **operator)
+    database = run("audit", "verify", "--database", str(own.data_dir))
+    counts = [int(re.findall(r"verified (\d+) events", done.stdout)[0]) for done in (offline, online, database)]
+    assert 240 < counts[0] <= counts[1] <= counts[2]
+    as_json = json.loads(run("audit", "verify", "--export", export, "--key", key, "--json").stdout)
+    assert (as_json["verified"], as_json["events"]) == (True, counts[0])
+
+
+def test_an_export_that_was_altered_is_named_with_exit_code_1(
+    operator: dict[str, str], key: str, tmp_path: Path
+) -> None:
+    export = tmp_path / "export.jsonl"
+    export.write_text(run("audit", "export", **operator).stdout)
+    lines = export.read_text().splitlines(keepends=True)
+    lines[7] = lines[7].replace("success", "denied")
+    export.write_text("".join(lines))
+    one_line(run("audit", "verify", "--export", str(export), "--key", key), 1, "evt-000007 was altered")
+    shown = json.loads(run("audit", "verify", "--export", str(export), "--key", key, "--json").stdout)
+    assert shown == {"verified": False, "error": "evt-000007 was altered"}
+    export.write_text("".join(lines[:6]))
+    one_line(run("audit", "verify", "--export", str(export), "--key", key), 1, "evt-000006 to", "cut off")
+
+
+def test_nothing_is_verified_without_a_key_that_somebody_holds(tmp_path: Path, operator: dict[str, str]) -> None:
+    export = tmp_path / "export.jsonl"
+    assert run("audit", "export", "--output", str(export), **operator).returncode == 0
+    one_line(run("audit", "verify", "--export", str(export)), 2, "--key")
+    one_line(run("audit", "verify", "--export", str(export), "--key", "nonsense"), 2, "--key")
+    other = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
+    one_line(run("audit", "verify", "--export", str(export), "--key", other), 1, "not signed by a key")
+    one_line(run("audit", "verify", "--key", other, **operator), 1, "not signed by a key")
+    online = run("audit", "verify", **operator)
+    assert online.returncode == 0
+    assert "give --key" in online.stderr
+
+
+def test_an_event_is_proven_to_somebody_who_has_the_key_alone(
+    operator: dict[str, str], key: str, tmp_path: Path
+) -> None:
+    proof = tmp_path / "event.tlog-proof"
+    assert run("audit", "prove", "evt-000009", "--output", str(proof), "--key", key, **operator).returncode == 0
+    checked = run("audit", "check", str(proof), "--key", key)
+    assert checked.returncode == 0, checked
+    assert json.loads(checked.stdout)["id"] == "evt-000009"
+    assert run("audit", "check", "-", "--key", key, stdin=proof.read_text()).stdout == checked.stdout
+    proof.write_text(proof.read_text().replace("index 8", "index 7"))
+    one_line(run("audit", "check", str(proof), "--key", key), 1, "inclusion proof")
+    one_line(run("audit", "prove", "evt-999999", **operator), 1, "no checkpoint covers")
+    one_line(run("audit", "prove", "nonsense", **operator), 2, "event id")
+
+
+def test_a_witness_goes_along_with_a_log_that_grows(own: BrokerProcess, anyone: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "witness.json"
+    for _ in range(2):
+        seen = run("audit", "witness", str(file), **anyone)
+        assert (seen.returncode, seen.stderr) == (0, "")
+        assert "consistent" in seen.stdout
+        own.app()
+        own.http.post("/v1/audit/checkpoint", headers=own.admin())
+    assert set(json.loads(file.read_text())) == {"checkpoint", "keys"}
+    file.write_text("nonsense")
+    one_line(run("audit", "witness", str(file), **anyone), 2, "not what a witness wrote")
+
+
+def test_a_witness_refuses_a_history_that_was_rewritten(tmp_path: Path) -> None:
+    """The broker's whole data directory is put back, and lives on otherwise: with the genuine keys, every hash fits."""
+    import shutil
+
+    file, data = tmp_path / "witness.json", tmp_path / "data"
+    with BrokerProcess(data) as broker:
+        broker.app()
+        broker.stop()
+        shutil.copytree(data, tmp_path / "backup")
+        broker.start()
+        for _ in range(6):
+            broker.app()
+        broker.http.post("/v1/audit/checkpoint", headers=broker.admin())
+        assert run("audit", "witness", str(file), AGENTWRIT_BROKER_URL=broker.url).returncode == 0
+        remembered = file.read_text()
+        broker.stop()
+        shutil.rmtree(data)
+        shutil.copytree(tmp_path / "backup", data)
+        broker.start()
+        one_line(run("audit", "witness", str(file), AGENTWRIT_BROKER_URL=broker.url), 1, "history was cut off")
+        for _ in range(9):
+            broker.app()
+        broker.http.post("/v1/audit/checkpoint", headers=broker.admin())
+        one_line(run("audit", "witness", str(file), AGENTWRIT_BROKER_URL=broker.url), 1, "history was rewritten")
+        assert file.read_text() == remembered
+    with BrokerProcess(tmp_path / "another") as another:
+        one_line(run("audit", "witness", str(file), AGENTWRIT_BROKER_URL=another.url), 1, "not signed by a key")
+
+
+def test_the_newest_checkpoint_is_shown_as_it_is(own: BrokerProcess, anyone: dict[str, str]) -> None:
+    shown = run("audit", "checkpoint", **anyone).stdout
+    assert re.fullmatch(r"agentwrit\.local/audit\n\d+\n\S+=\n\n— agentwrit\.local/audit \S+\n", shown)
