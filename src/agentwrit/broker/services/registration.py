@@ -157,7 +157,7 @@ class RegistrationService:
         if checked.public_key != application.public_key:
             raise _refused(caller, application, "the proof is by another key")
         now = self._clock.now()
-        if not checked.is_timely(now) and not self._is_fresh(checked.nonce, now):
+        if not (self._is_fresh(checked.nonce, now) if checked.nonce else checked.is_timely(now)):
             raise ProofNonceNeeded(self.challenge())
         return checked
 
