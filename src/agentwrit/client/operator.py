@@ -28,10 +28,21 @@ class OperatorClient(Connected):
         )
 
     def register_app(
-        self, name: str, scopes: Sequence[str], *, token_ttl: int | None = None, audiences: Sequence[str] = ()
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        token_ttl: int | None = None,
+        audiences: Sequence[str] = (),
+        require_bound: bool = False,
     ) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""
-        body = {"name": name, "scopes": list(scopes), "audiences": list(audiences)}
+        body = {
+            "name": name,
+            "scopes": list(scopes),
+            "audiences": list(audiences),
+            "require_bound": require_bound,
+        }
         return self._call("POST", APPS, body | ({} if token_ttl is None else {"token_ttl": token_ttl}))
 
     def list_apps(self) -> dict[str, Any]:
@@ -48,6 +59,7 @@ class OperatorClient(Connected):
         scopes: Sequence[str] | None = None,
         token_ttl: int | None = None,
         audiences: Sequence[str] | None = None,
+        require_bound: bool | None = None,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
         """Change an app: the app, and as `grants_ended` how many grants a narrower ceiling ended."""
@@ -55,6 +67,7 @@ class OperatorClient(Connected):
             "scopes": None if scopes is None else list(scopes),
             "token_ttl": token_ttl,
             "audiences": None if audiences is None else list(audiences),
+            "require_bound": require_bound,
         }
         query = "?keep_grants=true" if keep_grants else ""
         return self._call(

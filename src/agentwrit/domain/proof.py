@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -72,6 +72,18 @@ def make(
         claims["nonce"] = nonce
     signing_input = f"{base64url.encode(msgspec.json.encode(header))}.{base64url.encode(msgspec.json.encode(claims))}"
     return f"{signing_input}.{base64url.encode(sign(signing_input.encode('ascii')))}"
+
+
+def target(url: str) -> str:
+    """What a proof for a request to this URL says of it (RFC 9449 §4.2, `htu`): without query, fragment and user.
+
+    Raises:
+        ValueError: it is no absolute URL.
+    """
+    parts = urlsplit(url)
+    if not parts.scheme or not parts.hostname:
+        raise ValueError("a proof is for an absolute URL")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def token_hash(token: str) -> str:
