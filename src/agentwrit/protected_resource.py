@@ -61,6 +61,7 @@ def metadata(
         "bearer_methods_supported": _list("bearer_methods_supported", bearer_methods_supported),
         "resource_name": resource_name,
         "resource_documentation": resource_documentation,
+        "dpop_signing_alg_values_supported": ["EdDSA"],
         "dpop_bound_access_tokens_required": dpop_bound_access_tokens_required,
     }
     # RFC 9728 §3.2: members without a value are left out, and so are empty lists.

@@ -20,7 +20,7 @@ from agentwrit.domain import jwk
 from agentwrit.domain import proof as proof_rules
 from agentwrit.domain.errors import InvalidProof
 from agentwrit.domain.proof import Proof
-from agentwrit.errors import InvalidToken
+from agentwrit.errors import Unproven
 
 MAX_PROOFS: Final = 131_072
 MAX_PROOFS_OF_A_KEY: Final = MAX_PROOFS // 8
@@ -42,18 +42,18 @@ class Possession:
         """Refuse a token, bound to the key of thumbprint `jkt`, that did not come with a new proof by that key.
 
         Raises:
-            InvalidToken: it did not.
+            Unproven: it did not.
         """
         if shown is None or shown.proof is None or shown.htm is None or shown.htu is None:
-            raise InvalidToken("the token is bound to a key, and no proof by it came along")
+            raise Unproven("the token is bound to a key, and no proof by it came along", code=Unproven.TOKEN)
         try:
             proof = proof_rules.check(shown.proof, htm=shown.htm, htu=shown.htu, token=token)
         except InvalidProof as invalid:
-            raise InvalidToken(invalid.reason) from None
+            raise Unproven(invalid.reason, code=Unproven.PROOF) from None
         if jwk.thumbprint(proof.public_key) != jkt:  # RFC 9449 §4.3, 12
-            raise InvalidToken("the proof is by another key")
+            raise Unproven("the proof is by another key", code=Unproven.TOKEN)
         if not proof.is_timely(now):
-            raise InvalidToken("the proof's time is not ours")
+            raise Unproven("the proof's time is not ours", code=Unproven.PROOF)
         self._spend(proof, jkt, now)
 
     def after_fork(self) -> None:
@@ -65,9 +65,9 @@ class Possession:
         with self._lock:
             self._forget(now)
             if proof.single_use_id in self._seen:
-                raise InvalidToken("the proof was used before")
+                raise Unproven("the proof was used before", code=Unproven.PROOF)
             if len(self._seen) >= self._max_proofs or self._of_key[jkt] >= self._max_of_a_key:
-                raise InvalidToken("too many proofs came in too short a time")
+                raise Unproven("too many proofs came in too short a time", code=Unproven.PROOF)
             self._seen[proof.single_use_id] = now + MEMORY_SECONDS, jkt
             self._of_key[jkt] += 1
 

@@ -205,9 +205,12 @@ class Unproven(InvalidToken):
     TOKEN: ClassVar[str] = "invalid_token"
     PROOF: ClassVar[str] = "invalid_dpop_proof"
 
-    def __init__(self, reason: str, *, code: str) -> None:
+    def __init__(self, reason: str, code: str) -> None:
         super().__init__(reason)
         self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.reason, self.code)
 
 
 class InvalidProof(AgentWritError):
