@@ -88,7 +88,9 @@ class OperatorClient(Connected):
         `level` says what `target` is: `token` (jti), `agent` or `chain` (agent_id), `task` (task_id), `grant` (sid) or
         `app` (app_id). A name that nobody has is no error: `count` is 0.
         """
-        return self._call("POST", "/v1/revoke", {"level": level, "target": target, "reason": reason})
+        body = {"level": level, "target": target, "reason": reason}
+        # Again it does nothing more: that it is done counts for more than a count that a lost answer took along.
+        return self._call("POST", "/v1/revoke", body, is_idempotent=True)
 
     def list_agents(
         self,
@@ -131,12 +133,15 @@ class OperatorClient(Connected):
     def __repr__(self) -> str:
         return f"OperatorClient({self.broker_url!r})"
 
-    def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        return self._driver.run(_call(method, path, body))
+    def _call(
+        self, method: str, path: str, body: object = None, *, is_idempotent: bool | None = None
+    ) -> dict[str, Any]:
+        if is_idempotent is None:
+            is_idempotent = method in ("GET", "DELETE")
+        return self._driver.run(_call(HttpRequest(method, path, json=body, is_idempotent=is_idempotent)))
 
 
-def _call(method: str, path: str, body: object) -> Steps[dict[str, Any]]:
-    request = HttpRequest(method, path, json=body, is_idempotent=method in ("GET", "DELETE"))
+def _call(request: HttpRequest) -> Steps[dict[str, Any]]:
     return steps.read_object((yield from steps.logged_in(request)))
 
 
