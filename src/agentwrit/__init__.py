@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         RateLimitError,
         ScopeDenied,
         TransportError,
+        Unproven,
         Unverifiable,
     )
     from agentwrit.models import (
@@ -67,6 +68,7 @@ __all__ = [
     "RegisterResult",
     "ScopeDenied",
     "TransportError",
+    "Unproven",
     "Unverifiable",
     "ValidateResult",
     "Verifier",
@@ -97,6 +99,7 @@ _HOMES = {
     "RegisterResult": "agentwrit.models",
     "ScopeDenied": "agentwrit.errors",
     "TransportError": "agentwrit.errors",
+    "Unproven": "agentwrit.errors",
     "Unverifiable": "agentwrit.errors",
     "ValidateResult": "agentwrit.models",
     "Verifier": "agentwrit.client.verifier",

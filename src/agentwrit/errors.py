@@ -11,6 +11,7 @@
     │   └── Unverifiable         whether a token holds cannot be told: revocations may be missing
     ├── CryptoError              a key that cannot be used
     ├── InvalidToken             a token that does not hold; .reason
+    │   └── Unproven             whoever shows it has not shown to hold the key that it is bound to; .code
     └── ScopeDenied              a token that holds, and does not reach that far; .needed, .held
 """
 
@@ -20,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from agentwrit.domain.errors import AgentWritError, InvalidToken
+from agentwrit.domain.errors import AgentWritError, InvalidToken, Unproven
 from agentwrit.models import ProblemDetail
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RateLimitError",
     "ScopeDenied",
     "TransportError",
+    "Unproven",
     "Unverifiable",
 ]
 

@@ -89,6 +89,8 @@ class AgentClaims:
     delegation_chain: list[DelegationRecord] | None = None
     chain_hash: str | None = None
     client_id: str = ""
+    cnf: dict[str, str] | None = None
+    """What a bound token is bound to: `jkt`, the thumbprint of its agent's key (RFC 9449 §6.1)."""
 
     @classmethod
     def from_wire(cls, claims: Mapping[str, Any]) -> "AgentClaims":

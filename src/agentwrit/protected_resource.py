@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from agentwrit.domain.errors import AgentWritError
 
+ALGORITHM: Final = "EdDSA"  # of the proofs that agents make (RFC 9449)
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
 # RFC 6750 §3: what `error`, `error_description` and `scope` may hold. Nothing in it ends a quoted string.
@@ -35,6 +36,7 @@ def metadata(
     jwks_uri: str | None = None,
     resource_name: str | None = None,
     resource_documentation: str | None = None,
+    dpop_signing_alg_values_supported: Iterable[str] = (ALGORITHM,),
     dpop_bound_access_tokens_required: bool = False,
 ) -> dict[str, object]:
     """The metadata of a service (RFC 9728 §2), ready to be encoded as JSON. What is not given is left out.
@@ -61,6 +63,9 @@ def metadata(
         "bearer_methods_supported": _list("bearer_methods_supported", bearer_methods_supported),
         "resource_name": resource_name,
         "resource_documentation": resource_documentation,
+        "dpop_signing_alg_values_supported": _list(
+            "dpop_signing_alg_values_supported", dpop_signing_alg_values_supported
+        ),
         "dpop_bound_access_tokens_required": dpop_bound_access_tokens_required,
     }
     # RFC 9728 §3.2: members without a value are left out, and so are empty lists.

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,11 +13,11 @@ import pytest
 import requests
 
 from agentwrit import Agent, AgentWritApp, AgentWritError, AsyncAgent, AsyncAgentWritApp
+from tests.client.libraries import ASYNC, BLOCKING, Get, get_httpx2
 from tests.client.peer import Handler, Peer, Reply, answer, peer
 from tests.support import BrokerProcess, TestApp
 
 SCOPE = ["read:data:1"]
-Get = Callable[..., tuple[int, bytes]]
 
 
 @pytest.fixture
@@ -44,63 +44,6 @@ def guarded(broker: BrokerProcess, refusal: Reply) -> Reply:
 UNAUTHORIZED = answer(401, b"")
 REVOKED = answer(403, b"", www_authenticate='Bearer error="invalid_token"')
 FORBIDDEN = answer(403, b"", www_authenticate='Bearer error="insufficient_scope"')
-
-
-def get_httpx2(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    with httpx2.Client(auth=auth_for("httpx2")) as client:
-        response = client.post(url, **body)
-        return response.status_code, response.content
-
-
-def get_httpx(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    with httpx.Client(auth=auth_for("httpx")) as client:
-        response = client.post(url, **body)
-        return response.status_code, response.content
-
-
-def get_requests(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    with requests.Session() as session:
-        response = session.post(url, auth=auth_for("requests"), timeout=10, data=body.get("content"))
-        return response.status_code, response.content
-
-
-async def async_httpx2(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    async with httpx2.AsyncClient(auth=auth_for("httpx2")) as client:
-        response = await client.post(url, **body)
-        return response.status_code, response.content
-
-
-async def async_httpx(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    async with httpx.AsyncClient(auth=auth_for("httpx")) as client:
-        response = await client.post(url, **body)
-        return response.status_code, response.content
-
-
-async def async_aiohttp(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    async with (
-        aiohttp.ClientSession(middlewares=[auth_for("aiohttp")]) as session,
-        session.post(url, data=body.get("content")) as response,
-    ):
-        return response.status, await response.read()
-
-
-ASYNC = [async_httpx2, async_httpx, async_aiohttp]
-BLOCKING = [get_httpx2, get_httpx, get_requests]
-
-
-def on_loop(get: Any) -> Get:
-    def run(*arguments: Any, **options: Any) -> tuple[int, bytes]:
-        result: tuple[int, bytes] = asyncio.run(get(*arguments, **options))
-        return result
-
-    run.__name__ = get.__name__
-    return run
-
-
-@pytest.fixture(params=[*BLOCKING, *map(on_loop, ASYNC)], ids=lambda get: get.__name__)
-def get(request: pytest.FixtureRequest) -> Get:
-    chosen: Get = request.param
-    return chosen
 
 
 class BehindItsBack:

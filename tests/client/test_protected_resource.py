@@ -36,6 +36,7 @@ def test_the_least_metadata() -> None:
         "resource": "https://orders.example",
         "authorization_servers": [BROKER],
         "bearer_methods_supported": ["header"],
+        "dpop_signing_alg_values_supported": ["EdDSA"],
     }
 
 
@@ -47,6 +48,7 @@ def test_all_the_metadata() -> None:
         "bearer_methods_supported": ["header", "body"],
         "resource_name": "Orders",
         "resource_documentation": "https://orders.example/docs",
+        "dpop_signing_alg_values_supported": ["EdDSA", "ES256"],
         "dpop_bound_access_tokens_required": True,
     }
     assert metadata("https://orders.example", **members) == {  # type: ignore[arg-type]

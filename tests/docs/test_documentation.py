@@ -69,6 +69,20 @@ def test_the_readme_can_be_followed(tmp_path: Path) -> None:
         run(f"python - <<'END'\n{program}\nEND")
 
 
+def test_the_page_on_bound_tokens_shows_what_happens(broker: BrokerProcess) -> None:
+    page = (ROOT / "docs/bound_tokens.md").read_text()
+    [program], [output] = blocks(page, "python"), blocks(page)
+    app = broker.app()
+    environment = {
+        "AGENTWRIT_BROKER_URL": broker.url,
+        "AGENTWRIT_CLIENT_ID": app.client_id,
+        "AGENTWRIT_CLIENT_SECRET": app.client_secret,
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == output
+
+
 def test_every_setting_is_in_the_readme_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `AGENTWRIT_([A-Z_]+)` \| ([^|]+) \|", README, re.MULTILINE))
     assert set(rows) == {field.name.upper() for field in fields(Config)}

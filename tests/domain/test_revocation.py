@@ -1,5 +1,7 @@
 """The revocation index, against a model that keeps everything and asks everything."""
 
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +93,17 @@ def test_an_index_that_was_filled_and_outlived_is_empty() -> None:
     assert len(index) == 100
     index.forget(999)
     assert len(index) == 0
+
+
+def test_an_index_that_has_been_large_gives_the_room_back() -> None:
+    index = RevocationIndex()
+    for number in range(50_000):
+        last_exp = 10 if number else 20
+        index.add([Revocation(kind=RevocationKind.GRANT, id=str(number), effective_at=0, last_exp=last_exp)])
+    full = sys.getsizeof(index._entries[RevocationKind.GRANT])
+    index.forget(10)
+    assert index.is_revoked(RevocationKind.GRANT, "0", 10)
+    assert sys.getsizeof(index._entries[RevocationKind.GRANT]) < full / 100
 
 
 def _last_exp(model: list[Revocation], of: Revocation) -> int:

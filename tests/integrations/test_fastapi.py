@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from agentwrit import AgentClaims, AsyncVerifier
-from agentwrit.integrations.fastapi import AgentWrit
+from agentwrit.integrations.fastapi import RESPONSES, AgentWrit
 from agentwrit.integrations.starlette import Guard
+from tests.proofs import Holder
 from tests.support import BrokerProcess, TestApp, bearer
 
 READ = "read:data:customer-{customer_id}"
@@ -24,7 +25,7 @@ Application = FastAPI | Starlette
 
 def fastapi_application(broker_url: str, **options: Any) -> tuple[Application, Guard]:
     auth = AgentWrit(broker_url, **options)
-    app = FastAPI(lifespan=auth.lifespan)
+    app = FastAPI(lifespan=auth.lifespan, responses=RESPONSES)
 
     @app.get("/customers/{customer_id}")
     async def read_customer(
@@ -134,15 +135,16 @@ def test_without_a_token_that_holds_nobody_is_let_in(make: Make, broker: BrokerP
     released = app.agent("read:data:*")["access_token"]
     broker.release(released)
     bad = 'Bearer error="invalid_token"'
+    either = 'Bearer, DPoP algs="EdDSA"'
 
     async def claim(http: httpx2.AsyncClient) -> None:
         for headers, challenge in (
-            ([], "Bearer"),
+            ([], either),
             ([("authorization", f"Bearer {released}")], bad),
             ([("authorization", "Bearer nonsense")], bad),
             ([("authorization", f"Bearer {app.token()}.")], bad),
-            ([("authorization", "Bearer ")], "Bearer"),
-            ([("authorization", "Basic eDp5")], "Bearer"),
+            ([("authorization", "Bearer ")], either),
+            ([("authorization", "Basic eDp5")], either),
         ):
             answer = await http.get("/customers/*", headers=headers)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, challenge)
@@ -151,6 +153,54 @@ def test_without_a_token_that_holds_nobody_is_let_in(make: Make, broker: BrokerP
         assert (twice.status_code, twice.headers["www-authenticate"]) == (400, 'Bearer error="invalid_request"')
 
     run(make(broker.url), claim)
+
+
+def test_a_bound_token_is_taken_from_its_holder_alone(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    holder, thief = Holder(app, "read:data:customer-7"), Holder(app, "read:data:customer-7")
+    url = "http://service/customers/7"
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        async def ask(*proofs: str, token: str = holder.token, scheme: str = "DPoP") -> tuple[int, str]:
+            headers = [("authorization", f"{scheme} {token}"), *(("dpop", proof) for proof in proofs)]
+            answer = await http.get("/customers/7?page=2", headers=headers)
+            assert token not in answer.text
+            return answer.status_code, answer.headers.get("www-authenticate", "")
+
+        token_refused = (401, 'DPoP algs="EdDSA", error="invalid_token"')
+        proof_refused = (401, 'DPoP algs="EdDSA", error="invalid_dpop_proof"')
+        good = holder.proof("GET", url)
+        assert await ask(good) == (200, "")
+        assert await ask(good) == proof_refused
+        assert await ask(scheme="Bearer") == token_refused
+        assert await ask(holder.proof("GET", url), scheme="Bearer") == token_refused
+        assert await ask() == proof_refused
+        assert await ask(holder.proof("GET", url), holder.proof("GET", url)) == proof_refused
+        assert await ask(holder.proof("PUT", url)) == proof_refused
+        assert await ask(holder.proof("GET", "http://service/customers/8")) == proof_refused
+        assert await ask(thief.proof("GET", url, token=holder.token)) == token_refused
+        assert await ask(holder.proof("GET", url), token=thief.token) == proof_refused
+        assert await ask(holder.proof("GET", url)) == (200, "")
+        unbound = app.agent("read:data:customer-7")["access_token"]
+        plain = (401, 'Bearer error="invalid_token"')
+        assert await ask(holder.proof("GET", url, token=unbound), token=unbound) == plain
+        headers = {"authorization": f"DPoP {holder.token}", "dpop": holder.proof("GET", "http://service/customers/9")}
+        beyond = await http.get("/customers/9", headers=headers)
+        assert beyond.status_code == 403
+        expected = 'DPoP algs="EdDSA", error="insufficient_scope", scope="read:data:customer-9"'
+        assert beyond.headers["www-authenticate"] == expected
+
+    run(make(broker.url), claim)
+
+
+def test_behind_a_proxy_proofs_are_for_the_public_url(make: Make, broker: BrokerProcess, app: TestApp) -> None:
+    holder = Holder(app, "read:data:customer-7")
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        for url, status in (("https://orders.example/customers/7", 200), ("http://service/customers/7", 401)):
+            headers = {"authorization": f"DPoP {holder.token}", "dpop": holder.proof("GET", url)}
+            assert (await http.get("/customers/7", headers=headers)).status_code == status
+
+    run(make(broker.url, public_url="https://orders.example/"), claim)
 
 
 def test_a_token_for_others_is_not_for_this_service(make: Make, broker: BrokerProcess, app: TestApp) -> None:
@@ -193,6 +243,7 @@ def test_the_document_says_what_is_needed(broker: BrokerProcess) -> None:
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
     operation = document["paths"]["/customers/{customer_id}"]["get"]
     assert operation["security"] == [{"AgentWrit": [READ]}]
+    assert {"401", "403", "503"} <= set(operation["responses"])
 
 
 def test_tests_of_an_application_can_stand_in_for_the_broker() -> None:

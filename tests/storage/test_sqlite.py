@@ -519,6 +519,46 @@ def test_grants_of_the_first_schema_are_found_by_what_later_ones_ask(file: File)
     assert {entry.id for entry in store.read(lambda s: s.feed(1, 2))} == {"r1", "r2"}
 
 
+def plan_of(file: File, ask: Callable[[SqliteSnapshot], object]) -> list[str]:
+    """How SQLite goes about what a snapshot asks last."""
+    connection = sqlite3.connect(file.path)
+    asked: list[str] = []
+    connection.set_trace_callback(asked.append)
+    ask(SqliteSnapshot(connection, Sealer(KEY)))
+    connection.set_trace_callback(None)
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {asked[-1]}")]
+    connection.close()
+    return plan
+
+
+@pytest.mark.parametrize("is_newest_first", [False, True])
+@pytest.mark.parametrize(
+    ("query", "search"),
+    [
+        (EventQuery(agent_id="x"), "INDEX events_by_agent"),
+        (EventQuery(task_id="x"), "INDEX events_by_task"),
+        (EventQuery(app_id="x"), "INDEX events_by_app"),
+        (EventQuery(event_type="token_issued"), "INDEX events_by_type"),
+        (EventQuery(outcome="denied"), "INDEX events_denied"),
+        (EventQuery(agent_id="x", event_type="token_issued"), "INDEX events_by_agent"),
+        (EventQuery(task_id="x", event_type="token_issued"), "INDEX events_by_task"),
+        (EventQuery(after=7), "INTEGER PRIMARY KEY"),
+        (EventQuery(since="2027-01-15T08:00:00.000000Z"), "INTEGER PRIMARY KEY"),
+        (EventQuery(until="2027-01-15T08:00:00.000000Z"), "INTEGER PRIMARY KEY"),
+    ],
+    ids=str,
+)
+def test_no_lookup_of_events_goes_through_all_of_them(
+    file: File, query: EventQuery, search: str, is_newest_first: bool
+) -> None:
+    file.open().write(lambda t: [t.record(ISSUED) for _ in range(100)])
+    file.close()
+    ordered = msgspec.structs.replace(query, is_newest_first=is_newest_first)
+    plan = plan_of(file, lambda snapshot: snapshot.events(ordered))
+    assert any(search in step for step in plan), plan
+    assert not any("TEMP B-TREE" in step or step == "SCAN events" for step in plan), plan
+
+
 @pytest.mark.parametrize(
     ("query", "index"),
     [
@@ -539,12 +579,6 @@ def test_grants_of_the_first_schema_are_found_by_what_later_ones_ask(file: File)
 def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQuery, index: str) -> None:
     file.open().write(lambda t: [t.put_grant(make_grant(sid=str(number))) for number in range(100)])
     file.close()
-    connection = sqlite3.connect(file.path)
-    asked: list[str] = []
-    connection.set_trace_callback(asked.append)
-    SqliteSnapshot(connection, Sealer(KEY)).grants(query)
-    connection.set_trace_callback(None)
-    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {asked[-1]}")]
-    connection.close()
+    plan = plan_of(file, lambda snapshot: snapshot.grants(query))
     assert any(f"INDEX {index}" in step for step in plan), plan
     assert not any(step.startswith("SCAN grants") for step in plan), plan

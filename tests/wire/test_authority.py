@@ -90,6 +90,7 @@ def test_agents_are_listed_a_page_at_a_time_in_order(broker: BrokerProcess) -> N
         "parent",
         "parent_agent",
         "depth",
+        "bound",
     }
     assert (grant["task_id"], grant["scope"], grant["parent"], grant["depth"]) == ("task-3", ["read:data:1"], None, 0)
     assert all(TIME.fullmatch(grant[name]) for name in ("created_at", "expires_at", "ends_at"))

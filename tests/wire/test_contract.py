@@ -193,6 +193,7 @@ def test_an_app_is_registered_listed_shown_changed_and_removed(broker: BrokerPro
     app = broker.app("read:data:*", token_ttl=120)
     shown = broker.http.get(f"/v1/admin/apps/{app.app_id}", headers=admin).json()
     fields = {"app_id", "name", "client_id", "scopes", "audiences", "token_ttl", "status", "created_at", "updated_at"}
+    fields.add("require_bound")
     assert set(shown) == fields
     assert (shown["status"], shown["token_ttl"], shown["scopes"]) == ("active", 120, ["read:data:*"])
     listed = broker.http.get("/v1/admin/apps", headers=admin).json()
@@ -477,6 +478,7 @@ def test_a_token_too_large_is_refused_by_the_name_of_its_scope_list(broker: Brok
         "until=9999999999",
         "after=42",
         "after=evt-1",
+        "order=newest",
         "agent=x",
         "limit=1&limit=2",
     ],
@@ -493,6 +495,9 @@ def test_every_filter_filters(broker: BrokerProcess) -> None:
     assert broker.events(agent_id=agent["agent_id"], event_type="token_issued") == [mine[1]]
     assert broker.events(agent_id=agent["agent_id"], after=mine[0]["id"]) == mine[1:]
     assert broker.events(agent_id=agent["agent_id"], limit=1, offset=1) == [mine[1]]
+    assert broker.events(agent_id=agent["agent_id"], order="asc") == mine
+    assert broker.events(agent_id=agent["agent_id"], order="desc") == mine[::-1]
+    assert broker.events(agent_id=agent["agent_id"], order="desc", after=mine[2]["id"], limit=1) == [mine[1]]
     assert broker.events(agent_id=agent["agent_id"], since=mine[2]["timestamp"]) == [mine[2]]
     assert broker.events(agent_id=agent["agent_id"], until=mine[0]["timestamp"])[0] == mine[0]
     assert broker.events(agent_id=agent["agent_id"], outcome="denied") == []
@@ -500,6 +505,18 @@ def test_every_filter_filters(broker: BrokerProcess) -> None:
     assert broker.events(agent_id=agent["agent_id"], task_id="task-2") == []
     page = broker.http.get("/v1/audit/events?limit=2&offset=1", headers=broker.admin()).json()
     assert (page["limit"], page["offset"], len(page["events"])) == (2, 1, 2)
+
+
+def test_a_total_grows_with_the_log(broker: BrokerProcess) -> None:
+    app = broker.app()
+    asked = "/v1/audit/events?event_type=agent_registered&limit=1"
+    totals = []
+    for _ in range(3):
+        app.agent()
+        page = broker.http.get(asked, headers=broker.admin()).json()
+        totals.append(page["total"])
+        assert page["total"] == broker.http.get(asked, headers=broker.admin()).json()["total"]
+    assert totals == [totals[0], totals[0] + 1, totals[0] + 2]
 
 
 def test_a_trace_is_taken_over_into_the_log(broker: BrokerProcess) -> None:

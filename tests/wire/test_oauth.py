@@ -68,6 +68,7 @@ def test_the_metadata_says_where_everything_is(named_broker: BrokerProcess) -> N
         "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "Bearer"],
         "revocation_endpoint": "https://broker.example/oauth2/revoke",
         "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "dpop_signing_alg_values_supported": ["EdDSA"],
     }
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"].startswith("public")

@@ -45,6 +45,7 @@ from agentwrit.broker.services.keys import KeyRings, KeyService
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.operators import OperatorService, set_secret
+from agentwrit.broker.services.possession import Possession
 from agentwrit.broker.services.registration import RegistrationService
 from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.broker.services.token_exchange import TokenExchangeService
@@ -144,12 +145,13 @@ async def open_on(
     metrics = Metrics()
     checker = PasswordChecker()
     issuer = TokenIssuer(config, keys)
-    authenticator = Authenticator(keys, config.issuer, clock, liveness, denials)
+    possession = Possession(clock, master_key)
+    authenticator = Authenticator(keys, config.issuer, clock, liveness, possession, denials)
     apps = AppService(store, denials, issuer, config)
     logins = AppLogins(apps, ClientService(store, denials, clock))
-    tokens = TokenService(denials, issuer, authenticator)
+    tokens = TokenService(denials, issuer, authenticator, possession)
     delegations = DelegationService(denials, issuer, authenticator)
-    registration = RegistrationService(denials, issuer, clock, config, master_key)
+    registration = RegistrationService(denials, issuer, config, possession)
     launch_tokens = LaunchTokenService(store, config)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
@@ -161,6 +163,7 @@ async def open_on(
             tokens,
             delegations,
             metrics,
+            public_url=config.public_url,
         ).resources(),
         *OAuthRoutes(
             logins,

@@ -27,11 +27,15 @@ _audiences = click.option(
 )
 
 
+_BOUND_HELP = "Whether its agents' tokens must be bound to their keys."
+
+
 @app.command()
 @click.argument("name")
 @_scopes
 @_token_ttl
 @_audiences
+@click.option("--require-bound", is_flag=True, help="Its agents' tokens must be bound to their keys.")
 @options.broker_url
 @options.as_json
 def register(
@@ -39,6 +43,7 @@ def register(
     scopes: tuple[str, ...],
     token_ttl: int | None,
     audiences: tuple[str, ...],
+    require_bound: bool,
     broker_url: str,
     is_json: bool,
 ) -> None:
@@ -46,7 +51,9 @@ def register(
     if not scopes:
         raise click.UsageError("give the ceiling with --scope, for example --scope 'read:data:*'")
     with options.operator_client(broker_url) as operator:
-        registered = operator.register_app(name, scopes, token_ttl=token_ttl, audiences=audiences)
+        registered = operator.register_app(
+            name, scopes, token_ttl=token_ttl, audiences=audiences, require_bound=require_bound
+        )
     if is_json:
         print_json(registered)
         return
@@ -84,6 +91,7 @@ def show(app: str, broker_url: str, is_json: bool) -> None:
 @_token_ttl
 @_audiences
 @click.option("--no-audience", is_flag=True, help="Take all its audiences away.")
+@click.option("--require-bound/--no-require-bound", default=None, help=_BOUND_HELP)
 @click.option("--keep-grants", is_flag=True, help="Let grants that exceed a narrower ceiling live to their end.")
 @options.broker_url
 @options.as_json
@@ -93,16 +101,17 @@ def update(
     token_ttl: int | None,
     audiences: tuple[str, ...],
     no_audience: bool,
+    require_bound: bool | None,
     keep_grants: bool,
     broker_url: str,
     is_json: bool,
 ) -> None:
-    """Change an app's ceiling, its audiences, or how long its tokens live.
+    """Change an app's ceiling, its audiences, how long its tokens live, or whether its agents' must be bound.
 
-    A narrower ceiling, or fewer audiences, ends the live grants that exceed it.
+    A narrower ceiling, fewer audiences, or --require-bound, ends the live grants that exceed it.
     """
-    if not scopes and token_ttl is None and not audiences and not no_audience:
-        raise click.UsageError("give --scope, --audience, --no-audience or --token-ttl")
+    if not scopes and token_ttl is None and not audiences and not no_audience and require_bound is None:
+        raise click.UsageError("give --scope, --audience, --no-audience, --require-bound or --token-ttl")
     if audiences and no_audience:
         raise click.UsageError("give --audience or --no-audience, not both")
     with options.operator_client(broker_url) as operator:
@@ -111,6 +120,7 @@ def update(
             scopes=scopes or None,
             token_ttl=token_ttl,
             audiences=audiences if audiences or no_audience else None,
+            require_bound=require_bound,
             keep_grants=keep_grants,
         )
     _print(updated, is_json=is_json)

@@ -5,6 +5,7 @@ The rules:
 - On knowledge that is fresh nobody is asked.
 - A token by a key that is not known may be by a new one: then the keys are fetched, once for all who have such tokens,
   and no more than once in `KEYS_AGAIN_SECONDS`, however many such tokens there are.
+- A token that is bound to a key needs a proof by that key (`agentwrit.client.possession`), whoever says that it holds.
 - On knowledge that may be out of date (`max_staleness`) the broker is asked for each token, or none is accepted.
 """
 
@@ -14,7 +15,9 @@ from typing import Final, Literal
 from agentwrit.client import steps
 from agentwrit.client.exchange import InTurn, Plan, Turn
 from agentwrit.client.following import Following, fetch_keys, follow
-from agentwrit.client.verification import SYSTEM_CLOCK, Clock, TokenChecker, check_scope
+from agentwrit.client.possession import Possession
+from agentwrit.client.steps import ShownProof
+from agentwrit.client.verification import SYSTEM_CLOCK, Clock, Known, TokenChecker, check_scope
 from agentwrit.errors import InvalidToken, Unverifiable
 from agentwrit.models import AgentClaims
 
@@ -40,6 +43,7 @@ class Acceptance:
         self._broker_url = broker_url
         self._checker = TokenChecker([audience] if isinstance(audience, str) else audience, clock)
         self._revocations = self._checker.revocations
+        self._possession = Possession()
         self._max_staleness = max_staleness
         self._on_stale = on_stale
         self._monotonic = clock.monotonic
@@ -60,7 +64,9 @@ class Acceptance:
         """What it takes to stay up to date."""
         return follow(self._checker)
 
-    def accept(self, token: str, scope: str | Sequence[str] | None) -> AgentClaims | None:
+    def accept(
+        self, token: str, scope: str | Sequence[str] | None, shown: ShownProof | None = None
+    ) -> AgentClaims | None:
         """What a token says, if what is known is enough to accept it; None where somebody has to be asked (`ask`).
 
         Raises:
@@ -75,10 +81,12 @@ class Acceptance:
             if self._checker.is_by_unknown_key(token):
                 return None
             raise
+        if not known.is_plain:
+            self._check_possession(known, token, shown)
         check_scope(scope, known.public.scope)
         return known.shown()
 
-    def ask(self, token: str, scope: str | Sequence[str] | None) -> Plan[AgentClaims]:
+    def ask(self, token: str, scope: str | Sequence[str] | None, shown: ShownProof | None = None) -> Plan[AgentClaims]:
         """The same for a token that what is known was not enough for.
 
         Raises:
@@ -90,16 +98,23 @@ class Acceptance:
         if self.staleness <= self._max_staleness:
             yield InTurn(self._turn, self._fetch_keys(token))
             known = self._checker.check(token, self._revocations.now())
+            self._check_possession(known, token, shown)
             check_scope(scope, known.public.scope)
             return known.shown()
         if self._on_stale == "refuse":
             raise Unverifiable(f"revocations of {self._broker_url} are not known up to now: nothing is accepted")
-        result = yield from steps.validate(token)
+        result = yield from steps.validate(token, shown)
         if result.claims is None:
             raise InvalidToken("the broker says that the token does not hold")
         self._checker.check_audience(result.claims.aud, result.claims.iss)
+        if result.claims.cnf is not None:  # remembered here too, for when the broker is not asked any more
+            self._possession.check(shown, token, result.claims.cnf.get("jkt", ""), self._revocations.now())
         check_scope(scope, result.claims.scope)
         return result.claims
+
+    def _check_possession(self, known: Known, token: str, shown: ShownProof | None) -> None:
+        if known.claims.cnf is not None:
+            self._possession.check(shown, token, known.claims.cnf.jkt, self._revocations.now())
 
     def _fetch_keys(self, token: str) -> Plan[None]:
         is_too_soon = self._monotonic() < self._keys_fetched_at + KEYS_AGAIN_SECONDS

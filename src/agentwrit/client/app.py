@@ -91,16 +91,19 @@ class AgentWritApp(Identity, Connected):
         max_ttl: int = 300,
         label: str | None = None,
         audience: str | Sequence[str] | None = None,
+        bound: bool = False,
     ) -> Agent:
         """Register an agent for one task.
 
         `orch_id` and `task_id` become part of its SPIFFE id. `requested_scope`: `action:resource:identifier` each,
         within the app's ceiling. `private_key`: its Ed25519 key, else a fresh one. `max_ttl`: seconds that its tokens
-        live. `label`: its name in the audit log. `audience`: whom its tokens are for.
+        live. `label`: its name in the audit log. `audience`: whom its tokens are for. `bound`: its tokens are bound to
+        its key (RFC 9449), so that they are of no use to who steals them; services are shown `Agent.headers`.
 
         Raises:
             AuthenticationError: the app's credentials were not accepted.
-            AuthorizationError: the scope exceeds the app's ceiling.
+            AuthorizationError: the scope exceeds the app's ceiling, or the app's agents have to be `bound`.
+            AgentWritError: the broker binds no tokens.
             ProblemResponseError: an argument is not what it should be.
             CryptoError: `private_key` cannot be used.
             TransportError: the broker was not reached.
@@ -115,17 +118,23 @@ class AgentWritApp(Identity, Connected):
                 max_ttl=max_ttl,
                 label=label,
                 audience=audience,
+                bound=bound,
             )
         )
         return Agent(self._driver, life)
 
-    def validate(self, token: str) -> ValidateResult:
+    def validate(
+        self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
+    ) -> ValidateResult:
         """Whether `token` holds, and what it says. A bad token is an answer, not an error.
+
+        A bound token holds with its `proof` alone: what came in the DPoP header of the request whose method is `htm`
+        and whose URL is `htu`. A proof is good once.
 
         Raises:
             TransportError: the broker was not reached.
         """
-        return self._driver.run(steps.validate(token))
+        return self._driver.run(steps.validate(token, steps.ShownProof(proof, htm, htu)))
 
     def health(self) -> HealthStatus:
         """How the broker is.

@@ -63,6 +63,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         max_ttl: int = 300,
         label: str | None = None,
         audience: str | Sequence[str] | None = None,
+        bound: bool = False,
     ) -> AsyncAgent:
         """As `AgentWritApp.create_agent`."""
         life = await self._driver.run(
@@ -75,13 +76,16 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
                 max_ttl=max_ttl,
                 label=label,
                 audience=audience,
+                bound=bound,
             )
         )
         return AsyncAgent(self._driver, life)
 
-    async def validate(self, token: str) -> ValidateResult:
+    async def validate(
+        self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
+    ) -> ValidateResult:
         """As `AgentWritApp.validate`."""
-        return await self._driver.run(steps.validate(token))
+        return await self._driver.run(steps.validate(token, steps.ShownProof(proof, htm, htu)))
 
     async def health(self) -> HealthStatus:
         """As `AgentWritApp.health`."""

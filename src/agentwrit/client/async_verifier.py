@@ -11,6 +11,7 @@ from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
 from agentwrit.client.event_stream import AsyncEventStream
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.steps import ShownProof
 from agentwrit.client.verification import SYSTEM_CLOCK, Clock
 from agentwrit.client.verifier import START_SECONDS
 from agentwrit.errors import AgentWritError
@@ -57,15 +58,24 @@ class AsyncVerifier(AsyncConnected):
         """How many seconds ago all revocations were known; infinite before the first time."""
         return self._acceptance.staleness
 
-    async def verify(self, token: str, *, scope: str | Sequence[str] | None = None) -> AgentClaims:
+    async def verify(
+        self,
+        token: str,
+        *,
+        scope: str | Sequence[str] | None = None,
+        proof: str | None = None,
+        htm: str | None = None,
+        htu: str | None = None,
+    ) -> AgentClaims:
         """As `Verifier.verify`."""
         follower = self._follower
         if follower is None or follower.is_over or follower.loop is not asyncio.get_running_loop():
             follower = self._start()
         if not follower.tried.is_set():
             await follower.wait()
-        claims = self._acceptance.accept(token, scope)
-        return claims if claims is not None else await self._driver.run(self._acceptance.ask(token, scope))
+        shown = None if proof is None else ShownProof(proof, htm, htu)
+        claims = self._acceptance.accept(token, scope, shown)
+        return claims if claims is not None else await self._driver.run(self._acceptance.ask(token, scope, shown))
 
     async def aclose(self) -> None:
         """Stop following, and close the connections. A later call begins anew."""

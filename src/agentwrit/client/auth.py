@@ -16,11 +16,15 @@ from agentwrit.client.life import AgentLife
 from agentwrit.errors import AgentWritError
 
 HEADER = "Authorization"
-SCHEME = "Bearer "
 
 
 class Tokens(Protocol):
-    """Where adapters get tokens from. All methods raise what `AgentLife.fresh_token` raises."""
+    """Where adapters get tokens from, and the headers that show one.
+
+    All methods raise what `AgentLife.fresh_token` raises.
+    """
+
+    def headers(self, method: str, url: str, token: str) -> dict[str, str]: ...
 
     def fresh(self) -> str: ...
 
@@ -37,6 +41,9 @@ class BlockingTokens:
     def __init__(self, driver: Driver, life: AgentLife) -> None:
         self._driver = driver
         self._life = life
+
+    def headers(self, method: str, url: str, token: str) -> dict[str, str]:
+        return self._life.headers(method, url, token)
 
     def fresh(self) -> str:
         return self._driver.run(self._life.fresh_token()) if self._life.is_due else self._life.live_token()
@@ -79,7 +86,7 @@ def _httpx_auth(library: Any, tokens: Tokens) -> Any:
     """httpx2 and httpx are alike, but neither takes the other's Auth."""
 
     def authorize(request: Any, token: str) -> None:
-        request.headers[HEADER] = SCHEME + token
+        request.headers.update(tokens.headers(request.method, str(request.url), token))
 
     def is_refused(request: Any, response: Any) -> bool:
         try:
@@ -116,12 +123,13 @@ def _requests_auth(library: Any, tokens: Tokens) -> Any:
     class AgentAuth(library.AuthBase):  # type: ignore[misc]  # the class is known at run time
         def __call__(self, request: Any) -> Any:
             token = tokens.fresh()
-            request.headers[HEADER] = SCHEME + token
+            shown = tokens.headers(request.method, request.url, token)
+            request.headers.update(shown)
 
             def repeat(response: Any, **options: Any) -> Any:
                 sent = response.request
                 # Where a redirect led to another host, the token was not sent, and is not now.
-                if sent.headers.get(HEADER) != SCHEME + token or not isinstance(sent.body, bytes | str | None):
+                if sent.headers.get(HEADER) != shown[HEADER] or not isinstance(sent.body, bytes | str | None):
                     return response
                 if not is_refusal(response.status_code, response.headers):
                     return response
@@ -131,7 +139,7 @@ def _requests_auth(library: Any, tokens: Tokens) -> Any:
                 response.content  # noqa: B018  # reads it to its end, so that the connection can be used again
                 response.close()
                 again = sent.copy()
-                again.headers[HEADER] = SCHEME + successor
+                again.headers.update(tokens.headers(again.method, again.url, successor))
                 answer = response.connection.send(again, **options)
                 answer.history.append(response)
                 answer.request = again
@@ -159,14 +167,14 @@ class _AiohttpMiddleware:
         if origin != self._origin:
             return await handler(request)
         token = await self._tokens.fresh_async()
-        request.headers[HEADER] = SCHEME + token
+        request.headers.update(self._tokens.headers(request.method, str(request.url), token))
         is_repeatable = not request.body or isinstance(request.body, bytes | BytesPayload)
         response = await handler(request)
         if is_repeatable and is_refusal(response.status, response.headers):
             successor = await self._tokens.after_refusal_async(token)
             if successor is not None:
                 response.release()
-                request.headers[HEADER] = SCHEME + successor
+                request.headers.update(self._tokens.headers(request.method, str(request.url), successor))
                 response = await handler(request)
         return response
 
@@ -177,6 +185,9 @@ class AsyncTokens:
     def __init__(self, driver: AsyncDriver, life: AgentLife) -> None:
         self._driver = driver
         self._life = life
+
+    def headers(self, method: str, url: str, token: str) -> dict[str, str]:
+        return self._life.headers(method, url, token)
 
     def fresh(self) -> str:
         raise AgentWritError("an AsyncAgent shows its token through asynchronous clients: use one, or an Agent")

@@ -5,7 +5,7 @@ every driver (blocking, or for an event loop) carries out the same protocol.
 """
 
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
@@ -52,6 +52,8 @@ class HttpRequest:
     json: object = field(default=None, repr=False)
     """What to send, or a function that says it: then each attempt sends something new (a proof is good once)."""
     bearer: str | None = field(default=None, repr=False)
+    proof: Callable[[], str] | None = field(default=None, repr=False)
+    """For a token that is bound: makes the proof that goes with it, a new one for each attempt."""
     is_idempotent: bool = False
     idempotency_key: str | None = None
     is_503_an_answer: bool = False

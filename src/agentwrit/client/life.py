@@ -9,6 +9,8 @@ The rules:
 - Ahead of its end, at 75 % of its life, a token is replaced by whatever shows it to a service (`fresh_token`). While
   the broker is out of reach the token is used to its end, and renewing is tried again from time to time. A token that
   the broker does not renew, or whose successor would not outlive it, is used to its end too.
+- A token that is bound is shown with a proof by the agent's key, to the broker as to services; what succeeds it is
+  bound as well.
 - Released is released: there is no way back, and once more does nothing.
 """
 
@@ -42,7 +44,8 @@ LEAST_GAIN_SECONDS: Final = 1.0  # by which the successor of a token that was du
 class AgentLife:
     """One grant of an agent. Safe to share between threads and tasks, as far as the driver keeps turns.
 
-    `asked_at`: when its token was asked for, on the monotonic clock; `left`: how many seconds the token had then.
+    `asked_at`: when its token was asked for, on the monotonic clock; `left`: how many seconds the token had then;
+    `broker_url`: as the broker's own name in proofs; `is_bound`: whether its tokens are bound to its key.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class AgentLife:
         orch_id: str,
         task_id: str,
         asked_at: float,
+        broker_url: str = "",
+        is_bound: bool = False,
         left: float | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,6 +68,9 @@ class AgentLife:
         self.orch_id = orch_id
         self.task_id = task_id
         self.token = AccessToken(registered.access_token, registered.expires_in)
+        self.is_bound = is_bound
+        self._broker_url = broker_url
+        self._binding = steps.Binding(key, broker_url) if is_bound else None
         self._monotonic = monotonic
         self._turn = Turn()
         self._is_released = False
@@ -81,6 +89,7 @@ class AgentLife:
         max_ttl: int,
         label: str | None,
         audience: str | Sequence[str] | None,
+        bound: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Plan[Self]:
         """Register an agent. Arguments are those of `AgentWritApp.create_agent`."""
@@ -96,11 +105,41 @@ class AgentLife:
             max_ttl=max_ttl,
             label=label,
             audience=audience if audience is None else [audience] if isinstance(audience, str) else list(audience),
+            bound=bound,
         )
         registered = yield from steps.create_agent(ceremony, key, wanted)
         return cls(
-            key, registered, scope=scope, orch_id=orch_id, task_id=task_id, asked_at=asked_at, monotonic=monotonic
+            key,
+            registered,
+            scope=scope,
+            orch_id=orch_id,
+            task_id=task_id,
+            asked_at=asked_at,
+            broker_url=ceremony.broker_url,
+            is_bound=bound,
+            monotonic=monotonic,
         )
+
+    # -- showing it ---------------------------------------------------------------------------------------------------
+
+    def proof(self, method: str, url: str, token: str) -> str:
+        """A new proof by the key, for one request to a service with this token.
+
+        Raises:
+            AgentWritError: the URL is not absolute.
+        """
+        try:
+            return steps.make_proof(self.key, method.upper(), url, token)
+        except ValueError:
+            raise AgentWritError(
+                "a proof is for an absolute URL, such as https://orders.example.com/orders/7"
+            ) from None
+
+    def headers(self, method: str, url: str, token: str) -> dict[str, str]:
+        """The header fields that show this token in one request to a service (RFC 6750 §2.1, RFC 9449 §7.1)."""
+        if not self.is_bound:
+            return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"DPoP {token}", "DPoP": self.proof(method, url, token)}
 
     # -- renewing -----------------------------------------------------------------------------------------------------
 
@@ -143,7 +182,7 @@ class AgentLife:
         asked_at = self._monotonic()
         self._doubtful = token
         try:
-            successor = yield from steps.renew(token)
+            successor = yield from steps.renew(token, self._binding)
         except AuthenticationError:
             self._renew_at = self._ends_at  # nobody will renew it: but until then it may be good
             raise
@@ -178,7 +217,7 @@ class AgentLife:
         wanted = list(scope)
         token = self.live_token()
         try:
-            return (yield from steps.delegate(token, delegate_to, wanted, ttl))
+            return (yield from steps.delegate(token, delegate_to, wanted, ttl, self._binding))
         except (AuthenticationError, AuthorizationError) as error:
             refusal = error
 
@@ -186,7 +225,7 @@ class AgentLife:
             successor = self.live_token()
             if successor == token:
                 raise refusal
-            return (yield from steps.delegate(successor, delegate_to, wanted, ttl))
+            return (yield from steps.delegate(successor, delegate_to, wanted, ttl, self._binding))
 
         # In turn: a renewal that is under way has come to its end then, and nobody begins another one.
         delegated: DelegatedToken = yield InTurn(self._turn, again())
@@ -209,6 +248,8 @@ class AgentLife:
             orch_id=claims.orch_id,
             task_id=claims.task_id,
             asked_at=self._monotonic(),
+            broker_url=self._broker_url,
+            is_bound=claims.cnf is not None,
             left=claims.exp - time.time(),
             monotonic=self._monotonic,
         )
@@ -221,7 +262,7 @@ class AgentLife:
 
     def _release(self) -> Plan[None]:
         if not self._is_released:
-            yield from steps.release(self.token.access_token)
+            yield from steps.release(self.token.access_token, self._binding)
             self._is_released = True
 
     def live_token(self) -> str:

@@ -28,10 +28,21 @@ class OperatorClient(Connected):
         )
 
     def register_app(
-        self, name: str, scopes: Sequence[str], *, token_ttl: int | None = None, audiences: Sequence[str] = ()
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        token_ttl: int | None = None,
+        audiences: Sequence[str] = (),
+        require_bound: bool = False,
     ) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""
-        body = {"name": name, "scopes": list(scopes), "audiences": list(audiences)}
+        body = {
+            "name": name,
+            "scopes": list(scopes),
+            "audiences": list(audiences),
+            "require_bound": require_bound,
+        }
         return self._call("POST", APPS, body | ({} if token_ttl is None else {"token_ttl": token_ttl}))
 
     def list_apps(self) -> dict[str, Any]:
@@ -48,6 +59,7 @@ class OperatorClient(Connected):
         scopes: Sequence[str] | None = None,
         token_ttl: int | None = None,
         audiences: Sequence[str] | None = None,
+        require_bound: bool | None = None,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
         """Change an app: the app, and as `grants_ended` how many grants a narrower ceiling ended."""
@@ -55,6 +67,7 @@ class OperatorClient(Connected):
             "scopes": None if scopes is None else list(scopes),
             "token_ttl": token_ttl,
             "audiences": None if audiences is None else list(audiences),
+            "require_bound": require_bound,
         }
         query = "?keep_grants=true" if keep_grants else ""
         return self._call(
@@ -75,7 +88,9 @@ class OperatorClient(Connected):
         `level` says what `target` is: `token` (jti), `agent` or `chain` (agent_id), `task` (task_id), `grant` (sid) or
         `app` (app_id). A name that nobody has is no error: `count` is 0.
         """
-        return self._call("POST", "/v1/revoke", {"level": level, "target": target, "reason": reason})
+        body = {"level": level, "target": target, "reason": reason}
+        # Again it does nothing more: that it is done counts for more than a count that a lost answer took along.
+        return self._call("POST", "/v1/revoke", body, is_idempotent=True)
 
     def list_agents(
         self,
@@ -118,12 +133,15 @@ class OperatorClient(Connected):
     def __repr__(self) -> str:
         return f"OperatorClient({self.broker_url!r})"
 
-    def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        return self._driver.run(_call(method, path, body))
+    def _call(
+        self, method: str, path: str, body: object = None, *, is_idempotent: bool | None = None
+    ) -> dict[str, Any]:
+        if is_idempotent is None:
+            is_idempotent = method in ("GET", "DELETE")
+        return self._driver.run(_call(HttpRequest(method, path, json=body, is_idempotent=is_idempotent)))
 
 
-def _call(method: str, path: str, body: object) -> Steps[dict[str, Any]]:
-    request = HttpRequest(method, path, json=body, is_idempotent=method in ("GET", "DELETE"))
+def _call(request: HttpRequest) -> Steps[dict[str, Any]]:
     return steps.read_object((yield from steps.logged_in(request)))
 
 

@@ -148,7 +148,9 @@ class Policy:
         """The header fields of a request, by their names in lower case."""
         headers = {"user-agent": self._user_agent, "accept": "application/json"}
         if request.bearer is not None:
-            headers["authorization"] = f"Bearer {request.bearer}"
+            headers["authorization"] = f"{'Bearer' if request.proof is None else 'DPoP'} {request.bearer}"
+        if request.proof is not None:
+            headers["dpop"] = request.proof()
         if request.idempotency_key is not None:
             headers["idempotency-key"] = request.idempotency_key
         if request.json is not None:

@@ -49,8 +49,35 @@ class Presence:
 
     @property
     def bearer_header(self) -> dict[str, str]:
-        """The header that presents the token to a service (RFC 6750 §2.1)."""
+        """The header that presents the token to a service (RFC 6750 §2.1).
+
+        Raises:
+            AgentWritError: the token is bound, and no service takes it like this: `headers` presents it.
+        """
+        if self._life.is_bound:
+            raise AgentWritError("the token is bound to the agent's key: use headers(method, url) for each request")
         return {"Authorization": f"Bearer {self.access_token}"}
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether its tokens are bound to its key (RFC 9449)."""
+        return self._life.is_bound
+
+    def proof(self, method: str, url: str) -> str:
+        """A proof by the agent's key for one request to a service with the current token (RFC 9449 §4.2).
+
+        Raises:
+            AgentWritError: `url` is not absolute.
+        """
+        return self._life.proof(method, url, self.access_token)
+
+    def headers(self, method: str, url: str) -> dict[str, str]:
+        """The headers that present the token in one request to a service: a bound one with a proof, good once.
+
+        Raises:
+            AgentWritError: `url` is not absolute.
+        """
+        return self._life.headers(method, url, self.access_token)
 
     @property
     def auth(self) -> "httpx2.Auth":

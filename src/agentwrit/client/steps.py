@@ -12,7 +12,7 @@ import msgspec
 from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Secret, Steps
 from agentwrit.client.keys import AgentKey
 from agentwrit.domain import proof
-from agentwrit.errors import AuthenticationError, AuthorizationError, TransportError, from_response
+from agentwrit.errors import AgentWritError, AuthenticationError, AuthorizationError, TransportError, from_response
 from agentwrit.models import (
     AgentClaims,
     DelegatedToken,
@@ -25,6 +25,7 @@ from agentwrit.models import (
 T = TypeVar("T")
 
 NONCE_BYTES: Final = 32
+UNBINDING: Final = "this broker does not bind tokens to keys, and a bound one was asked for"
 AGENTS: Final = "/v1/agents"
 
 INVALID = ValidateResult(valid=False, error="token is invalid or expired")
@@ -36,6 +37,25 @@ class AccessToken:
 
     access_token: str = field(repr=False)
     expires_in: int
+
+
+@dataclass(frozen=True)
+class ShownProof:
+    """A proof that a service was shown along with a token (RFC 9449 §7), and the request that it came with."""
+
+    proof: str | None = field(default=None, repr=False)
+    htm: str | None = None
+    htu: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.proof is not None and (self.htm is None or self.htu is None):
+            raise TypeError("proof= goes with htm= and htu=: the method and the URL of the request that it came with")
+
+    def members(self) -> dict[str, str]:
+        """What goes into the question to the broker."""
+        if self.proof is None or self.htm is None or self.htu is None:
+            return {}
+        return {"proof": self.proof, "htm": self.htm, "htu": self.htu}
 
 
 def health() -> Steps[HealthStatus]:
@@ -51,11 +71,13 @@ def health() -> Steps[HealthStatus]:
     )
 
 
-def validate(token: str) -> Steps[ValidateResult]:
+def validate(token: str, shown: ShownProof | None = None) -> Steps[ValidateResult]:
     """Whether a token holds, as the broker sees it. A bad token is an answer, not an error."""
-    if not token or not _is_text(token):
+    body = {"token": token} if shown is None else {"token": token, **shown.members()}
+    if not token or not all(map(_is_text, body.values())):
         return INVALID  # the broker would call the field missing, or could not be asked
-    request = HttpRequest("POST", "/v1/token/validate", json={"token": token}, is_idempotent=True)
+    # A proof is good once, also where it is asked about: a second answer would be another one.
+    request = HttpRequest("POST", "/v1/token/validate", json=body, is_idempotent="proof" not in body)
     members = _object((yield request))
     if members.get("valid") is not True:
         error = members.get("error")
@@ -93,7 +115,11 @@ class Ceremony:
 
 @dataclass(frozen=True)
 class WantedAgent:
-    """What an app asks for an agent. `max_ttl`: seconds; `label`: its name in the audit log, else one is made."""
+    """What an app asks for an agent.
+
+    `max_ttl`: seconds; `label`: its name in the audit log, else one is made; `bound`: whether its tokens are to be
+    bound to its key.
+    """
 
     orch_id: str
     task_id: str
@@ -101,6 +127,7 @@ class WantedAgent:
     max_ttl: int
     label: str | None = None
     audience: list[str] | None = None
+    bound: bool = False
 
     @property
     def limits(self) -> dict[str, object]:
@@ -109,7 +136,11 @@ class WantedAgent:
             "agent_name": self.label or f"{self.orch_id}/{self.task_id}",
             "max_ttl": self.max_ttl,
         }
-        return named if self.audience is None else {**named, "audience": self.audience}
+        if self.audience is not None:
+            named["audience"] = self.audience
+        if self.bound:
+            named["bound"] = True
+        return named
 
     @property
     def identity(self) -> dict[str, object]:
@@ -122,7 +153,7 @@ def create_agent(ceremony: Ceremony, key: AgentKey, wanted: WantedAgent) -> Step
     if ceremony.is_one_step:
         response = yield from _create_at_once(ceremony.broker_url, key, wanted)
         if response.status not in (404, 405):
-            return _registered(_object(response))
+            return (yield from _registered(response, wanted))
         ceremony.is_one_step = False  # a broker of the first protocol: it will not learn it while we are at it
     return (yield from _create_in_three_steps(key, wanted))
 
@@ -137,17 +168,7 @@ def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Step
 
     def request(token: str, nonce: str | None = None) -> HttpRequest:
         def proven() -> dict[str, object]:
-            made = proof.make(
-                key.sign,
-                key.public_key,
-                htm="POST",
-                htu=f"{broker_url}{AGENTS}",
-                iat=int(time.time()),
-                jti=secrets.token_hex(16),
-                token=token,
-                nonce=nonce,
-            )
-            return {**body, "proof": made}
+            return {**body, "proof": make_proof(key, "POST", f"{broker_url}{AGENTS}", token, nonce)}
 
         return HttpRequest(
             "POST", AGENTS, json=proven, bearer=token, is_idempotent=True, idempotency_key=idempotency_key
@@ -167,8 +188,11 @@ def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Step
 def _create_in_three_steps(key: AgentKey, wanted: WantedAgent) -> Steps[RegisterResult]:
     """The ceremony in three steps: launch token, challenge, registration."""
     policy = {**wanted.limits, "allowed_scope": wanted.requested_scope, "single_use": True}
-    launched = yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))
-    launch_token = _text(_object(launched), "launch_token")
+    launched = _object((yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))))
+    understood = launched.get("policy")
+    if wanted.bound and not (isinstance(understood, dict) and understood.get("bound") is True):
+        raise AgentWritError(UNBINDING)
+    launch_token = _text(launched, "launch_token")
     nonce = _text(_object((yield HttpRequest("GET", "/v1/challenge", is_idempotent=True))), "nonce")
     body = {
         **wanted.identity,
@@ -177,23 +201,74 @@ def _create_in_three_steps(key: AgentKey, wanted: WantedAgent) -> Steps[Register
         "public_key": _base64(key.public_key),
         "signature": _base64(key.sign(_nonce_bytes(nonce))),
     }
-    return _registered(_object((yield HttpRequest("POST", "/v1/register", json=body))))
+    return (yield from _registered((yield HttpRequest("POST", "/v1/register", json=body)), wanted))
 
 
-def _registered(members: Mapping[str, Any]) -> RegisterResult:
-    return RegisterResult(
+def _registered(response: HttpResponse, wanted: WantedAgent) -> Steps[RegisterResult]:
+    members = _object(response)
+    registered = RegisterResult(
         agent_id=_text(members, "agent_id"),
         access_token=_token(members),
         expires_in=_integer(members, "expires_in"),
     )
+    if wanted.bound and members.get("token_type") != "DPoP":
+        yield from release(registered.access_token)  # nobody is to hold what was not asked for
+        raise AgentWritError(UNBINDING)
+    return registered
 
 
-def renew(token: str) -> Steps[AccessToken]:
+def make_proof(key: AgentKey, method: str, url: str, token: str, nonce: str | None = None) -> str:
+    """A new proof by the agent's key, for one request with its token (RFC 9449 §4.2).
+
+    Raises:
+        ValueError: the URL is not absolute.
+    """
+    return proof.make(
+        key.sign,
+        key.public_key,
+        htm=method,
+        htu=proof.target(url),
+        iat=int(time.time()),
+        jti=secrets.token_hex(16),
+        token=token,
+        nonce=nonce,
+    )
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What an agent's tokens are bound to: its key, which proves each request to the broker of this URL."""
+
+    key: AgentKey
+    broker_url: str
+
+
+def renew(token: str, binding: Binding | None = None) -> Steps[AccessToken]:
     """The successor of an agent's token."""
-    return _access_token((yield HttpRequest("POST", "/v1/token/renew", bearer=token)))
+    return _access_token((yield from _presented(HttpRequest("POST", "/v1/token/renew", bearer=token), binding)))
 
 
-def delegate(token: str, delegate_to: str, scope: Sequence[str], ttl: int | None) -> Steps[DelegatedToken]:
+def _presented(request: HttpRequest, binding: Binding | None) -> Steps[HttpResponse]:
+    """Make a request with an agent's token, and where it is bound with a proof."""
+    response: HttpResponse
+    if binding is None:
+        response = yield request
+        return response
+    response = yield _proven(request, binding)
+    nonce = response.headers.get("dpop-nonce")
+    if response.status == 401 and nonce is not None:  # RFC 9449 §9: our clock is not the broker's
+        response = yield _proven(request, binding, nonce)
+    return response
+
+
+def _proven(request: HttpRequest, binding: Binding, nonce: str | None = None) -> HttpRequest:
+    url, token = binding.broker_url + request.path, request.bearer or ""
+    return replace(request, proof=lambda: make_proof(binding.key, request.method, url, token, nonce))
+
+
+def delegate(
+    token: str, delegate_to: str, scope: Sequence[str], ttl: int | None, binding: Binding | None = None
+) -> Steps[DelegatedToken]:
     """A token for another agent, made from this one."""
     body: dict[str, object] = {"delegate_to": delegate_to, "scope": list(scope)}
     if ttl is not None:
@@ -201,7 +276,7 @@ def delegate(token: str, delegate_to: str, scope: Sequence[str], ttl: int | None
     request = HttpRequest(
         "POST", "/v1/delegate", json=body, bearer=token, is_idempotent=True, idempotency_key=secrets.token_hex(16)
     )
-    members = _object((yield request))
+    members = _object((yield from _presented(request, binding)))
     try:
         chain = chain_from_wire(members.get("delegation_chain"))
     except msgspec.ValidationError as error:
@@ -209,12 +284,20 @@ def delegate(token: str, delegate_to: str, scope: Sequence[str], ttl: int | None
     return DelegatedToken(_token(members), _integer(members, "expires_in"), chain)
 
 
-def release(token: str) -> Steps[None]:
-    """End a token's grant. A token that is dead already counts as released."""
-    response = yield HttpRequest("POST", "/v1/token/release", bearer=token, is_idempotent=True)
+def release(token: str, binding: Binding | None = None) -> Steps[None]:
+    """End a token's grant. A token that is dead already counts as released.
+
+    Raises:
+        AuthenticationError: the token is bound, and the broker did not take the proof: it may well be alive.
+    """
+    request = HttpRequest("POST", "/v1/token/release", bearer=token, is_idempotent=True)
+    response = yield from _presented(request, binding)
     try:
         check(response)
     except (AuthenticationError, AuthorizationError):
+        challenge = response.headers.get("www-authenticate", "")
+        if "invalid_dpop_proof" in challenge or "use_dpop_nonce" in challenge:
+            raise
         return
 
 

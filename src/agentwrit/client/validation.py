@@ -16,17 +16,25 @@ _drivers: OrderedDict[str, Driver] = OrderedDict()
 _lock = threading.Lock()
 
 
-def validate(broker_url: str, token: str, *, timeout: float = 10.0) -> ValidateResult:
+def validate(
+    broker_url: str,
+    token: str,
+    *,
+    timeout: float = 10.0,
+    proof: str | None = None,
+    htm: str | None = None,
+    htu: str | None = None,
+) -> ValidateResult:
     """Whether `token` holds, and what it says, as the broker sees it now.
 
     A bad token is an answer, not an error. Connections to each broker are kept between calls. `timeout`: seconds, in
-    all.
+    all. `proof`, `htm` and `htu` are as for `AgentWritApp.validate`: a bound token does not hold without.
 
     Raises:
         TransportError: the broker was not reached in time.
         AgentWritError: `broker_url` is no URL.
     """
-    return _driver(broker_url).run(steps.validate(token), timeout=timeout)
+    return _driver(broker_url).run(steps.validate(token, steps.ShownProof(proof, htm, htu)), timeout=timeout)
 
 
 def _driver(broker_url: str) -> Driver:

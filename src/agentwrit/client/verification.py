@@ -131,16 +131,20 @@ Names = tuple[tuple[RevocationKind, str], ...]
 
 
 class Known(NamedTuple):
-    """A token whose signature was checked: what it says, and what it dies with, as the feed names that."""
+    """A token whose signature was checked: what it says, and what it dies with, as the feed names that.
+
+    `is_plain`: it was not delegated, and is bound to no key.
+    """
 
     claims: Claims
     kid: str
     names: Names
     public: AgentClaims
+    is_plain: bool
 
     def shown(self) -> AgentClaims:
         """The claims, for a caller to keep, and to spoil for nobody else."""
-        if self.claims.delegation_chain:
+        if not self.is_plain:
             return _public(self.claims)
         # What the constructor of a frozen dataclass does, a field at a time, takes longer than all of the check.
         copy = object.__new__(AgentClaims)
@@ -209,7 +213,9 @@ class TokenChecker:
         ]
         for record in claims.delegation_chain:
             named += [(RevocationKind.GRANT, record.sid), (RevocationKind.KEY, record.kid)]
-        return Known(claims, kid, tuple((kind, feed.digest(name)) for kind, name in named), _public(claims))
+        names = tuple((kind, feed.digest(name)) for kind, name in named)
+        is_plain = not claims.delegation_chain and claims.cnf is None
+        return Known(claims, kid, names, _public(claims), is_plain)
 
     def check_audience(self, aud: Iterable[str], issuer: str) -> None:
         """Refuse a token that is for others (RFC 8725 §3.9).
@@ -265,6 +271,7 @@ def _public(claims: Claims) -> AgentClaims:
         delegation_chain=chain or None,
         chain_hash=claims.chain_hash or None,
         client_id=claims.client_id,
+        cnf=None if claims.cnf is None else {"jkt": claims.cnf.jkt},
     )
 
 

@@ -12,6 +12,7 @@ from agentwrit.client.driver import Driver
 from agentwrit.client.event_stream import EventStream
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.steps import ShownProof
 from agentwrit.client.verification import SYSTEM_CLOCK, Clock
 from agentwrit.errors import AgentWritError
 from agentwrit.models import AgentClaims
@@ -68,8 +69,20 @@ class Verifier:
         """How many seconds ago all revocations were known; infinite before the first time."""
         return self._acceptance.staleness
 
-    def verify(self, token: str, *, scope: str | Sequence[str] | None = None) -> AgentClaims:
+    def verify(
+        self,
+        token: str,
+        *,
+        scope: str | Sequence[str] | None = None,
+        proof: str | None = None,
+        htm: str | None = None,
+        htu: str | None = None,
+    ) -> AgentClaims:
         """What a token says, if it holds, is for us, and covers `scope`: one that is needed, or several.
+
+        A token that is bound to its agent's key (RFC 9449) holds with its `proof` alone: what came in the request's
+        one DPoP header, while `htm` and `htu` are the request's own method and URL. A proof is good once. One that is
+        not bound holds without.
 
         Raises:
             InvalidToken: it does not hold.
@@ -79,8 +92,9 @@ class Verifier:
         """
         if self._follower is None or self._follower.is_over:
             self._start()
-        claims = self._acceptance.accept(token, scope)
-        return claims if claims is not None else self._driver.run(self._acceptance.ask(token, scope))
+        shown = None if proof is None else ShownProof(proof, htm, htu)
+        claims = self._acceptance.accept(token, scope, shown)
+        return claims if claims is not None else self._driver.run(self._acceptance.ask(token, scope, shown))
 
     def close(self) -> None:
         """Stop following, and close the connections. A later call begins anew."""

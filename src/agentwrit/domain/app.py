@@ -5,6 +5,7 @@ The rules:
 - A client secret is 256 random bits, shown once and stored as SHA-256 only. After a rotation the old one works until
   its overlap ends, and so do the app tokens that were issued on it.
 - Its agents' tokens are for its `audiences` and for the broker's default audience, and for nobody else.
+- Where it `requires_binding`, its agents' tokens are bound to their keys (RFC 9449): no others are issued or renewed.
 - An app that was deregistered stays so. Its name may be taken again; its ids may not.
 """
 
@@ -54,6 +55,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     previous_secret_until: int = 0
     deregistered_at: int = 0
     audiences: tuple[str, ...] = ()
+    requires_binding: bool = False
 
     @property
     def is_active(self) -> bool:

@@ -7,11 +7,13 @@
     │   ├── InvalidRequest       invalid_request
     │   ├── InvalidTTL           invalid_ttl
     │   ├── Unauthorized         unauthorized
-    │   │   └── ProofNonceNeeded unauthorized
+    │   │   ├── ProofNonceNeeded unauthorized
+    │   │   └── ProofNeeded      unauthorized
     │   ├── InsufficientScope    insufficient_scope
     │   │   └── TokenRevoked     insufficient_scope
     │   ├── ScopeViolation       scope_violation
     │   │   ├── AudienceViolation scope_violation
+    │   │   ├── BindingRequired  scope_violation
     │   │   └── ChainTooLong     scope_violation
     │   ├── NotFound             not_found
     │   ├── MethodNotAllowed     method_not_allowed
@@ -21,6 +23,7 @@
     │   ├── InternalError        internal_error
     │   └── Unavailable          unavailable
     ├── InvalidToken             why a token was not accepted: for the audit log, never for the caller
+    │   └── Unproven             likewise: whoever presented it has not shown to be its holder
     ├── InvalidProof             why a proof of possession was not accepted: likewise
     ├── InvalidChallenge         why a nonce was not accepted: likewise
     ├── TamperedRecord           evidence or stored state that does not match its hash or MAC
@@ -79,6 +82,17 @@ class ProofNonceNeeded(Unauthorized):
         self.nonce = nonce
 
 
+class ProofNeeded(Unauthorized):
+    """A token that is not accepted without a proof by the key that it is bound to, or with none (RFC 9449 §7.1).
+
+    `code` is what the challenge says: `invalid_token` or `invalid_dpop_proof`.
+    """
+
+    def __init__(self, detail: str, *, code: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
 class InsufficientScope(Refusal):
     """A valid token without the scope that the endpoint needs (RFC 6750 §3.1)."""
 
@@ -107,6 +121,16 @@ class ScopeViolation(Refusal):
 
 class AudienceViolation(ScopeViolation):
     """A token would be for others than the app's audiences, or than the delegator's token is."""
+
+
+class BindingRequired(ScopeViolation):
+    """A token would not be bound to its agent's key, and the app's have to be."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the app's agents must have bound tokens",
+            hint="ask with bound: true, and prove the agent's key (RFC 9449); the SDK does: create_agent(bound=True)",
+        )
 
 
 class ChainTooLong(ScopeViolation):
@@ -173,6 +197,20 @@ class InvalidToken(AgentWritError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Unproven(InvalidToken):
+    """A token that is not accepted from whoever presents it. `code`: what the challenge says (RFC 9449 §7.1)."""
+
+    TOKEN: ClassVar[str] = "invalid_token"
+    PROOF: ClassVar[str] = "invalid_dpop_proof"
+
+    def __init__(self, reason: str, code: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.reason, self.code)
 
 
 class InvalidProof(AgentWritError):

@@ -79,7 +79,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
     app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
     registration; `kid` names the key that signed its current token, empty where that is not known; `names_actors` says
-    whether its tokens carry `act`.
+    whether its tokens carry `act`, `is_bound` whether they are bound to `public_key` (RFC 9449 §6.1).
     """
 
     sid: str
@@ -107,6 +107,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: int = 0
     end_reason: str = ""
     names_actors: bool = False
+    is_bound: bool = False
 
     @property
     def is_registration(self) -> bool:

@@ -22,6 +22,7 @@ class LaunchToken(msgspec.Struct, frozen=True, kw_only=True):
     """A stored launch token and its policy. Times are Unix seconds; `max_ttl` is of the tokens it leads to.
 
     `max_uses` 0 means as often as wanted while it lives. `app_id` and `client_id` are empty for the operator's.
+    `is_bound`: whether the tokens that it leads to are bound to their agent's key.
     """
 
     token_hash: bytes
@@ -35,6 +36,7 @@ class LaunchToken(msgspec.Struct, frozen=True, kw_only=True):
     uses: int
     created_at: int
     expires_at: int
+    is_bound: bool = False
 
     def is_usable(self, now: float) -> bool:
         return now < self.expires_at and (self.max_uses == 0 or self.uses < self.max_uses)

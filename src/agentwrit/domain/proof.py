@@ -6,15 +6,16 @@ The rules:
   that it is signed by, without its private half (§4.2, §4.3). A member that stands in it twice makes it none.
 - It is for one method and one URL, query and fragment left out (§4.3), and where it goes with a token it names that
   token's hash (`ath`, §4.3).
-- It is good for 30 seconds around its `iat`; or, for a client whose clock is wrong, as long as the broker's own nonce
-  in it is fresh (§8). It is good once: `jti` is remembered for as long.
+- It is good for 30 seconds around its `iat`. With a nonce in it, which is for a client whose clock is wrong, the broker
+  takes it as long as the nonce is its own and fresh, and its `iat` says nothing (§8): or it would be good again when
+  the time that it names has come, and nobody would remember it then. It is good once: `jti` is remembered for as long.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -26,6 +27,7 @@ TYPE: Final = "dpop+jwt"
 WINDOW_SECONDS: Final = 30
 MAX_PROOF_BYTES: Final = 4096
 MAX_JTI_LENGTH: Final = 128
+MAX_IAT: Final = 2**53
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PUBLIC_MEMBERS: Final = {"kty", "crv", "x"}
@@ -72,6 +74,18 @@ def make(
     return f"{signing_input}.{base64url.encode(sign(signing_input.encode('ascii')))}"
 
 
+def target(url: str) -> str:
+    """What a proof for a request to this URL says of it (RFC 9449 §4.2, `htu`): without query, fragment and user.
+
+    Raises:
+        ValueError: it is no absolute URL.
+    """
+    parts = urlsplit(url)
+    if not parts.scheme or not parts.hostname:
+        raise ValueError("a proof is for an absolute URL")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def token_hash(token: str) -> str:
     """What a proof says of the token that it goes with (RFC 9449 §4.2, `ath`)."""
     return base64url.encode(hashlib.sha256(token.encode("utf-8")).digest())
@@ -101,10 +115,12 @@ def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
     if claims.get("ath") != (None if token is None else token_hash(token)):
         raise InvalidProof("the proof is for another token")
     jti, iat, nonce = claims.get("jti"), claims.get("iat"), claims.get("nonce", "")
-    if not isinstance(jti, str) or not 0 < len(jti) <= MAX_JTI_LENGTH:
+    if not isinstance(jti, str) or not 0 < len(jti) <= MAX_JTI_LENGTH or not jti.isprintable():
         raise InvalidProof("the proof has no usable jti")
-    if isinstance(iat, bool) or not isinstance(iat, int | float) or not isinstance(nonce, str):
-        raise InvalidProof("the proof has no usable iat or nonce")
+    if isinstance(iat, bool) or not isinstance(iat, int | float) or not 0 <= iat <= MAX_IAT:
+        raise InvalidProof("the proof has no usable iat")
+    if not isinstance(nonce, str):
+        raise InvalidProof("the proof has no usable nonce")
     return Proof(public_key=public_key, jti=jti, iat=iat, nonce=nonce)
 
 

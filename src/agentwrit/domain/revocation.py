@@ -29,6 +29,10 @@ RETENTION_SECONDS: Final = 3600
 """How long the store keeps an entry after the last exp that it touches."""
 
 
+MOSTLY_EMPTY: Final = 4  # how many times more there once was in the index, when it is made smaller
+LEAST_PEAK: Final = 1024
+
+
 class RevocationKind(StrEnum):
     """What an entry names."""
 
@@ -72,7 +76,7 @@ def names(level: RevocationLevel, target: str, grant: Grant) -> bool:
             return grant.app_id == target
 
 
-class Revocation(msgspec.Struct, frozen=True, kw_only=True):
+class Revocation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that is dead from `effective_at` on (Unix seconds). `last_exp`: the last exp that it touches."""
 
     kind: RevocationKind
@@ -97,7 +101,9 @@ class RevocationIndex:
 
     def __init__(self) -> None:
         self._entries: dict[RevocationKind, dict[str, Revocation]] = {kind: {} for kind in RevocationKind}
-        self._by_last_exp: list[tuple[int, RevocationKind, str]] = []
+        self._peaks: dict[RevocationKind, int] = dict.fromkeys(RevocationKind, 0)
+        self._by_last_exp: dict[int, list[Revocation]] = {}
+        self._last_exps: list[int] = []  # a heap of those
 
     def __len__(self) -> int:
         return sum(map(len, self._entries.values()))
@@ -110,15 +116,25 @@ class RevocationIndex:
             known = self._entries[entry.kind].get(entry.id)
             entry = entry if known is None else known.joined(entry)
             self._entries[entry.kind][entry.id] = entry
-            heapq.heappush(self._by_last_exp, (entry.last_exp, entry.kind, entry.id))
+            if entry.last_exp not in self._by_last_exp:
+                self._by_last_exp[entry.last_exp] = []
+                heapq.heappush(self._last_exps, entry.last_exp)
+            self._by_last_exp[entry.last_exp].append(entry)
 
     def forget(self, now: float) -> None:
         """Drop the entries that no unexpired token can meet any more."""
-        while self._by_last_exp and self._by_last_exp[0][0] <= now:
-            _, kind, name = heapq.heappop(self._by_last_exp)
-            entry = self._entries[kind].get(name)
-            if entry is not None and entry.last_exp <= now:
-                del self._entries[kind][name]
+        for kind, entries in self._entries.items():
+            self._peaks[kind] = max(self._peaks[kind], len(entries))
+        while self._last_exps and self._last_exps[0] <= now:
+            for over in self._by_last_exp.pop(heapq.heappop(self._last_exps)):
+                entry = self._entries[over.kind].get(over.id)
+                if entry is not None and entry.last_exp <= now:
+                    del self._entries[over.kind][over.id]
+        for kind, entries in self._entries.items():
+            if self._peaks[kind] > MOSTLY_EMPTY * max(len(entries), LEAST_PEAK):
+                # A dict keeps the room that it once needed, unless it is made anew.
+                self._entries[kind] = dict(entries)
+                self._peaks[kind] = len(entries)
 
     def is_revoked(self, kind: RevocationKind, name: str, now: float) -> bool:
         """Whether the thing of this name is dead at `now`."""

@@ -1,7 +1,7 @@
 """Agents' tokens at the routes of a FastAPI application.
 
     auth = AgentWrit("https://broker.example.com", audience="orders")
-    app = FastAPI(lifespan=auth.lifespan)
+    app = FastAPI(lifespan=auth.lifespan, responses=RESPONSES)
 
     @app.get("/customers/{customer_id}")
     async def read_customer(
@@ -9,11 +9,12 @@
     ) -> Customer: ...
 
 Scopes are templates, filled from the path's parameters; all of them are needed. The scheme and each operation's scopes
-are in the OpenAPI document. In tests, `app.dependency_overrides[auth]` takes a function that returns the claims.
+are in the OpenAPI document, and with `RESPONSES` what the guard may answer. In tests, `app.dependency_overrides[auth]`
+takes a function that returns the claims.
 """
 
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
@@ -21,6 +22,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityS
 from agentwrit.domain.scope_template import ScopeTemplate
 from agentwrit.integrations.starlette import Guard
 from agentwrit.models import AgentClaims
+
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    401: {"description": "There is no token, or it does not hold."},
+    403: {"description": "The token does not cover what is needed."},
+    503: {"description": "Whether the token holds cannot be told now."},
+}
+"""What the guard answers in place of an operation, for `FastAPI(responses=…)`, a router's or a route's."""
 
 # It only describes the scheme: what is not as it should be the guard refuses, in the words of RFC 6750.
 _SCHEME = HTTPBearer(

@@ -7,13 +7,13 @@
 
     app = Starlette(routes=[Route("/customers/{customer_id}", read_customer)], lifespan=guard.lifespan)
 
-What is refused is refused as RFC 6750 §3 has it, by a Starlette HTTPException.
+What is refused is refused as RFC 6750 §3 and RFC 9449 §7.1 have it, by a Starlette HTTPException.
 """
 
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from agentwrit.client.async_verifier import AsyncVerifier
 from agentwrit.domain.scope import scope_is_subset
 from agentwrit.domain.scope_template import ScopeTemplate, UnfitValue
-from agentwrit.errors import InvalidToken, TransportError
+from agentwrit.errors import InvalidToken, TransportError, Unproven
 from agentwrit.models import AgentClaims
 
 A = TypeVar("A")
@@ -29,9 +29,22 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[A]]
 
 RETRY_AFTER_SECONDS: Final = 1
 
+BEARER: Final = "Bearer"
+DPOP: Final = 'DPoP algs="EdDSA"'
+
+
+class _Presented(NamedTuple):
+    """A token as a request presents it; `proof` None for one that anybody may bear."""
+
+    token: str
+    proof: str | None
+
 
 class Guard:
-    """Checks the bearer tokens of requests with an `AsyncVerifier`, which it makes or is given."""
+    """Checks the tokens of requests with an `AsyncVerifier`, which it makes or is given.
+
+    A token that is bound to its agent's key (RFC 9449) is taken with a proof alone, and no other with one.
+    """
 
     def __init__(
         self,
@@ -39,12 +52,17 @@ class Guard:
         *,
         audience: str | Iterable[str] | None = None,
         max_staleness: float = 5.0,
+        public_url: str | None = None,
     ) -> None:
         """`broker`: its URL, or a verifier to use, and to close by whoever made it.
+
+        `public_url`: what clients reach the application by, such as https://orders.example.com, where a proxy in
+        between makes another of it: proofs are for the URL that the client asked.
 
         Raises:
             AgentWritError: the URL is none.
         """
+        self._public_url = None if public_url is None else public_url.rstrip("/")
         self._owns_verifier = isinstance(broker, str)
         self._verifier = (
             AsyncVerifier(broker, audience=audience, max_staleness=max_staleness) if isinstance(broker, str) else broker
@@ -58,23 +76,35 @@ class Guard:
                 told, 400 for two tokens at once. Its headers are those that belong to it.
             LookupError: a template has a hole that the path has no value for: a mistake of the route's author.
         """
-        token = _bearer(request)
+        presented = _presented(request)
         try:
-            claims = await self._verifier.verify(token)
+            claims = await self._verifier.verify(
+                presented.token, proof=presented.proof, htm=request.method, htu=self._url(request)
+            )
+        except Unproven as unproven:
+            challenge = f'{DPOP}, error="{unproven.code}"'
+            raise _refused(401, "the token does not hold without a proof by its key", challenge) from None
         except InvalidToken:
-            raise _refused(401, "the token does not hold", 'error="invalid_token"') from None
+            raise _refused(401, "the token does not hold", f'{BEARER} error="invalid_token"') from None
         except TransportError:
             retry = {"retry-after": str(RETRY_AFTER_SECONDS)}
             raise HTTPException(503, "whether the token holds cannot be told now", retry) from None
+        if presented.proof is not None and claims.cnf is None:  # RFC 9449 §7.1: this scheme is for bound ones
+            raise _refused(401, "the token is not bound to a key", f'{BEARER} error="invalid_token"')
         try:
             scopes = [template.fill(request.path_params) for template in needed]
         except UnfitValue:
             # Nobody can hold that. What the route needs is told as its author wrote it, and what was sent not at all.
-            raise _insufficient([template.text for template in needed]) from None
+            raise _insufficient(presented, [template.text for template in needed]) from None
         if not scope_is_subset(scopes, claims.scope):
-            raise _insufficient(scopes)
+            raise _insufficient(presented, scopes)
         request.state.agent = claims
         return claims
+
+    def _url(self, request: Request) -> str:
+        if self._public_url is None:
+            return str(request.url)
+        return f"{self._public_url}{request.url.path}"
 
     def requires(
         self, *scopes: str
@@ -110,21 +140,28 @@ class Guard:
             await self.aclose()
 
 
-def _bearer(request: Request) -> str:
-    """The request's one bearer token (RFC 6750 §2.1)."""
+def _presented(request: Request) -> _Presented:
+    """The request's one token, as a bearer token (RFC 6750 §2.1) or with its proof (RFC 9449 §7.1)."""
     given = request.headers.getlist("authorization")
     if len(given) > 1:
-        raise _refused(400, "there is more than one Authorization header", 'error="invalid_request"')
+        raise _refused(400, "there is more than one Authorization header", f'{BEARER} error="invalid_request"')
     scheme, _, token = (given or [""])[0].partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise _refused(401, "a bearer token is needed", "")  # RFC 6750 §3.1: no error code where none was shown
-    return token.strip()
+    match scheme.lower():
+        case "bearer" if token.strip():
+            return _Presented(token.strip(), None)
+        case "dpop" if token.strip():
+            proofs = request.headers.getlist("dpop")
+            if len(proofs) != 1:  # RFC 9449 §4.3, 1
+                raise _refused(401, "a token of this kind comes with one proof", f'{DPOP}, error="invalid_dpop_proof"')
+            return _Presented(token.strip(), proofs[0])
+    raise _refused(401, "a token is needed", f"{BEARER}, {DPOP}")  # RFC 6750 §3.1: no error code where none was shown
 
 
-def _insufficient(scopes: Sequence[str]) -> HTTPException:
+def _insufficient(presented: _Presented, scopes: Sequence[str]) -> HTTPException:
     needed = " ".join(scopes)
-    return _refused(403, f"needed: {needed}", f'error="insufficient_scope", scope="{needed}"')
+    scheme = f"{BEARER} " if presented.proof is None else f"{DPOP}, "
+    return _refused(403, f"needed: {needed}", f'{scheme}error="insufficient_scope", scope="{needed}"')
 
 
-def _refused(status: int, detail: str, parameters: str) -> HTTPException:
-    return HTTPException(status, detail, {"www-authenticate": f"Bearer {parameters}".strip()})
+def _refused(status: int, detail: str, challenge: str) -> HTTPException:
+    return HTTPException(status, detail, {"www-authenticate": challenge})

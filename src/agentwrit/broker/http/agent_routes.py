@@ -53,6 +53,7 @@ class AgentRoutes:
                 agent_name=request.agent_name or f"{request.orch_id}/{request.task_id}",
                 max_ttl=request.max_ttl,
                 audience=tuple(request.audience),
+                is_bound=request.bound,
                 proof=request.proof,
                 url=exchange.url(self._public_url),
                 idempotency_key=exchange.idempotency_key(),

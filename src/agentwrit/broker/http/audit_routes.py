@@ -1,6 +1,7 @@
 """The audit log on the wire."""
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 
 from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
@@ -10,6 +11,13 @@ from agentwrit.broker.storage.base import EQUAL_FIELDS, EventQuery
 from agentwrit.domain import audit, timestamps
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import InvalidRequest
+
+
+class Order(StrEnum):
+    """Which events come first: the oldest, unless it says otherwise."""
+
+    ASCENDING = "asc"
+    DESCENDING = "desc"
 
 
 class AuditRoutes:
@@ -37,22 +45,25 @@ class AuditRoutes:
 
 def _event_query(exchange: Exchange) -> EventQuery:
     """The filters. A bad one is an error: ignored, it would show more than was asked for."""
-    given = exchange.query(*EQUAL_FIELDS, "since", "until", "limit", "offset", "after")
-    _check_choice(given, "event_type", EventType)
-    _check_choice(given, "outcome", Outcome)
+    given = exchange.query(*EQUAL_FIELDS, "since", "until", "order", "limit", "offset", "after")
+    _choice(given, "event_type", EventType)
+    _choice(given, "outcome", Outcome)
     return EventQuery(
         **{name: given.get(name) for name in EQUAL_FIELDS},
         since=_time(given, "since"),
         until=_time(given, "until"),
+        is_newest_first=_choice(given, "order", Order) == Order.DESCENDING,
         after=_event_id(given),
         limit=integer_parameter(given, "limit", 100, low=1, high=MAX_LIMIT),
         offset=integer_parameter(given, "offset", 0, low=0, high=wire.MAX_INTEGER),
     )
 
 
-def _check_choice(given: Mapping[str, str], name: str, choices: type[EventType] | type[Outcome]) -> None:
-    if name in given and given[name] not in set(choices):
+def _choice(given: Mapping[str, str], name: str, choices: type[EventType | Outcome | Order]) -> str | None:
+    text = given.get(name)
+    if text is not None and text not in set(choices):
         raise InvalidRequest(f"{name} has no such value", hint=f"one of {', '.join(choices)}")
+    return text
 
 
 def _time(given: Mapping[str, str], name: str) -> str | None:

@@ -15,6 +15,7 @@ from agentwrit.broker.config import Network
 from agentwrit.broker.http import forms, wire
 from agentwrit.broker.http.forms import Form
 from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.possession import Presented
 from agentwrit.domain.errors import InvalidRequest, PayloadTooLarge
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -127,6 +128,20 @@ class Exchange:
             return None
         scheme, _, token = values[0].partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
+
+    def presented(self, public_url: str | None) -> Presented | None:
+        """The one token of the request, as a bearer token (RFC 6750 §2.1) or as a bound one (RFC 9449 §7.1)."""
+        values = self._values("authorization")
+        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+        if scheme.lower() not in ("bearer", "dpop") or not token.strip():
+            return None
+        return Presented(
+            token=token.strip(),
+            is_dpop=scheme.lower() == "dpop",
+            proofs=tuple(self._values("dpop")),
+            method=self._scope["method"],
+            url=self.url(public_url),
+        )
 
     @property
     def has_query(self) -> bool:

@@ -23,13 +23,17 @@ async def launch_token_answer(
             max_uses=request.max_uses,
             ttl=request.ttl,
             audience=request.audience,
+            is_bound=request.bound,
         ),
     )
+    policy: dict[str, object] = {"allowed_scope": new.record.allowed_scope, "max_ttl": new.record.max_ttl}
+    if new.record.is_bound:  # said, so that who asked for it sees that it was understood
+        policy["bound"] = True
     return json_answer(
         {
             "launch_token": new.secret,
             "expires_at": timestamps.rfc3339(new.record.expires_at),
-            "policy": {"allowed_scope": new.record.allowed_scope, "max_ttl": new.record.max_ttl},
+            "policy": policy,
         },
         status=201,
     )

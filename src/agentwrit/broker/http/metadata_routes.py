@@ -10,6 +10,7 @@ import msgspec
 from agentwrit.broker.http import oauth_routes
 from agentwrit.broker.http.exchange import Answer, Exchange
 from agentwrit.broker.http.routing import Resource
+from agentwrit.domain import jws
 from agentwrit.domain.errors import NotFound
 
 WELL_KNOWN: Final = "/.well-known/oauth-authorization-server"
@@ -69,4 +70,5 @@ def metadata(issuer: str, public_url: str | None) -> dict[str, object]:
         "introspection_endpoint_auth_methods_supported": [*_CLIENT_SECRET, "Bearer"],
         "revocation_endpoint": base + oauth_routes.REVOKE,
         "revocation_endpoint_auth_methods_supported": _CLIENT_SECRET,
+        "dpop_signing_alg_values_supported": [jws.ALGORITHM],  # RFC 9449 §5.1
     }

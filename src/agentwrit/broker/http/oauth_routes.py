@@ -163,7 +163,7 @@ def _token_answer(issued: IssuedToken) -> dict[str, object]:
     """RFC 6749 §5.1."""
     return {
         "access_token": issued.access_token,
-        "token_type": "Bearer",
+        "token_type": "DPoP" if issued.grant.is_bound else "Bearer",  # RFC 9449 §5
         "expires_in": issued.expires_in,
         "scope": " ".join(issued.grant.scope),
     }

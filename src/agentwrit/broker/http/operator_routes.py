@@ -70,6 +70,7 @@ class OperatorRoutes:
             scopes=request.scopes,
             token_ttl=request.token_ttl,
             audiences=request.audiences,
+            requires_binding=request.require_bound,
         )
         return json_answer(
             {
@@ -104,6 +105,7 @@ class OperatorRoutes:
             scopes=request.scopes,
             token_ttl=request.token_ttl,
             audiences=request.audiences,
+            requires_binding=request.require_bound,
             keep_grants=_keep_grants(exchange),
         )
         return json_answer({**wire.app(app), "grants_ended": grants_ended})

@@ -62,6 +62,8 @@ def headers(refusal: Refusal) -> dict[str, str]:
         case errors.ProofNonceNeeded():
             challenge = 'DPoP error="use_dpop_nonce", algs="EdDSA"'  # RFC 9449 §8, §5.1
             return {"www-authenticate": challenge, "dpop-nonce": refusal.nonce}
+        case errors.ProofNeeded():
+            return {"www-authenticate": f'DPoP error="{refusal.code}", algs="EdDSA"'}  # RFC 9449 §7.1
         case errors.Unauthorized() | errors.TokenRevoked():
             return {"www-authenticate": 'Bearer error="invalid_token"'}  # RFC 6750 §3
         case errors.InsufficientScope():

@@ -11,7 +11,7 @@ from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.delegation import DelegationRequest, DelegationService
 from agentwrit.broker.services.registration import LaunchedApplication, RegistrationService
-from agentwrit.broker.services.tokens import TokenService
+from agentwrit.broker.services.tokens import ShownProof, TokenService
 from agentwrit.domain import challenge
 
 VALID_BODIES_REMEMBERED: Final = 4096
@@ -21,14 +21,21 @@ _INVALID: Final = json_answer({"valid": False, "error": "token is invalid or exp
 
 
 class TokenRoutes:
-    """The life of an agent's token."""
+    """The life of an agent's token. `public_url`: how clients reach the broker, if that is set."""
 
     def __init__(
-        self, registration: RegistrationService, tokens: TokenService, delegation: DelegationService, metrics: Metrics
+        self,
+        registration: RegistrationService,
+        tokens: TokenService,
+        delegation: DelegationService,
+        metrics: Metrics,
+        *,
+        public_url: str | None,
     ) -> None:
         self._registration = registration
         self._delegation = delegation
         self._tokens = tokens
+        self._public_url = public_url
         self._validations = metrics.validations
         # What a token says does not change, nor does the answer that repeats it. Whether it is still alive does.
         self._known_valid: OrderedDict[bytes, tuple[Principal, Answer]] = OrderedDict()
@@ -47,12 +54,15 @@ class TokenRoutes:
         body = await exchange.read()
         known = self._known_valid.get(body)
         if known is None:
-            principal = await self._tokens.validate(wire.decode(body, wire.Validate).token)
+            asked = wire.decode(body, wire.Validate)
+            shown = ShownProof(proof=asked.proof, htm=asked.htm, htu=asked.htu)
+            principal = await self._tokens.validate(asked.token, shown)
             if principal is not None:
                 known = principal, json_answer({"valid": True, "claims": wire.claims(principal.claims)})
-                self._known_valid[body] = known
-                if len(self._known_valid) > VALID_BODIES_REMEMBERED:
-                    self._known_valid.popitem(last=False)
+                if principal.claims.cnf is None:  # a proof is good once, and so is an answer that rests on one
+                    self._known_valid[body] = known
+                    if len(self._known_valid) > VALID_BODIES_REMEMBERED:
+                        self._known_valid.popitem(last=False)
         elif not await self._tokens.is_alive(known[0]):
             del self._known_valid[body]
             known = None
@@ -79,11 +89,11 @@ class TokenRoutes:
         return json_answer(wire.registered(issued))
 
     async def renew(self, exchange: Exchange) -> Answer:
-        issued = await self._tokens.renew(exchange.caller, exchange.bearer())
-        return json_answer({"access_token": issued.access_token, "expires_in": issued.expires_in})
+        issued = await self._tokens.renew(exchange.caller, exchange.presented(self._public_url))
+        return json_answer(wire.token(issued))
 
     async def delegate(self, exchange: Exchange) -> Answer:
-        delegator = await self._delegation.delegator(exchange.caller, exchange.bearer())
+        delegator, proof = await self._delegation.delegator(exchange.caller, exchange.presented(self._public_url))
         request = await exchange.body(wire.Delegate)
         issued = await self._delegation.delegate(
             exchange.caller,
@@ -94,15 +104,10 @@ class TokenRoutes:
                 ttl=request.ttl,
                 idempotency_key=exchange.idempotency_key(),
             ),
+            proof=proof,
         )
-        return json_answer(
-            {
-                "access_token": issued.access_token,
-                "expires_in": issued.expires_in,
-                "delegation_chain": issued.grant.chain,
-            }
-        )
+        return json_answer({**wire.token(issued), "delegation_chain": issued.grant.chain})
 
     async def release(self, exchange: Exchange) -> Answer:
-        await self._tokens.release(exchange.caller, exchange.bearer())
+        await self._tokens.release(exchange.caller, exchange.presented(self._public_url))
         return Answer(status=204)

@@ -37,12 +37,14 @@ class RegisterApp(msgspec.Struct, frozen=True):
     scopes: list[str]
     token_ttl: int | None = None
     audiences: list[str] = []
+    require_bound: bool = False
 
 
 class UpdateApp(msgspec.Struct, frozen=True):
     scopes: list[str] | None = None
     token_ttl: int | None = None
     audiences: list[str] | None = None
+    require_bound: bool | None = None
 
 
 class RotateSecret(msgspec.Struct, frozen=True):
@@ -57,6 +59,7 @@ class CreateLaunchToken(msgspec.Struct, frozen=True):
     max_uses: int | None = None
     ttl: int = launch_token.DEFAULT_TTL_SECONDS
     audience: list[str] = []
+    bound: bool = False
 
 
 class Register(msgspec.Struct, frozen=True):
@@ -99,10 +102,14 @@ class CreateAgent(msgspec.Struct, frozen=True):
     max_ttl: int | None = None
     agent_name: str = ""
     audience: list[str] = []
+    bound: bool = False
 
 
 class Validate(msgspec.Struct, frozen=True):
     token: str
+    proof: str = ""
+    htm: str = ""
+    htu: str = ""
 
 
 def decode(body: bytes, schema: type[B]) -> B:
@@ -173,6 +180,7 @@ def app(record: App) -> dict[str, object]:
         "scopes": record.scopes,
         "audiences": record.audiences,
         "token_ttl": record.token_ttl,
+        "require_bound": record.requires_binding,
         "status": record.status,
         "created_at": timestamps.rfc3339(record.created_at),
         "updated_at": timestamps.rfc3339(record.updated_at),
@@ -225,6 +233,7 @@ def grant(record: Grant) -> dict[str, object]:
         "parent": record.parent_sid or None,
         "parent_agent": record.chain[-1].agent if record.chain else None,
         "depth": len(record.chain),
+        "bound": record.is_bound,
     }
 
 
@@ -260,8 +269,10 @@ def _time_or_none(at: int) -> str | None:
 
 def registered(issued: IssuedToken) -> dict[str, object]:
     """A new agent, with its first token."""
-    return {
-        "agent_id": issued.grant.subject,
-        "access_token": issued.access_token,
-        "expires_in": issued.expires_in,
-    }
+    return {"agent_id": issued.grant.subject, **token(issued)}
+
+
+def token(issued: IssuedToken) -> dict[str, object]:
+    """An agent's token. One that is bound says so (RFC 9449 §5); the others look as they always did."""
+    shown: dict[str, object] = {"access_token": issued.access_token, "expires_in": issued.expires_in}
+    return {**shown, "token_type": "DPoP"} if issued.grant.is_bound else shown

@@ -51,6 +51,7 @@ class AppService:
         scopes: Sequence[str],
         token_ttl: int | None,
         audiences: Sequence[str] = (),
+        requires_binding: bool = False,
     ) -> NewAppSecret:
         """Register an app under a name that no active app has.
 
@@ -79,6 +80,7 @@ class AppService:
                 created_at=now,
                 updated_at=now,
                 audiences=allowed_audiences,
+                requires_binding=requires_binding,
             )
             transaction.put_app(app)
             transaction.record(_event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered"))
@@ -113,17 +115,19 @@ class AppService:
         token_ttl: int | None,
         keep_grants: bool,
         audiences: Sequence[str] | None = None,
+        requires_binding: bool | None = None,
     ) -> tuple[App, int]:
-        """Change an app's ceiling, its audiences or its token's life. Returns the app and how many grants that ended.
+        """Change an app's ceiling, its audiences, its token's life, or whether its agents' tokens have to be bound.
 
-        A narrower ceiling, or fewer audiences, ends the live grants that exceed it, unless `keep_grants`.
+        A narrower ceiling, fewer audiences, or that tokens have to be bound, ends the live grants that exceed it,
+        unless `keep_grants`. Returns the app and how many grants that ended.
 
         Raises:
             InvalidRequest, InvalidTTL: an argument is not what it should be, or there is none.
             NotFound: there is no such active app.
         """
-        if scopes is None and token_ttl is None and audiences is None:
-            raise InvalidRequest("give scopes, token_ttl or audiences")
+        if scopes is None and token_ttl is None and audiences is None and requires_binding is None:
+            raise InvalidRequest("give scopes, token_ttl, audiences or require_bound")
         ceiling = None if scopes is None else scope.parse_list(scopes, field="scopes")
         ttl = None if token_ttl is None else _check_token_ttl(token_ttl)
         allowed_audiences = None if audiences is None else check_audience(audiences, field="audiences")
@@ -135,16 +139,23 @@ class AppService:
                 scopes=before.scopes if ceiling is None else ceiling,
                 token_ttl=before.token_ttl if ttl is None else ttl,
                 audiences=before.audiences if allowed_audiences is None else allowed_audiences,
+                requires_binding=before.requires_binding if requires_binding is None else requires_binding,
                 updated_at=int(transaction.now),
             )
             transaction.put_app(app)
 
-            exceeding = [] if keep_grants else self._exceeding(transaction, app, audiences is not None)
+            exceeding = (
+                []
+                if keep_grants
+                else self._exceeding(transaction, app, audiences is not None, requires_binding is True)
+            )
             ended = len(end_grants(transaction, caller, operator.claims.sub, exceeding, EndReason.CEILING_NARROWED))
             if app.scopes != before.scopes:
                 transaction.record(_ceiling_event(caller, operator, before, app, ended))
             if app.audiences != before.audiences:
                 transaction.record(_audiences_event(caller, operator, before, app, ended))
+            if app.requires_binding != before.requires_binding:
+                transaction.record(_binding_event(caller, operator, app, ended))
             if app.token_ttl != before.token_ttl:
                 transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed"))
             return app, ended
@@ -254,15 +265,19 @@ class AppService:
 
         return await self._denials.write(authenticate)
 
-    def _exceeding(self, transaction: Transaction, app: App, are_audiences_given: bool) -> Sequence[Grant]:
-        """The app's live agents' grants that its ceiling does not cover, or that are for others than its audiences."""
-        # What only another AUDIENCE of the broker has put outside is not ended by a change of something else.
+    def _exceeding(
+        self, transaction: Transaction, app: App, are_audiences_given: bool, is_binding_given: bool
+    ) -> Sequence[Grant]:
+        """The live agents' grants beyond the app's ceiling or its audiences, or not bound as they have to be."""
+        # What only another AUDIENCE of the broker has put outside is not ended by a change of something else, and
+        # neither is what was kept unbound.
         grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT))
         return [
             grant
             for grant in grants
             if not scope.scope_is_subset(grant.scope, app.scopes)
             or (are_audiences_given and self._issuer.uncovered_audience(app, grant.audience))
+            or (is_binding_given and not grant.is_bound)
         ]
 
 
@@ -310,6 +325,7 @@ def _event(caller: Caller, operator: Principal, event_type: EventType, app: App,
             "scopes": list(app.scopes),
             "audiences": list(app.audiences),
             "token_ttl": app.token_ttl,
+            **({"token_type": "DPoP"} if app.requires_binding else {}),
         },
     )
 
@@ -323,6 +339,12 @@ def _ceiling_event(caller: Caller, operator: Principal, before: App, app: App, e
         sid=operator.claims.sid,
         data={"before": list(before.scopes), "after": list(app.scopes), "grants_ended": ended},
     )
+
+
+def _binding_event(caller: Caller, operator: Principal, app: App, ended: int) -> Draft:
+    detail = f"an app's agents {'must' if app.requires_binding else 'need not'} have bound tokens from now on"
+    event = _event(caller, operator, EventType.APP_UPDATED, app, detail)
+    return msgspec.structs.replace(event, data={**event.data, "grants_ended": ended})
 
 
 def _audiences_event(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:

@@ -1,6 +1,8 @@
 """Reading the audit log."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -11,7 +13,15 @@ from agentwrit.domain import app, operator
 from agentwrit.domain.audit import Event
 from agentwrit.domain.grant import GrantKind
 
-MAX_LIMIT = 1000
+MAX_LIMIT: Final = 1000
+TOTALS_REMEMBERED: Final = 256
+
+
+class _Total(NamedTuple):
+    """How many events match, of those up to `head`."""
+
+    head: int
+    matching: int
 
 
 class AuditService:
@@ -20,6 +30,8 @@ class AuditService:
     def __init__(self, store: Store, authenticator: Authenticator) -> None:
         self._store = store
         self._authenticator = authenticator
+        # The log only grows, so what was counted once stays counted: a million need not be counted for each page.
+        self._totals: OrderedDict[EventQuery, _Total] = OrderedDict()
 
     async def authorize(self, caller: Caller, token: str | None) -> Principal:
         """Who may read the log.
@@ -35,7 +47,15 @@ class AuditService:
         if principal.kind is not GrantKind.OPERATOR:
             query = msgspec.structs.replace(query, app_id=principal.app_id)
 
-        def find(snapshot: Snapshot) -> tuple[Sequence[Event], int]:
-            return snapshot.events(query), snapshot.event_count(query)
+        filters = msgspec.structs.replace(query, is_newest_first=False, after=0, limit=0, offset=0)
+        known = self._totals.pop(filters, _Total(0, 0))
 
-        return await self._store.read(find)
+        def find(snapshot: Snapshot) -> tuple[Sequence[Event], _Total]:
+            count = known.matching + snapshot.event_count(filters, behind=known.head)
+            return snapshot.events(query), _Total(snapshot.event_head(), count)
+
+        events, total = await self._store.read(find)
+        self._totals[filters] = total
+        if len(self._totals) > TOTALS_REMEMBERED:
+            self._totals.popitem(last=False)
+        return events, total.matching

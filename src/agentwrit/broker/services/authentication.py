@@ -2,20 +2,32 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services.context import Caller, Who
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.liveness import Liveness
+from agentwrit.broker.services.possession import Possession, Presented
 from agentwrit.domain import claims as claims_rules
 from agentwrit.domain import scope
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
-from agentwrit.domain.errors import InsufficientScope, InvalidToken, Refusal, TokenRevoked, Unauthorized
+from agentwrit.domain.errors import (
+    InsufficientScope,
+    InvalidToken,
+    ProofNeeded,
+    Refusal,
+    TokenRevoked,
+    Unauthorized,
+    Unproven,
+)
 from agentwrit.domain.grant import GrantKind
 from agentwrit.domain.operator import SUBJECT as OPERATOR_SUBJECT
+from agentwrit.domain.proof import Proof
 
 GENUINE_TOKENS_REMEMBERED: Final = 4096
 
@@ -62,14 +74,58 @@ class Principal:
         )
 
 
-class Authenticator:
-    """Checks tokens: genuine, in time, alive."""
+class Presenter(NamedTuple):
+    """Someone who presented a genuine token, and as far as it is bound the proof of being its holder, to be spent."""
 
-    def __init__(self, keys: SigningKeys, issuer: str, clock: Clock, liveness: Liveness, denials: DenialLog) -> None:
+    principal: Principal
+    proof: Proof | None
+
+
+class NotTheHolder(Unproven):
+    """A genuine token that is not accepted from whoever presents it: stolen, perhaps. `principal`: its holder."""
+
+    def __init__(self, unproven: Unproven, principal: Principal) -> None:
+        super().__init__(unproven.reason, code=unproven.code)
+        self.principal = principal
+
+
+def refusal(invalid: InvalidToken, detail: str) -> Unauthorized:
+    """What to tell whoever presented a token that is not accepted: how to present it, and not why."""
+    return ProofNeeded(detail, code=invalid.code) if isinstance(invalid, Unproven) else Unauthorized(detail)
+
+
+def not_accepted(caller: Caller, invalid: InvalidToken) -> StrangerDenied:
+    """The denial of a token that is not accepted, with the reason for the audit log."""
+    event = caller.event(EventType.TOKEN_AUTH_FAILED, Outcome.DENIED, detail=invalid.reason)
+    if isinstance(invalid, NotTheHolder):
+        claimed = invalid.principal
+        event = msgspec.structs.replace(event, **claimed.who, data={"presented_jti": claimed.claims.jti})
+    is_unproven = isinstance(invalid, Unproven)
+    detail = "a valid token and a proof by its key are needed" if is_unproven else "a valid bearer token is needed"
+    return StrangerDenied(refusal(invalid, detail), caller, event)
+
+
+_BORNE: Final = Unproven("a bound token was presented as a bearer token", code=Unproven.TOKEN)
+REUSED_PROOF: Final = Unproven("the proof was used before", code=Unproven.PROOF)
+
+
+class Authenticator:
+    """Checks tokens: genuine, in time, alive, and presented by their holder."""
+
+    def __init__(
+        self,
+        keys: SigningKeys,
+        issuer: str,
+        clock: Clock,
+        liveness: Liveness,
+        possession: Possession,
+        denials: DenialLog,
+    ) -> None:
         self._keys = keys
         self._issuer = issuer
         self._clock = clock
         self._liveness = liveness
+        self._possession = possession
         self._denials = denials
         # What a signature says does not change, so it is checked once; everything else is checked each time.
         self._read_genuine = lru_cache(GENUINE_TOKENS_REMEMBERED)(self._read)
@@ -108,21 +164,56 @@ class Authenticator:
         """Whether the principal's grant has ended; a token that was merely superseded does not count."""
         return await self._liveness.is_grant_dead(principal.kid, principal.claims, self._clock.now())
 
-    async def bearer(self, caller: Caller, token: str | None) -> Principal:
-        """Who is calling (RFC 6750 §2.1).
+    def presented(self, presented: Presented | None) -> Presenter:
+        """Who presents a token, bound or not, if it is genuine and theirs. It may have been revoked.
 
         Raises:
-            Unauthorized: no token, or none that holds.
+            InvalidToken: it is not.
+            ProofNonceNeeded: the time of the proof is not ours.
+        """
+        if presented is None:
+            raise InvalidToken("no bearer token")
+        try:
+            principal = self.genuine(presented.token)
+        except InvalidToken as invalid:
+            if presented.is_dpop:
+                raise Unproven(invalid.reason, code=Unproven.TOKEN) from None
+            raise
+        try:
+            return Presenter(principal, self._possession.of_presenter(presented, principal.claims))
+        except Unproven as unproven:
+            raise NotTheHolder(unproven, principal) from None
+
+    async def holder(self, caller: Caller, presented: Presented | None) -> Presenter:
+        """Who is calling, by a token that is bound or not.
+
+        Raises:
+            Unauthorized: no token, none that holds, or one that is not the caller's.
+            TokenRevoked: as `bearer`.
+        """
+        try:
+            presenter = self.presented(presented)
+        except InvalidToken as invalid:
+            raise await self.refused(caller, invalid) from None
+        await self._require_life(caller, presenter.principal)
+        return presenter
+
+    async def bearer(self, caller: Caller, token: str | None) -> Principal:
+        """Who is calling, by a token that anybody may bear (RFC 6750 §2.1).
+
+        Raises:
+            Unauthorized: no token, none that holds, or one that is bound to a key.
             TokenRevoked: a genuine one, in time, whose grant has ended or that has been superseded.
         """
         try:
             if token is None:
                 raise InvalidToken("no bearer token")
             principal = self.genuine(token)
+            if principal.claims.cnf is not None:  # RFC 9449 §7.2
+                raise NotTheHolder(_BORNE, principal)
         except InvalidToken as invalid:
             raise await self.refused(caller, invalid) from None
-        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
-            raise await self.revoked(caller, principal)
+        await self._require_life(caller, principal)
         return principal
 
     async def require(self, caller: Caller, token: str | None, required: Mapping[GrantKind, str]) -> Principal:
@@ -152,9 +243,7 @@ class Authenticator:
 
     async def refused(self, caller: Caller, invalid: InvalidToken) -> Refusal:
         """Record that a token was not accepted, and why. Returns what to tell the caller: not why."""
-        event = caller.event(EventType.TOKEN_AUTH_FAILED, Outcome.DENIED, detail=invalid.reason)
-        error = Unauthorized("a valid bearer token is needed")
-        return await self._denials.record(StrangerDenied(error, caller, event))
+        return await self._denials.record(not_accepted(caller, invalid))
 
     async def revoked(self, caller: Caller, principal: Principal) -> Refusal:
         """Record that a dead token was used. Returns what to tell the caller."""
@@ -166,6 +255,10 @@ class Authenticator:
             data={"jti": principal.claims.jti},
         )
         return await self._denials.record(StrangerDenied(TokenRevoked(), caller, event))
+
+    async def _require_life(self, caller: Caller, principal: Principal) -> None:
+        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
+            raise await self.revoked(caller, principal)
 
     def _check_still_genuine(self, principal: Principal, now: float) -> None:
         if principal.kid not in self._keys.public_keys:

@@ -64,7 +64,7 @@ class Checkpoints:
         Raises:
             Unavailable: it cannot be stored.
         """
-        size, newest = await self._store.read(lambda snapshot: (snapshot.log_size(), snapshot.checkpoint()))
+        size, newest = await self._store.read(lambda snapshot: (snapshot.event_head(), snapshot.checkpoint()))
         if newest is not None and self._is_current(newest, size):
             return newest
 
@@ -118,7 +118,7 @@ class Checkpoints:
         """
 
         def find(snapshot: Snapshot) -> Sequence[bytes]:
-            if not old <= new <= snapshot.log_size():
+            if not old <= new <= snapshot.event_head():
                 raise InvalidRequest("old and new are sizes of the log, the smaller one first")
             return merkle.consistency_proof(old, new, snapshot.tile)
 

@@ -4,16 +4,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agentwrit.broker.services.authentication import Authenticator, Principal
+from agentwrit.broker.services.authentication import REUSED_PROOF, Authenticator, Presenter, Principal, not_accepted
 from agentwrit.broker.services.context import Caller, EventData, audience_data, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
+from agentwrit.broker.services.possession import Presented, spend
 from agentwrit.broker.storage.base import Denied, GrantQuery, Transaction
 from agentwrit.domain import delegation, idempotency, scope, spiffe_id
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import AudienceViolation, ChainTooLong, InvalidTTL, NotFound, ScopeViolation, Unauthorized
+from agentwrit.domain.errors import (
+    AudienceViolation,
+    BindingRequired,
+    ChainTooLong,
+    InvalidTTL,
+    NotFound,
+    ScopeViolation,
+    Unauthorized,
+)
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import RequestIdentity
+from agentwrit.domain.proof import Proof
 
 
 class DelegationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,23 +49,28 @@ class DelegationService:
         self._issuer = issuer
         self._authenticator = authenticator
 
-    async def delegator(self, caller: Caller, token: str | None) -> Principal:
+    async def delegator(self, caller: Caller, presented: Presented | None) -> Presenter:
         """The agent that calls.
 
         Raises:
-            Unauthorized, TokenRevoked: no token that holds.
+            Unauthorized, TokenRevoked: no token that holds and is its own.
             InsufficientScope: it is not an agent's.
         """
-        principal = await self._authenticator.bearer(caller, token)
-        if principal.kind is not GrantKind.AGENT:
-            raise await self._authenticator.insufficient(caller, principal, "")
-        return principal
+        presenter = await self._authenticator.holder(caller, presented)
+        if presenter.principal.kind is not GrantKind.AGENT:
+            raise await self._authenticator.insufficient(caller, presenter.principal, "")
+        return presenter
 
-    async def delegate(self, caller: Caller, delegator: Principal, request: DelegationRequest) -> IssuedToken:
+    async def delegate(
+        self, caller: Caller, delegator: Principal, request: DelegationRequest, *, proof: Proof | None = None
+    ) -> IssuedToken:
         """Give another agent a grant made from the delegator's, in one transaction (see `agentwrit.domain.delegation`).
+
+        `proof`: what showed the delegator to be the caller, to be spent.
 
         Raises:
             InvalidRequest, InvalidTTL: a field is not what it should be, or the token would be too large.
+            Unauthorized: the proof was used before.
             TokenRevoked: the delegator's token is dead by now.
             NotFound: the delegate is not a live agent of the same app.
             ScopeViolation: more is given than is held, or than the app may by now give.
@@ -70,6 +85,8 @@ class DelegationService:
 
         def delegate(transaction: Transaction) -> IssuedToken | None:
             now = transaction.now
+            if proof is not None and not spend(transaction, proof):
+                raise not_accepted(caller, REUSED_PROOF)
             parent = transaction.grant(delegator.claims.sid)
             if parent is None or not parent.is_live(now) or parent.jti != delegator.claims.jti:
                 return None
@@ -147,6 +164,12 @@ def _check_scope(transaction: Transaction, caller: Caller, parent: Grant, grante
         app = transaction.app(parent.app_id)
         if app is None or not app.is_active:
             raise Unauthorized("the app is not active")
+        if app.requires_binding and not parent.is_bound:
+            detail = "the delegator's token is not bound, and by now the app's have to be"
+            raise Denied(
+                BindingRequired(),
+                caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=detail, **holder(parent)),
+            )
         ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", app.scopes))
     for event_type, name, held in ceilings:
         exceeding = scope.uncovered(granted, held)

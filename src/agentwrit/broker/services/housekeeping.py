@@ -14,7 +14,7 @@ from agentwrit.broker.storage.base import Store
 from agentwrit.domain.errors import Unavailable
 
 INTERVAL_SECONDS: Final = 5
-PURGE_ROWS: Final = 500  # a batch, so that no purge keeps others waiting
+PURGE_ROWS: Final = 100  # a batch, so that no purge keeps others waiting
 
 log = structlog.get_logger("agentwrit.housekeeping")
 

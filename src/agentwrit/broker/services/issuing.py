@@ -8,10 +8,10 @@ import msgspec
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services.context import Who
-from agentwrit.domain import claims, delegation, jws
+from agentwrit.domain import claims, delegation, jwk, jws
 from agentwrit.domain import grant as grant_rules
 from agentwrit.domain.app import App
-from agentwrit.domain.claims import Claims
+from agentwrit.domain.claims import Claims, Confirmation
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant, GrantKind
 
@@ -74,7 +74,8 @@ class TokenIssuer:
     def delegated(self, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float) -> Grant:
         """A grant made from `parent` for the agent whose registration is `to`, with its first token.
 
-        It is for the parent's task and audience, and by the delegate's key. `ends_at`: Unix seconds.
+        It is for the parent's task and audience, and by the delegate's key: bound to it where either of the two grants
+        is bound, so that binding is not lost on the way. `ends_at`: Unix seconds.
         """
         at = int(now)
         chain = delegation.extend(
@@ -104,6 +105,7 @@ class TokenIssuer:
             exp=ends_at,
             previous_jti="",
             renewed_at=0,
+            is_bound=parent.is_bound or to.is_bound,
         )
 
     def uncovered_audience(self, app: App, audience: Sequence[str]) -> tuple[str, ...]:
@@ -146,6 +148,7 @@ class TokenIssuer:
             orch_id=of.orch_id,
             delegation_chain=of.chain,
             chain_hash=delegation.chain_hash(of.chain),
+            cnf=Confirmation(jwk.thumbprint(of.public_key)) if of.is_bound else None,
             act=claims.actors(of.subject, of.chain) if of.names_actors else None,
         )
 

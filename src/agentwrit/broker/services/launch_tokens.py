@@ -12,7 +12,14 @@ from agentwrit.broker.storage.base import Denied, Store, Transaction
 from agentwrit.domain import launch_token, scope
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import AudienceViolation, InvalidRequest, InvalidTTL, ScopeViolation, Unauthorized
+from agentwrit.domain.errors import (
+    AudienceViolation,
+    BindingRequired,
+    InvalidRequest,
+    InvalidTTL,
+    ScopeViolation,
+    Unauthorized,
+)
 from agentwrit.domain.grant import GrantKind
 from agentwrit.domain.launch_token import LaunchToken
 
@@ -24,7 +31,7 @@ MAX_AUDIENCES = 16
 class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of a launch token. `max_ttl`: seconds that its agents' tokens live; `ttl`: that it lives itself.
 
-    `max_uses` None: once if `single_use`, else as often as wanted.
+    `max_uses` None: once if `single_use`, else as often as wanted. `is_bound`: its agents' tokens, to their keys.
     """
 
     agent_name: str
@@ -34,6 +41,7 @@ class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True):
     max_uses: int | None = None
     ttl: int = launch_token.DEFAULT_TTL_SECONDS
     audience: Sequence[str] = ()
+    is_bound: bool = False
 
 
 class NewLaunchToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +66,8 @@ class LaunchTokenService:
 
         Raises:
             InvalidRequest, InvalidTTL: the policy is not one.
-            ScopeViolation: it allows more than the app may, or is for others than the app's agents are for.
+            ScopeViolation: it allows more than the app may, is for others than the app's agents are for, or leads to
+                unbound tokens where the app's have to be bound.
             Unauthorized: the app is not active.
         """
         allowed = scope.parse_list(policy.allowed_scope, field="allowed_scope")
@@ -71,6 +80,7 @@ class LaunchTokenService:
         def issue(transaction: Transaction) -> NewLaunchToken:
             app = self._app(transaction, principal)
             if app is not None:
+                _check_binding(caller, principal, app, policy)
                 _check_ceiling(caller, principal, app, allowed)
                 self._check_audience(caller, principal, app, audience)
             now = int(transaction.now)
@@ -86,6 +96,7 @@ class LaunchTokenService:
                 uses=0,
                 created_at=now,
                 expires_at=now + ttl,
+                is_bound=policy.is_bound,
             )
             transaction.put_launch_token(record)
             transaction.record(
@@ -101,6 +112,7 @@ class LaunchTokenService:
                         "max_ttl": max_ttl,
                         "max_uses": max_uses,
                         "ttl": ttl,
+                        **({"token_type": "DPoP"} if policy.is_bound else {}),
                     },
                 )
             )
@@ -179,6 +191,19 @@ def _max_uses(policy: LaunchPolicy) -> int:
     if not 1 <= policy.max_uses <= MAX_USES or (policy.single_use and policy.max_uses != 1):
         raise InvalidRequest(f"max_uses takes 1 to {MAX_USES}, and more than 1 only with single_use false")
     return policy.max_uses
+
+
+def _check_binding(caller: Caller, principal: Principal, app: App, policy: LaunchPolicy) -> None:
+    if app.requires_binding and not policy.is_bound:
+        event = caller.event(
+            EventType.LAUNCH_TOKEN_DENIED,
+            Outcome.DENIED,
+            principal=principal.claims.sub,
+            app_id=app.app_id,
+            sid=principal.claims.sid,
+            detail="the launch token would lead to tokens that are not bound, and the app's have to be",
+        )
+        raise Denied(BindingRequired(), event)
 
 
 def _check_ceiling(caller: Caller, principal: Principal, app: App, allowed: Sequence[str]) -> None:

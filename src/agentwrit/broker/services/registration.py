@@ -5,23 +5,22 @@ from typing import Final
 
 import msgspec
 
-from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
-from agentwrit.broker.keystore import MasterKey
 from agentwrit.broker.services.authentication import Principal
-from agentwrit.broker.services.context import Caller, audience_data, scope_data
+from agentwrit.broker.services.context import Caller, EventData, audience_data, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.services.launch_tokens import check_agent_name, check_audience, check_max_ttl
+from agentwrit.broker.services.possession import Possession, spend
 from agentwrit.broker.storage.base import Denied, Transaction
-from agentwrit.domain import challenge, idempotency, launch_token, proof, scope, spiffe_id
+from agentwrit.domain import challenge, idempotency, launch_token, scope, spiffe_id
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import (
     AudienceViolation,
+    BindingRequired,
     InvalidChallenge,
     InvalidProof,
-    ProofNonceNeeded,
     ScopeViolation,
     Unauthorized,
 )
@@ -30,8 +29,6 @@ from agentwrit.domain.idempotency import RequestIdentity
 from agentwrit.domain.jws import is_signature
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.proof import Proof
-
-PROOF_MEMORY_SECONDS: Final = 2 * proof.WINDOW_SECONDS + 1
 
 
 class Application(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +51,14 @@ class LaunchedApplication(Application, frozen=True, kw_only=True):
 class DirectApplication(Application, frozen=True, kw_only=True):
     """What an app asks for one of its agents, in one go. `proof`: by the agent's key, with the app's token.
 
-    `url`: where it was asked; `max_ttl`: seconds; `idempotency_key` None for none.
+    `url`: where it was asked; `max_ttl`: seconds; `is_bound`: whether its tokens are to be bound to the key;
+    `idempotency_key` None for none.
     """
 
     agent_name: str
     max_ttl: int | None
     audience: tuple[str, ...]
+    is_bound: bool
     proof: str
     url: str
     idempotency_key: str | None
@@ -75,18 +74,15 @@ _HINTS: Final[dict[type[Application], str]] = {
 class RegistrationService:
     """Registers agents."""
 
-    def __init__(
-        self, denials: DenialLog, issuer: TokenIssuer, clock: Clock, config: Config, master_key: MasterKey
-    ) -> None:
+    def __init__(self, denials: DenialLog, issuer: TokenIssuer, config: Config, possession: Possession) -> None:
         self._denials = denials
         self._issuer = issuer
-        self._clock = clock
         self._config = config
-        self._nonce_key = master_key.derive("nonce")
+        self._possession = possession
 
     def challenge(self) -> str:
-        """A fresh nonce to sign. Handing it out keeps no state."""
-        return challenge.mint(self._nonce_key, self._clock.now(), os.urandom(challenge.RANDOM_BYTES))
+        """A fresh nonce to sign."""
+        return self._possession.challenge()
 
     async def create(
         self, caller: Caller, app_token: str, by: Principal, application: DirectApplication
@@ -113,13 +109,14 @@ class RegistrationService:
             app = transaction.app(by.app_id)
             if app is None or not app.is_active:
                 raise Unauthorized("the app is not active")
-            if not transaction.spend_nonce(proof.single_use_id, int(now) + PROOF_MEMORY_SECONDS):
+            if not spend(transaction, proof):
                 raise _refused(caller, application, "the proof was used before")
             first = None if identity is None else transaction.first_answer(identity.key)
             if identity is not None and first is not None and now < first.expires_at:
                 identity.check_same(first)
                 return self._issuer.token(first.grant, now)
             of_app = msgspec.structs.replace(policy, client_id=app.client_id)
+            _check_binding(caller, application, of_app, app)
             _check_scope(caller, application, of_app, app)
             self._check_audience(caller, application, of_app, app)
             grant = self._grant(application, requested, of_app, app, now)
@@ -146,27 +143,18 @@ class RegistrationService:
             uses=0,
             created_at=0,
             expires_at=0,
+            is_bound=application.is_bound,
         )
 
     def _proof(self, caller: Caller, app_token: str, application: DirectApplication) -> Proof:
         """The proof, checked but for its being new."""
         try:
-            checked = proof.check(application.proof, htm="POST", htu=application.url, token=app_token)
+            checked = self._possession.proof(application.proof, htm="POST", htu=application.url, token=app_token)
         except InvalidProof as invalid:
             raise _refused(caller, application, invalid.reason) from None
         if checked.public_key != application.public_key:
             raise _refused(caller, application, "the proof is by another key")
-        now = self._clock.now()
-        if not checked.is_timely(now) and not self._is_fresh(checked.nonce, now):
-            raise ProofNonceNeeded(self.challenge())
         return checked
-
-    def _is_fresh(self, nonce: str, now: float) -> bool:
-        try:
-            challenge.verify(self._nonce_key, nonce, now)
-        except InvalidChallenge:
-            return False
-        return True
 
     async def register(self, caller: Caller, application: LaunchedApplication) -> IssuedToken:
         """Register an agent, in one transaction.
@@ -187,6 +175,7 @@ class RegistrationService:
             app = transaction.app(token.app_id) if token.app_id else None
             if token.app_id and (app is None or not app.is_active):
                 raise _refused(caller, application, "the app that the launch token is from is not active")
+            _check_binding(caller, application, token, app)
             _check_scope(caller, application, token, app)
             self._check_audience(caller, application, token, app)
             self._spend_nonce(transaction, caller, application)
@@ -218,7 +207,7 @@ class RegistrationService:
 
     def _spend_nonce(self, transaction: Transaction, caller: Caller, application: LaunchedApplication) -> None:
         try:
-            nonce = challenge.verify(self._nonce_key, application.nonce, transaction.now)
+            nonce = self._possession.nonce(application.nonce, transaction.now)
         except InvalidChallenge as invalid:
             raise _refused(caller, application, invalid.reason) from None
         if not transaction.spend_nonce(nonce, challenge.expires_at(nonce)):
@@ -250,6 +239,7 @@ class RegistrationService:
             task_id=application.task_id,
             agent_name=token.agent_name,
             public_key=application.public_key,
+            is_bound=token.is_bound,
         )
 
 
@@ -270,6 +260,7 @@ def _identify(caller: Caller, by: Principal, application: DirectApplication) -> 
         "max_ttl": application.max_ttl,
         "agent_name": application.agent_name,
         "audience": application.audience,
+        "bound": application.is_bound,
         "public_key": application.public_key.hex(),
     }
     return idempotency.identify(application.idempotency_key, route=caller.route, caller=by.app_id, body=body)
@@ -298,6 +289,20 @@ def _refused(caller: Caller, application: Application, reason: str) -> StrangerD
     )
 
 
+def _check_binding(caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:
+    """Bound, where the app's agents by now have to be."""
+    if app is not None and app.requires_binding and not token.is_bound:
+        event = caller.event(
+            EventType.REGISTRATION_POLICY_VIOLATION,
+            Outcome.DENIED,
+            detail="the agent's tokens would not be bound, and the app's have to be",
+            app_id=token.app_id,
+            orch_id=application.orch_id,
+            task_id=application.task_id,
+        )
+        raise Denied(BindingRequired(), event)
+
+
 def _check_scope(caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:
     """Within the launch token, and within the ceiling that the app has by now."""
     ceilings = [(EventType.REGISTRATION_POLICY_VIOLATION, "launch token", token.allowed_scope)]
@@ -319,11 +324,12 @@ def _check_scope(caller: Caller, application: Application, token: LaunchToken, a
 
 
 def _record(transaction: Transaction, caller: Caller, grant: Grant) -> None:
+    binding: EventData = {"token_type": "DPoP"} if grant.is_bound else {}
     registered = caller.event(
         EventType.AGENT_REGISTERED,
         detail="an agent was registered",
         **holder(grant),
-        data={"agent_name": grant.agent_name, "scope": list(grant.scope), "ends_at": grant.ends_at},
+        data={"agent_name": grant.agent_name, "scope": list(grant.scope), "ends_at": grant.ends_at, **binding},
     )
     transaction.record(registered)
     transaction.record(

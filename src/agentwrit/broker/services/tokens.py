@@ -1,35 +1,73 @@
 """Tokens in use: validating, renewing and releasing them."""
 
 from collections.abc import Awaitable
+from typing import Final
 
-from agentwrit.broker.services.authentication import Authenticator, Principal
+import msgspec
+
+from agentwrit.broker.services.authentication import (
+    REUSED_PROOF,
+    Authenticator,
+    NotTheHolder,
+    Presenter,
+    Principal,
+    not_accepted,
+    refusal,
+)
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.ending import end_grants
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
+from agentwrit.broker.services.possession import Possession, Presented, spend
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
-from agentwrit.domain.errors import InvalidToken, Unauthorized
+from agentwrit.domain.errors import InvalidProof, InvalidToken, Unauthorized
 from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal
 from agentwrit.domain.revocation import Revocation, RevocationKind
+
+RENEWAL_FAILED: Final = "token renewal failed"
+
+
+class ShownProof(msgspec.Struct, frozen=True, kw_only=True):
+    """The proof that a service was shown along with a token, and its request: empty where it does not say."""
+
+    proof: str = ""
+    htm: str = ""
+    htu: str = ""
 
 
 class TokenService:
     """What can be done with a token by whoever has it."""
 
-    def __init__(self, denials: DenialLog, issuer: TokenIssuer, authenticator: Authenticator) -> None:
+    def __init__(
+        self, denials: DenialLog, issuer: TokenIssuer, authenticator: Authenticator, possession: Possession
+    ) -> None:
         self._denials = denials
         self._issuer = issuer
         self._authenticator = authenticator
+        self._possession = possession
 
-    async def validate(self, token: str) -> Principal | None:
-        """Whom a token speaks for, or None if it does not hold."""
+    async def validate(self, token: str, shown: ShownProof) -> Principal | None:
+        """Whom a token speaks for, or None if it does not hold, or is bound and was not shown by its holder.
+
+        Raises:
+            Unavailable: that the proof of a bound token was used cannot be remembered.
+        """
         try:
-            return await self._authenticator.alive(token)
-        except InvalidToken:
+            principal = await self._authenticator.alive(token)
+            if principal.claims.cnf is None:
+                return principal
+            if not (shown.proof and shown.htm and shown.htu):
+                return None
+            proof = self._possession.proof_for_another(
+                shown.proof, principal.claims, htm=shown.htm, htu=shown.htu, token=token
+            )
+        except (InvalidToken, InvalidProof):
             return None
+        is_new = await self._denials.write(lambda transaction: spend(transaction, proof))
+        return principal if is_new and await self.is_alive(principal) else None
 
     def is_alive(self, principal: Principal) -> Awaitable[bool]:
         """Whether a token that held still does."""
@@ -45,21 +83,23 @@ class TokenService:
         except InvalidToken:
             return None
 
-    async def renew(self, caller: Caller, token: str | None) -> IssuedToken:
+    async def renew(self, caller: Caller, presented: Presented | None) -> IssuedToken:
         """The successor of an agent's token (see `agentwrit.domain.grant`).
 
         Raises:
             Unauthorized: for whatever reason it is not renewed.
         """
-        principal = await self._renewable(caller, token)
+        principal, proof = await self._renewable(caller, presented)
 
         def renew(transaction: Transaction) -> IssuedToken | None:
+            if proof is not None and not spend(transaction, proof):
+                raise _renewal_failed(caller, REUSED_PROOF, principal)
             grant = transaction.grant(principal.claims.sid)
             if grant is None:
-                raise _renewal_failed(caller, "the grant is unknown", principal)
+                raise _renewal_failed(caller, InvalidToken("the grant is unknown"), principal)
             decision = decide_renewal(grant, principal.claims.jti, transaction.now)
             if decision is Renewal.REFUSE:
-                raise _renewal_failed(caller, "the grant has ended or is about to", principal)
+                raise _renewal_failed(caller, InvalidToken("the grant has ended or is about to"), principal)
             if decision is Renewal.REUSE:
                 presented: EventData = {"jti": principal.claims.jti}
                 end_grants(transaction, caller, grant.subject, [grant], EndReason.RENEWAL_REUSE, presented)
@@ -71,24 +111,24 @@ class TokenService:
 
         issued = await self._denials.write(renew)
         if issued is None:
-            raise _failure()
+            raise Unauthorized(RENEWAL_FAILED)
         return issued
 
-    async def release(self, caller: Caller, token: str | None) -> None:
+    async def release(self, caller: Caller, presented: Presented | None) -> None:
         """End the grant of a token: the token itself, its successors, and all that was delegated from it.
 
         Raises:
-            Unauthorized: the token is not genuine, or its time is over.
+            Unauthorized: the token is not genuine, not the caller's, or its time is over.
             TokenRevoked: the grant has ended already.
         """
         try:
-            if token is None:
-                raise InvalidToken("no bearer token")
-            principal = self._authenticator.genuine(token)
+            principal, proof = self._authenticator.presented(presented)
         except InvalidToken as invalid:
             raise await self._authenticator.refused(caller, invalid) from None
 
         def release(transaction: Transaction) -> bool:
+            if proof is not None and not spend(transaction, proof):
+                raise not_accepted(caller, REUSED_PROOF)
             grant = transaction.grant(principal.claims.sid)
             if grant is None or grant.is_ended:
                 return False
@@ -112,40 +152,43 @@ class TokenService:
         )
         return successor
 
-    async def _renewable(self, caller: Caller, token: str | None) -> Principal:
+    async def _renewable(self, caller: Caller, presented: Presented | None) -> Presenter:
         principal: Principal | None = None
         try:
-            if token is None:
-                raise InvalidToken("no bearer token")
-            principal = self._authenticator.genuine(token)
+            presenter = self._authenticator.presented(presented)
+            principal = presenter.principal
             if principal.kind is not GrantKind.AGENT:
                 raise InvalidToken("only an agent's token is renewed")
             if await self._authenticator.is_grant_dead(principal):
                 raise InvalidToken("the grant has ended")
         except InvalidToken as invalid:
-            raise await self._denials.record(_renewal_failed(caller, invalid.reason, principal)) from None
-        return principal
+            if isinstance(invalid, NotTheHolder):
+                principal = invalid.principal
+            raise await self._denials.record(_renewal_failed(caller, invalid, principal)) from None
+        return presenter
 
     def _check_app(self, transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> None:
         if not grant.app_id:
             return
         app = transaction.app(grant.app_id)
+        reason = ""
         if app is None or not app.is_active:
-            raise _renewal_failed(caller, "the app is not active", principal)
-        if not scope.scope_is_subset(grant.scope, app.scopes):
-            raise _renewal_failed(caller, "the grant exceeds the ceiling that the app has by now", principal)
-        if self._issuer.uncovered_audience(app, grant.audience):
-            raise _renewal_failed(caller, "the grant is for others than the app's audiences by now", principal)
+            reason = "the app is not active"
+        elif not scope.scope_is_subset(grant.scope, app.scopes):
+            reason = "the grant exceeds the ceiling that the app has by now"
+        elif self._issuer.uncovered_audience(app, grant.audience):
+            reason = "the grant is for others than the app's audiences by now"
+        elif app.requires_binding and not grant.is_bound:
+            reason = "the grant is not bound, and by now the app's have to be"
+        if reason:
+            raise _renewal_failed(caller, InvalidToken(reason), principal)
 
 
-def _failure() -> Unauthorized:
-    return Unauthorized("token renewal failed")
-
-
-def _renewal_failed(caller: Caller, reason: str, principal: Principal | None) -> StrangerDenied:
+def _renewal_failed(caller: Caller, invalid: InvalidToken, principal: Principal | None) -> StrangerDenied:
+    reason = invalid.reason
     if principal is None:
         event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason)
     else:
         data: EventData = {"jti": principal.claims.jti}
         event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason, **principal.who, data=data)
-    return StrangerDenied(_failure(), caller, event)
+    return StrangerDenied(refusal(invalid, RENEWAL_FAILED), caller, event)

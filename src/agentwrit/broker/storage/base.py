@@ -65,9 +65,10 @@ EQUAL_FIELDS: Final = (
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events to list, newest last. None means any; `since` and `until` are inclusive (RFC 3339, micros).
+    """Which events to list, the oldest or the newest first. None means any.
 
-    `after`: only events behind this sequence number (keyset paging); `app_id` limits to what concerns one app.
+    `since` and `until` are inclusive (RFC 3339, micros). `after`: only events behind this sequence number in that order
+    (keyset paging), 0 for all; `app_id` limits to what concerns one app.
     """
 
     agent_id: str | None = None
@@ -82,6 +83,7 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str | None = None
     since: str | None = None
     until: str | None = None
+    is_newest_first: bool = False
     after: int = 0
     limit: int = 100
     offset: int = 0
@@ -180,12 +182,12 @@ class Snapshot(Protocol):
 
     def events(self, query: EventQuery) -> Sequence[Event]: ...
 
-    def event_count(self, query: EventQuery | None = None) -> int:
-        """How many events match, whatever the query's paging says."""
+    def event_count(self, query: EventQuery | None = None, *, behind: int = 0) -> int:
+        """How many events match, whatever the query's paging says, of those behind this sequence number."""
         ...
 
-    def log_size(self) -> int:
-        """How many events there have ever been: the place of the last one."""
+    def event_head(self) -> int:
+        """The sequence number of the newest event; 0 when there is none."""
         ...
 
     def entries(self, first: int, last: int) -> Sequence[bytes]:

@@ -177,14 +177,19 @@ class _MemorySnapshot:
         return self._tables.feed_epoch
 
     def events(self, query: EventQuery) -> Sequence[audit.Event]:
-        found = [event for event in self._matching(query) if event.sequence > query.after]
+        found = list(self._matching(query))
+        if query.is_newest_first:
+            found.reverse()
+        if query.after:
+            behind = query.after.__gt__ if query.is_newest_first else query.after.__lt__
+            found = [event for event in found if behind(event.sequence)]
         return found[query.offset :][: query.limit]
 
-    def event_count(self, query: EventQuery | None = None) -> int:
-        return sum(1 for _ in self._matching(query or EventQuery()))
+    def event_count(self, query: EventQuery | None = None, *, behind: int = 0) -> int:
+        return sum(event.sequence > behind for event in self._matching(query or EventQuery()))
 
-    def log_size(self) -> int:
-        return self._tables.log["head"].sequence
+    def event_head(self) -> int:
+        return len(self._tables.events)
 
     def entries(self, first: int, last: int) -> Sequence[bytes]:
         wanted = range(first, last + 1)

@@ -10,7 +10,7 @@ from agentwrit.broker.storage import migrations, sqlite_log
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
-TREE_VERSION: Final = 4  # of the schema: from here on there is a tree over the audit log
+TREE_VERSION: Final = 5  # of the schema: from here on there is a tree over the audit log
 APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
 
 

@@ -1,0 +1,9 @@
+import pytest
+
+from tests.client import libraries
+
+
+@pytest.fixture(params=libraries.ALL, ids=lambda get: get.__name__)
+def get(request: pytest.FixtureRequest) -> libraries.Get:
+    chosen: libraries.Get = request.param
+    return chosen
