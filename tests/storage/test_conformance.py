@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agentwrit.broker.storage.base import Denied, EventQuery, GrantQuery, Snapshot, Transaction
-from agentwrit.domain import audit
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import AppStatus
 from agentwrit.domain.audit import Draft, EventType, Outcome
 from agentwrit.domain.errors import NotFound, ScopeViolation, Unavailable
@@ -628,3 +628,51 @@ def test_closing_finishes_what_waits(subject: Subject) -> None:
         return list(await first)
 
     assert subject.run(write_and_close()) == [None] * 20
+
+
+# -- the tree over the log --------------------------------------------------------------------------------------------
+
+
+def test_the_tree_is_that_of_the_entries_whatever_was_undone_meanwhile(subject: Subject) -> None:
+    def refuse(transaction: Transaction) -> None:
+        transaction.record(ISSUED)
+        raise Denied(ScopeViolation("no"), ISSUED)
+
+    for number in range(300):
+        subject.write(lambda t: [t.record(ISSUED) for _ in range(3)])
+        if number % 50 == 0:
+            with pytest.raises(ScopeViolation):
+                subject.write(refuse)
+            with pytest.raises(ZeroDivisionError):
+                subject.write(lambda t: (t.record(ISSUED), 1 / 0))
+    size = 906
+    entries = subject.read(lambda s: s.entries(1, size + 5))
+    leaves = b"".join(map(merkle.leaf_hash, entries))
+    assert len(entries) == size == subject.read(lambda s: s.event_head())
+    for number in range(4):
+        whole = leaves[number * merkle.FULL_TILE_BYTES :][: merkle.FULL_TILE_BYTES]
+        assert subject.read(lambda s: s.tile(0, number)) == whole  # noqa: B023  # read at once
+    roots = [merkle.root_of(leaves[at : at + merkle.FULL_TILE_BYTES]) for at in range(0, 3 * 8192, 8192)]
+    assert subject.read(lambda s: s.tile(1, 0)) == b"".join(roots)
+    assert subject.read(lambda s: (s.tile(0, 4), s.tile(1, 1), s.tile(2, 0))) == (b"", b"", b"")
+    head = subject.write(lambda t: t.head)
+    assert (head.sequence, head.tree) == (size, merkle.edge_at(size, lambda *at: subject.read(lambda s: s.tile(*at))))
+    assert subject.read(lambda s: s.entries(256, 257)) == entries[255:257]
+
+
+def test_where_the_log_ends_is_seen_inside_a_unit(subject: Subject) -> None:
+    def record_two(transaction: Transaction) -> list[int]:
+        seen = [transaction.head.sequence]
+        for _ in range(2):
+            transaction.record(ISSUED)
+            seen.append(transaction.head.sequence)
+        return seen
+
+    assert subject.write(record_two) == [0, 1, 2]
+
+
+def test_the_newest_checkpoint_is_kept(subject: Subject) -> None:
+    assert subject.read(lambda s: s.checkpoint()) is None
+    for size in (3, 7):
+        subject.write(lambda t: t.put_checkpoint(size, f"the first {size}"))  # noqa: B023  # written at once
+        assert subject.read(lambda s: s.checkpoint()) == f"the first {size}"

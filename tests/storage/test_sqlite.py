@@ -18,8 +18,8 @@ from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Tran
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
-from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID
-from agentwrit.domain import audit
+from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID, TREE_VERSION
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
 from agentwrit.domain.grant import GrantKind
@@ -360,7 +360,7 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage.base import EventQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
-from agentwrit.domain import audit
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation, RevocationKind
@@ -582,3 +582,61 @@ def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQu
     plan = plan_of(file, lambda snapshot: snapshot.grants(query))
     assert any(f"INDEX {index}" in step for step in plan), plan
     assert not any(step.startswith("SCAN grants") for step in plan), plan
+
+
+def test_a_log_from_before_there_was_a_tree_gets_its_tree(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: [t.record(ISSUED) for _ in range(600)])
+    head, tiles = store.write(lambda t: (t.head, [t.tile(0, 0), t.tile(0, 1), t.tile(1, 0)]))
+    file.close()
+    with sqlite3.connect(file.path) as connection:
+        connection.executescript("DROP TABLE tiles; DROP TABLE checkpoint; DELETE FROM meta WHERE name = 'audit_head';")
+        connection.execute(f"PRAGMA user_version = {TREE_VERSION - 1}")
+    connection.close()
+    store = file.open()
+    assert store.write(lambda t: (t.head, [t.tile(0, 0), t.tile(0, 1), t.tile(1, 0)])) == (head, tiles)
+
+
+def test_a_log_from_before_there_was_a_tree_gets_none_if_it_is_not_whole(file: File) -> None:
+    file.open().write(lambda t: [t.record(ISSUED) for _ in range(30)])
+    file.close()
+    with sqlite3.connect(file.path) as connection:
+        connection.executescript("DROP TABLE tiles; DROP TABLE checkpoint; DELETE FROM events WHERE sequence = 7;")
+        connection.execute(f"PRAGMA user_version = {TREE_VERSION - 1}")
+    connection.close()
+    for _ in range(2):
+        with pytest.raises(TamperedRecord, match="evt-000007 is missing"):
+            file.open()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("DELETE FROM events WHERE sequence = 300", "the log ends with evt-000299, and not with evt-000300"),
+        ("UPDATE events SET sequence = 301 WHERE sequence = 300", "the log ends with evt-000301"),
+        ("UPDATE events SET detail = 'x' WHERE sequence = 270", "evt-000270 was altered"),
+        ("DELETE FROM events WHERE sequence = 256", "evt-000256 is missing"),
+        ("DELETE FROM tiles WHERE level = 1", "tile 0 of level 1 is not whole"),
+        ("UPDATE tiles SET hashes = zeroblob(32) WHERE level = 1", "a row of tiles was altered"),
+        ("DELETE FROM meta WHERE name = 'audit_head'", "audit_head was altered"),
+        ("UPDATE meta SET value = '299' || substr(value, 4) WHERE name = 'audit_head'", "was altered"),
+    ],
+)
+def test_a_store_does_not_go_on_from_an_end_that_it_did_not_write(file: File, change: str, named: str) -> None:
+    file.open().write(lambda t: [t.record(ISSUED) for _ in range(300)])
+    file.close()
+    file.edit(change)
+    with pytest.raises(TamperedRecord, match=named):
+        file.open()
+
+
+def test_the_log_goes_on_where_it_ended(file: File) -> None:
+    for opening in range(5):
+        file.open().write(lambda t: [t.record(ISSUED) for _ in range(200)])
+        head = file.open().write(lambda t: t.head)
+        assert head.sequence == 200 * (opening + 1)
+    entries = file.open().read(lambda s: s.entries(1, 1000))
+    grown = merkle.Growth()
+    for entry in entries:
+        grown.append(merkle.leaf_hash(entry))
+    assert grown.edge == head.tree

@@ -58,7 +58,7 @@ from agentwrit.broker.storage.sqlite import SqliteStore
 from agentwrit.domain import checkpoint, operator
 from agentwrit.domain.audit_export import Progress
 from agentwrit.domain.checkpoint import Checkpoint
-from agentwrit.domain.errors import ConfigurationError, Unavailable
+from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
 from agentwrit.domain.note import VerifierKey
 
 NO_OPERATOR: Final = "no operator's secret is set: make one with `agentwrit init`, or set AGENTWRIT_ADMIN_SECRET"
@@ -94,6 +94,11 @@ async def open_store(config: Config, clock: Clock) -> AsyncIterator[tuple[Store,
             store = SqliteStore(directory.database, clock, Sealer(master_key.derive(ROW_MAC)))
         except OSError as error:
             raise ConfigurationError(f"the data directory {directory.path} is not usable: {error}") from error
+        except TamperedRecord as error:
+            raise ConfigurationError(
+                f"the audit log in {directory.database} was altered outside the broker ({error}):"
+                " keep the file as evidence, and put a backup in its place"
+            ) from error
         try:
             yield store, master_key
         finally:

@@ -255,7 +255,7 @@ def _range_root(first: int, end: int, read: TileReader) -> bytes:
 def _hashes(read: TileReader, level: int, number: int, count: int) -> bytes:
     hashes = read(level, number)[: count * HASH_BYTES]
     if len(hashes) != count * HASH_BYTES:
-        raise TamperedRecord(f"the tile {number} of level {level} is not whole")
+        raise TamperedRecord(f"tile {number} of level {level} is not whole")
     return hashes
 
 
