@@ -27,9 +27,9 @@ class Shown(NamedTuple):
     output: list[str]
 
 
-def shown() -> list[Shown]:
+def shown(page: str) -> list[Shown]:
     found: list[Shown] = []
-    for line in "".join(blocks(README, "console")).splitlines():
+    for line in "".join(blocks(page, "console")).splitlines():
         if line.startswith("$ "):
             found.append(Shown(line[2:], []))
         else:
@@ -53,7 +53,7 @@ def test_the_readme_can_be_followed(tmp_path: Path) -> None:
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout.splitlines()
 
-    steps = shown()
+    steps = shown(README)
     assert [step.command for step in steps[:2]] == ["agentwrit init --print-env > operator.env", "agentwrit serve"]
     run(f"export AGENTWRIT_PORT=0; {steps[0].command}")
     secret = (tmp_path / "operator.env").read_text().partition("=")[2].strip()

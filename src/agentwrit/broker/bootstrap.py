@@ -160,6 +160,7 @@ async def open_on(
     launch_tokens = LaunchTokenService(store, config)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
+    await checkpoints.make()
     metrics.feed_followers = lambda: revocations.follower_count
     service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
     resources = [

@@ -52,11 +52,11 @@ class Checkpoints:
     async def run(self) -> None:
         """Sign a checkpoint now and then, until cancelled."""
         while True:
+            await asyncio.sleep(INTERVAL_SECONDS)
             try:
                 await self.make()
             except Unavailable as error:
                 log.warning("a checkpoint has to wait", reason=error.detail)
-            await asyncio.sleep(INTERVAL_SECONDS)
 
     async def make(self) -> str:
         """The checkpoint of all that is in the log by now.

@@ -207,6 +207,11 @@ def _record(transaction: Transaction, caller: Caller, parent: Grant, grant: Gran
             EventType.TOKEN_ISSUED,
             detail="a token was issued by delegation",
             **below,
-            data={**data, "parent_sid": parent.sid},
+            data={
+                **data,
+                "parent_sid": parent.sid,
+                "parent_sids": [record.sid for record in grant.chain],
+                "original_principal": grant.chain[0].agent,
+            },
         )
     )
