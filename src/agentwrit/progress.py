@@ -2,7 +2,8 @@
 
 import sys
 import time
-from typing import Final, TextIO
+from types import TracebackType
+from typing import Final, Self, TextIO
 
 SHOWN_AFTER_SECONDS: Final = 1.0
 WIDTH: Final = 30
@@ -26,7 +27,12 @@ class ProgressBar:
             self._stream.write(f"\r[{bar}] {done:,} of {total:,} events")
             self._stream.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Take the bar away."""
         if self._is_shown:
             self._stream.write("\r\x1b[K")

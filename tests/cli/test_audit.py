@@ -1,14 +1,17 @@
 """`agentwrit audit`: what operators, auditors and witnesses do."""
 
 import json
+import os
 import re
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.support import one_line, run, terminal
-from tests.support import ADMIN_SECRET, BrokerProcess
+from tests.support import ADMIN_SECRET, BrokerProcess, bearer
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +140,6 @@ def test_a_witness_goes_along_with_a_log_that_grows(own: BrokerProcess, anyone: 
 
 def test_a_witness_refuses_a_history_that_was_rewritten(tmp_path: Path) -> None:
     """The broker's whole data directory is put back, and lives on otherwise: with the genuine keys, every hash fits."""
-    import shutil
-
     file, data = tmp_path / "witness.json", tmp_path / "data"
     with BrokerProcess(data) as broker:
         broker.app()
@@ -167,3 +168,32 @@ def test_a_witness_refuses_a_history_that_was_rewritten(tmp_path: Path) -> None:
 def test_the_newest_checkpoint_is_shown_as_it_is(own: BrokerProcess, anyone: dict[str, str]) -> None:
     shown = run("audit", "checkpoint", **anyone).stdout
     assert re.fullmatch(r"agentwrit\.local/audit\n\d+\n\S+=\n\n— agentwrit\.local/audit \S+\n", shown)
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """A broker whose log somebody edits while it runs."""
+    with BrokerProcess(tmp_path_factory.mktemp("edited") / "data") as broker:
+        headers = bearer(broker.app().token())
+        policy = {"agent_name": "worker", "allowed_scope": ["read:data:1"]}
+        for _ in range(270):
+            assert broker.http.post("/v1/app/launch-tokens", json=policy, headers=headers).status_code == 201
+        yield broker
+
+
+@pytest.mark.parametrize("column", ["detail", "prev_hash"])
+@pytest.mark.parametrize("at", [5, 256])
+def test_a_running_brokers_log_that_was_edited_is_named(edited: BrokerProcess, at: int, column: str) -> None:
+    operator = {"AGENTWRIT_BROKER_URL": edited.url, "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET}
+
+    def edit(value: str) -> str:
+        with sqlite3.connect(edited.data_dir / "agentwrit.db") as connection:
+            [before] = connection.execute(f"SELECT {column} FROM events WHERE sequence = ?", (at,)).fetchone()
+            connection.execute(f"UPDATE events SET {column} = ? WHERE sequence = ?", (value, at))
+        connection.close()
+        return str(before)
+
+    before = edit("something else")
+    done = run("audit", "export", "--output", os.devnull, **operator)
+    edit(before)
+    one_line(done, 1, f"evt-{at:06d}")

@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
 
 def test_the_page_on_the_audit_log_can_be_followed(tmp_path: Path) -> None:
     steps = shown(PAGE)
-    assert len(steps) == 9
+    assert len(steps) == 10
     with BrokerProcess(tmp_path / "agentwrit-data") as broker:
         broker.app()
         environment = {

@@ -25,12 +25,14 @@ def main() -> int:
             return 0 if server.is_healthy(from_environment(arguments.config)) else 1
         elif arguments.command == "verify-audit":
             _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
+        elif arguments.command == "verify-store":
+            _verify_store(arguments.directory, from_environment(arguments.config))
         else:
             secret = asyncio.run(_init(from_environment(arguments.config)))
             _show(secret, print_env=arguments.print_env)
     except TamperedRecord as error:
         print(f"agentwrit: {error}", file=sys.stderr)
-        return 1 if arguments.command == "verify-audit" else 2
+        return 1 if arguments.command.startswith("verify") else 2
     except AgentWritError as error:
         print(f"agentwrit: {error}", file=sys.stderr)
         return 2
@@ -51,14 +53,18 @@ def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
         keys = [VerifierKey.parse(text) for text in texts]
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
-    progress = ProgressBar()
-    try:
+    with ProgressBar() as progress:
         count, covered = bootstrap.verify_audit_log(database, config, keys, progress=progress)
-    finally:
-        progress.close()
     print(f"verified {count} events")
     if covered is not None:
         print(f"the first {covered.size} are covered by a checkpoint of {covered.origin}")
+
+
+def _verify_store(directory: Path, config: Config) -> None:
+    """Check all that is in a data directory, and say what was checked."""
+    with ProgressBar() as progress:
+        count = bootstrap.verify_store(directory, config, progress=progress)
+    print(f"verified {count} events, and that everything else is as they say")
 
 
 def _show(secret: str, *, print_env: bool) -> None:
@@ -80,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify-audit", help="check the audit log in a database file")
     verify.add_argument("database", type=Path, help="a data directory, or a database file")
     verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
-    for command in (serving, init, health, verify):
+    verify_store = commands.add_parser("verify-store", help="check a data directory against its audit log")
+    verify_store.add_argument("directory", type=Path, help="a data directory")
+    for command in (serving, init, health, verify, verify_store):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

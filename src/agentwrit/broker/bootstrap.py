@@ -30,6 +30,7 @@ from agentwrit.broker.http.token_routes import TokenRoutes
 from agentwrit.broker.keystore import KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
+from agentwrit.broker.services import state_check
 from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.audit import AuditService
@@ -116,10 +117,33 @@ def verify_audit_log(
         TamperedRecord: the log is not as the broker left it. Names the first event that is wrong.
         ConfigurationError: there is no database, or nothing to check it by.
     """
+    database, sealer = _at_rest(path, config)
+    return sqlite_verification.verify(database, sealer, keys, progress=progress)
+
+
+def verify_store(path: Path, config: Config, *, progress: Progress) -> int:
+    """Check the audit log in a data directory, and all else in it against the log. Changes nothing.
+
+    Returns how many events there are.
+
+    Raises:
+        TamperedRecord: something was altered, deleted, or put back as it once was. Names it.
+        ConfigurationError: there is no database, or no master key.
+    """
+    database, sealer = _at_rest(path, config)
+    if sealer is None:
+        raise ConfigurationError(f"the master key of {path} is missing: put its master.key there, or set its variable")
+    count, _ = sqlite_verification.verify(database, sealer, progress=progress)
+    with sqlite_verification.snapshot(database, sealer) as snapshot:
+        state_check.check(snapshot, Clock().now(), progress=progress)
+    return count
+
+
+def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
+    """The database in a data directory, or the file itself, and what its rows are sealed with if that is known."""
     database = path / DATABASE_FILE if path.is_dir() else path
     text = config.master_key or read_master_key_text(database.parent)
-    sealer = Sealer(MasterKey.parse(text).derive(ROW_MAC)) if text is not None else None
-    return sqlite_verification.verify(database, sealer, keys, progress=progress)
+    return database, None if text is None else Sealer(MasterKey.parse(text).derive(ROW_MAC))
 
 
 @contextlib.asynccontextmanager

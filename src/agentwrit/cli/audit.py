@@ -268,16 +268,13 @@ def _checking(*, is_json: bool = False) -> Iterator[ProgressBar]:
     """Work that may find that something is not what was signed."""
     from agentwrit.domain.errors import TamperedRecord
 
-    progress = ProgressBar()
     try:
-        yield progress
+        with ProgressBar() as progress:
+            yield progress
     except TamperedRecord as error:
-        progress.close()
         if is_json:
             print_json({"verified": False, "error": str(error)})
         raise NotGenuine(str(error)) from None
-    finally:
-        progress.close()
 
 
 class NotGenuine(click.ClickException):

@@ -46,6 +46,23 @@ def verify_audit(database: str, keys: Sequence[str]) -> NoReturn:
     _become("verify-audit", None, *(f"--key={key}" for key in keys), "--", database)
 
 
+@click.group()
+def store() -> None:
+    """Look after the broker's data directory."""
+
+
+@store.command(name="verify")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+@options.config_file
+def verify_store(directory: str, config: str | None) -> None:
+    """Check the audit log in DIRECTORY, and everything else there against the log.
+
+    Finds what was altered, deleted, or put back as it once was: a released grant, an app's old ceiling, a revoked key.
+    Changes nothing; the broker may be running. Exits with 1 where something is wrong, and says what.
+    """
+    _become("verify-store", config, "--", directory)
+
+
 def _become(command: str, config: str | None, *arguments: str) -> NoReturn:
     check_installed()
     given = ["--config", config] if config is not None else []

@@ -33,6 +33,7 @@ def agentwrit() -> None:
 
 agentwrit.add_command(broker.serve)
 agentwrit.add_command(broker.init)
+agentwrit.add_command(broker.store)
 agentwrit.add_command(apps.app)
 agentwrit.add_command(agents.agents)
 agentwrit.add_command(agents.delegations)

@@ -21,7 +21,7 @@ from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.note import VerifierKey
 from agentwrit.domain.tiles import EntryBundle, HashTile
-from agentwrit.errors import AgentWritError, TransportError
+from agentwrit.errors import TransportError
 
 AUDIT: Final = "/v1/audit"
 MAX_BUNDLE_BYTES: Final = merkle.TILE_WIDTH * (audit.MAX_ENTRY_BYTES + 2)
@@ -116,31 +116,30 @@ class AuditLog(Connected):
         Raises:
             TamperedRecord: the log is not the one that was signed. Names the first event that is wrong.
         """
-        replay = audit.Replay()
+        replay, before = audit.Replay(), b""
         for entry in self.entries(covered.size):
             try:
                 replay.take_entry(entry)
-            except TamperedRecord as error:
-                raise self._first_wrong(replay.head) or error from None
+            except TamperedRecord:
+                if before:
+                    self._check_kept(replay.sequence, before)
+                raise
             if replay.sequence % PROGRESS_EVENTS == 0:
                 progress(replay.sequence, covered.size)
+            before = entry
             yield entry
         replay.check_covered(covered.size, covered.root)
 
-    def _first_wrong(self, head: audit.Head) -> TamperedRecord | None:
-        """Whether the event that `head` ends with is not the one whose hash the broker keeps."""
-        if not head.sequence:
-            return None
-        number, at = divmod(head.sequence - 1, merkle.TILE_WIDTH)
-        path = HashTile(0, number, merkle.width(0, number, head.sequence)).path
-        try:
-            kept = self._ask(f"{AUDIT}/tile/{path}").body[at * merkle.HASH_BYTES :]
-        except AgentWritError:
-            return None
-        # A row that has just become a full tile has left the edge; then the error says which two events it may be.
-        seen = head.tree.tiles[0][at * merkle.HASH_BYTES :]
-        is_wrong = bool(seen) and kept != seen
-        return TamperedRecord(f"{audit.event_id(head.sequence)} was altered") if is_wrong else None
+    def _check_kept(self, sequence: int, entry: bytes) -> None:
+        """Whether this is the entry of the event `sequence` whose hash the broker keeps.
+
+        Raises:
+            TamperedRecord: it is not.
+        """
+        number, at = divmod(sequence - 1, merkle.TILE_WIDTH)
+        kept = self._ask(f"{AUDIT}/tile/{HashTile(0, number, at + 1).path}").body
+        if kept[-merkle.HASH_BYTES :] != merkle.leaf_hash(entry):
+            raise TamperedRecord(f"{audit.event_id(sequence)} was altered")
 
     def _bundle(self, bundle: EntryBundle) -> bytes:
         return self._ask(f"{AUDIT}/tile/{quote(bundle.path)}", max_bytes=MAX_BUNDLE_BYTES).body

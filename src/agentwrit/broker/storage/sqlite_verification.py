@@ -12,11 +12,12 @@ The rules:
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from agentwrit.broker.storage import sqlite_log
+from agentwrit.broker.storage.base import Snapshot
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.domain import audit, checkpoint, merkle
@@ -46,11 +47,29 @@ def verify(
     """
     if sealer is None and not keys:
         raise ConfigurationError(NO_KEYS)
+    with _reading(path) as connection:
+        return _verify(connection, sealer, keys, progress)
+
+
+@contextlib.contextmanager
+def snapshot(path: Path, sealer: Sealer) -> Iterator[Snapshot]:
+    """The state in the database `path`.
+
+    Raises:
+        TamperedRecord: the file is damaged, or a row in it is not the broker's.
+        ConfigurationError: there is no such database.
+    """
+    with _reading(path) as connection:
+        yield SqliteSnapshot(connection, sealer)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(_open(path)) as connection:
             connection.execute("BEGIN")
-            return _verify(connection, sealer, keys, progress)
-    except sqlite3.DatabaseError as error:
+            yield connection
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite quotes in its errors what it found
         raise TamperedRecord(f"{path} is damaged: {error}") from error
 
 

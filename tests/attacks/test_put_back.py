@@ -1,0 +1,134 @@
+"""The database file, with genuine rows in it that are old, or missing: the audit log tells what there ought to be."""
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.support import AGENTWRIT, CLEAN
+from tests.support import BrokerProcess
+
+
+class Life:
+    """A broker's data directory before and after things ended in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.before, self.after = directory / "before", directory / "after"
+        with BrokerProcess(directory / "data") as broker:
+            self.app, self.other = broker.app(), broker.app()
+            self.released, self.renewed, self.live = (self.app.agent() for _ in range(3))
+            self.old_key = broker.http.get("/.well-known/jwks.json").json()["keys"][-1]["kid"]
+            broker.http.post("/v1/admin/keys/rotate", json={"force": True}, headers=broker.admin())
+            broker.stop()
+            shutil.copytree(broker.data_dir, self.before)
+            broker.start()
+            assert broker.release(self.released["access_token"]).status_code == 204
+            assert broker.renew(self.renewed["access_token"]).status_code == 200
+            self.late = self.app.agent()
+            headers = broker.admin()
+            update = {"scopes": ["read:data:1"]}
+            url = f"/v1/admin/apps/{self.app.app_id}?keep_grants=true"
+            assert broker.http.put(url, json=update, headers=headers).status_code == 200
+            assert broker.http.delete(f"/v1/admin/apps/{self.other.app_id}", headers=headers).status_code == 200
+            broker.stop()
+            shutil.copytree(broker.data_dir, self.after)
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    return Life(tmp_path_factory.mktemp("life"))
+
+
+def verify(directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [AGENTWRIT, "store", "verify", str(directory)]
+    return subprocess.run(command, env=CLEAN, capture_output=True, text=True, timeout=60)
+
+
+def tampered(life: Life, path: Path, change: Callable[[sqlite3.Connection], Any]) -> subprocess.CompletedProcess[str]:
+    shutil.copytree(life.after, path)
+    with sqlite3.connect(path / "agentwrit.db") as connection:
+        connection.execute("ATTACH ? AS before", (str(life.before / "agentwrit.db"),))
+        assert change(connection).rowcount > 0
+    connection.close()
+    return verify(path)
+
+
+def is_found(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def test_a_store_as_it_was_left_is_as_its_log_says(life: Life) -> None:
+    for directory in (life.before, life.after):
+        done = verify(directory)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "everything else is as they say" in done.stdout
+
+
+def test_a_released_grant_that_was_put_back_is_found(life: Life, tmp_path: Path) -> None:
+    agent = life.released["agent_id"]
+
+    def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
+        return db.execute(
+            "UPDATE grants SET (body, mac, ended_at) ="
+            " (SELECT body, mac, ended_at FROM before.grants AS old WHERE old.sid = grants.sid) WHERE subject = ?",
+            (agent,),
+        )
+
+    is_found(tampered(life, tmp_path / "copy", put_back), "put back to life")
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "said"),
+    [
+        ("grants", "ended_at = 0 AND kind = 'agent'", "was deleted"),
+        ("revocations", "kind = 'sid'", "the end of the grant"),
+        ("revocations", "kind = 'jti'", "the end of the token"),
+        ("apps", "1", "was deleted"),
+        ("signing_keys", "CAST(body AS TEXT) LIKE '%access_token%'", "was deleted"),
+    ],
+)
+def test_rows_that_were_deleted_are_missed(life: Life, tmp_path: Path, table: str, where: str, said: str) -> None:
+    done = tampered(life, tmp_path / "copy", lambda db: db.execute(f"DELETE FROM {table} WHERE {where}"))
+    is_found(done, said)
+
+
+def test_a_released_grant_whose_rows_are_all_gone_is_missed(life: Life, tmp_path: Path) -> None:
+    """Its token would be taken again: nothing would be left that says that it is dead."""
+
+    def delete(db: sqlite3.Connection) -> sqlite3.Cursor:
+        db.execute("DELETE FROM revocations")
+        return db.execute("DELETE FROM grants WHERE ended_at <> 0")
+
+    is_found(tampered(life, tmp_path / "copy", delete), "the end of the")
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, removed: bool) -> None:
+    app_id = (life.other if removed else life.app).app_id
+
+    def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
+        return db.execute(
+            "UPDATE apps SET (body, mac, status) ="
+            " (SELECT body, mac, status FROM before.apps AS old WHERE old.app_id = apps.app_id) WHERE app_id = ?",
+            (app_id,),
+        )
+
+    is_found(tampered(life, tmp_path / "copy", put_back), app_id, "put back as it was before")
+
+
+def test_a_renewed_grant_as_it_was_before_is_found(life: Life, tmp_path: Path) -> None:
+    def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
+        return db.execute(
+            "UPDATE grants SET (body, mac, exp, jti) ="
+            " (SELECT body, mac, exp, jti FROM before.grants AS old WHERE old.sid = grants.sid) WHERE subject = ?",
+            (life.renewed["agent_id"],),
+        )
+
+    is_found(tampered(life, tmp_path / "copy", put_back), "before it was renewed")
