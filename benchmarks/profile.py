@@ -108,7 +108,8 @@ async def profiled(calls: Iterable[Callable[[], Awaitable[object]]]) -> pstats.S
     return pstats.Stats(profile, stream=io.StringIO())
 
 
-async def measure(names: list[str]) -> None:
+async def measure(names: list[str], count: int = COUNT) -> None:
+    """Profile `count` requests of each kind, and print what was found."""
     with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
         config, clock, secret = Config(data_dir=Path(directory)), Clock(), secrets.token_hex(16)
         async with bootstrap.open_store(config, clock) as (store, master_key):
@@ -119,16 +120,16 @@ async def measure(names: list[str]) -> None:
                 app = await ask.post("/v1/admin/apps", {"name": "bench", "scopes": ["read:data:*"]}, operator)
                 login = {name: app[name] for name in ("client_id", "client_secret")}
                 token = (await ask.post("/v1/app/auth", login))["access_token"]
-                found = {name: await OPERATIONS[name](ask, token) for name in names}
+                found = {name: await OPERATIONS[name](ask, token, count) for name in names}
     for name, stats in found.items():
-        show(name, stats)
+        show(name, stats, count)
 
 
-async def _created(ask: Asked, token: str) -> list[str]:
-    return [(await ask.post("/v1/agents", body, token))["access_token"] for body in _bodies(token)]
+async def _created(ask: Asked, token: str, count: int) -> list[str]:
+    return [(await ask.post("/v1/agents", body, token))["access_token"] for body in _bodies(token, count)]
 
 
-def _bodies(token: str) -> list[dict[str, Any]]:
+def _bodies(token: str, count: int) -> list[dict[str, Any]]:
     key = SigningKey.generate()
     public_key, now = bytes(key.verify_key), int(time.time())
 
@@ -150,31 +151,31 @@ def _bodies(token: str) -> list[dict[str, Any]]:
             "proof": made,
         }
 
-    return [body(number) for number in range(COUNT)]
+    return [body(number) for number in range(count)]
 
 
-async def create(ask: Asked, token: str) -> pstats.Stats:
-    return await profiled([partial(ask.post, "/v1/agents", body, token) for body in _bodies(token)])
+async def create(ask: Asked, token: str, count: int) -> pstats.Stats:
+    return await profiled([partial(ask.post, "/v1/agents", body, token) for body in _bodies(token, count)])
 
 
-async def renew(ask: Asked, token: str) -> pstats.Stats:
-    held = await _created(ask, token)
+async def renew(ask: Asked, token: str, count: int) -> pstats.Stats:
+    held = await _created(ask, token, count)
     return await profiled([partial(ask.post, "/v1/token/renew", None, agent) for agent in held])
 
 
-async def release(ask: Asked, token: str) -> pstats.Stats:
-    held = await _created(ask, token)
+async def release(ask: Asked, token: str, count: int) -> pstats.Stats:
+    held = await _created(ask, token, count)
     return await profiled([partial(ask.post, "/v1/token/release", None, agent) for agent in held])
 
 
-async def validate_new(ask: Asked, token: str) -> pstats.Stats:
-    held = await _created(ask, token)
+async def validate_new(ask: Asked, token: str, count: int) -> pstats.Stats:
+    held = await _created(ask, token, count)
     return await profiled([partial(ask.post, "/v1/token/validate", {"token": agent}) for agent in held])
 
 
-async def validate_seen(ask: Asked, token: str) -> pstats.Stats:
-    [agent, *_] = await _created(ask, token)
-    return await profiled([partial(ask.post, "/v1/token/validate", {"token": agent})] * COUNT)
+async def validate_seen(ask: Asked, token: str, count: int) -> pstats.Stats:
+    [agent, *_] = await _created(ask, token, count)
+    return await profiled([partial(ask.post, "/v1/token/validate", {"token": agent})] * count)
 
 
 OPERATIONS = {
@@ -186,7 +187,7 @@ OPERATIONS = {
 }
 
 
-def show(name: str, stats: pstats.Stats) -> None:
+def show(name: str, stats: pstats.Stats, requests: int) -> None:
     """Print where the time went, by part."""
     seconds: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
@@ -199,10 +200,12 @@ def show(name: str, stats: pstats.Stats) -> None:
         seconds[part] += own
         calls[part] += count
     total = sum(seconds.values())
-    print(f"{name}: {total / COUNT * 1e6:.0f} µs under the profiler, {sum(calls.values()) / COUNT:.0f} calls")
+    print(f"{name}: {total / requests * 1e6:.0f} µs under the profiler, {sum(calls.values()) / requests:.0f} calls")
     for part in sorted(seconds, key=seconds.__getitem__, reverse=True):
         share = seconds[part] / total
-        print(f"  {part:26} {share:5.0%}  {seconds[part] / COUNT * 1e6:7.1f} µs  {calls[part] / COUNT:6.1f} calls")
+        print(
+            f"  {part:26} {share:5.0%}  {seconds[part] / requests * 1e6:7.1f} µs  {calls[part] / requests:6.1f} calls"
+        )
     print()
 
 

@@ -99,12 +99,12 @@ def alive(
     ]
 
 
-def ended(*, many: int = MANY) -> list[Comparison]:
+def ended(*, many: int = MANY, afterlife: int = AFTERLIFE_SECONDS) -> list[Comparison]:
     """Memory with so many revocations that a token can still meet, and when none can any more."""
     with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
         with running() as broker:
             fresh = broker.rss
-        population.run(Path(directory), ended=many, ttl=AFTERLIFE_SECONDS)
+        population.run(Path(directory), ended=many, ttl=afterlife)
         with running(Path(directory)) as broker:
             full = broker.rss
             with httpx2.Client(base_url=broker.url) as http:
