@@ -59,7 +59,9 @@ def test_what_is_too_much_is_turned_away_at_once_and_what_was_answered_is_kept(b
     assert found.counts[503] > 0
     assert set(found.counts) == {201, 503}
     assert found.lost == found.without_retry_after == 0
-    assert found.quantile(503, 0.5) < 0.1, found.quantile(503, 0.5)
+    # How soon in seconds is asked where the broker has the machine to itself; beside other tests, sooner than served.
+    soon = 0.1 if SOAK > 1 else found.quantile(201, 0.5)
+    assert found.quantile(503, 0.5) < soon, (found.quantile(503, 0.5), soon)
     assert issued(broker) == known + capacity.counts[201] + found.counts[201]
     assert resident(broker) - before < 64 * MiB
     assert '"busy: requests are turned away"' in broker.log.read_text()
