@@ -44,7 +44,7 @@ def run(*, rounds: int = 3, seconds: int = 3) -> list[Comparison]:
     with running() as broker, tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
         broker.app.create_agent("bench", "warm-up", SCOPE)
         for number in range(rounds):
-            at_once.append(_in_one_trip(broker, seconds))
+            at_once.append(in_one_trip(broker, seconds))
             registered.append(_in_three_steps(broker, seconds))
             parts.append(asyncio.run(_parts(Path(directory, str(number)), seconds)))
     floor = Series("the parts, without HTTP", [1 / load.rate for load in parts])
@@ -71,7 +71,8 @@ def run(*, rounds: int = 3, seconds: int = 3) -> list[Comparison]:
     ]
 
 
-def _in_one_trip(broker: Running, seconds: int) -> Load:
+def in_one_trip(broker: Running, seconds: int) -> Load:
+    """Create agents for so many seconds."""
     url, token = f"{broker.url}/v1/agents", broker.app_token()
     key = SigningKey.generate()
     public_key, now = bytes(key.verify_key), int(time.time())

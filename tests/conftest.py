@@ -13,8 +13,9 @@ settings.load_profile("suite")
 
 # A shell gives what it starts in the background no Ctrl-C, and a process that ignores it hands that on to its children:
 # tests that send it to some would wait for ever.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
