@@ -181,8 +181,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
         yield broker
 
 
-@pytest.mark.parametrize("column", ["detail", "prev_hash"])
-@pytest.mark.parametrize("at", [5, 256])
+@pytest.mark.parametrize(("at", "column"), [(5, "detail"), (256, "detail"), (256, "prev_hash"), (9, "data")])
 def test_a_running_brokers_log_that_was_edited_is_named(edited: BrokerProcess, at: int, column: str) -> None:
     operator = {"AGENTWRIT_BROKER_URL": edited.url, "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET}
 

@@ -92,8 +92,8 @@ class AuditLog(Connected):
         self.checkpoint()  # the event may be younger than the newest one
         answer = steps.read_object(self._ask(f"{AUDIT}/proof/inclusion?{urlencode({'event': event_id})}"))
         index, signed = answer.get("index"), answer.get("checkpoint")
-        if not isinstance(index, int) or not isinstance(signed, str):
-            raise TransportError("the answer is no proof: is this a broker?")
+        if not isinstance(index, int) or not isinstance(signed, str) or event_id != audit.event_id(index + 1):
+            raise TransportError("the answer is no proof of this event: is this a broker?")
         [entry] = self.entries(index + 1, after=index)
         proof = audit_proof.write(entry, index, _hashes(answer), signed)
         audit_proof.check(proof, keys)

@@ -77,8 +77,15 @@ def rows(connection: sqlite3.Connection, first: int, last: int) -> Iterator[tupl
 
 
 def entries(connection: sqlite3.Connection, first: int, last: int) -> Iterator[bytes]:
-    """The entries of the events from one place to another, both included, as far as they are there."""
-    return map(entry, rows(connection, first, last))
+    """The entries of the events from one place to another, both included, as far as they are there.
+
+    In place of one that cannot be what the broker wrote stands what is there: whoever checks the log finds it.
+    """
+    for row in rows(connection, first, last):
+        try:
+            yield entry(row)
+        except TamperedRecord:
+            yield ascii(row).encode("ascii")[: audit.MAX_ENTRY_BYTES]
 
 
 def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Iterator[Sequence[merkle.Tile]]:
@@ -88,8 +95,6 @@ def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Ite
         TamperedRecord: an event is missing, out of place or altered.
     """
     for row in rows(connection, onto.sequence + 1 if onto.sequence else _FIRST, last):
-        if type(row[0]) is not int:
-            raise TamperedRecord(f"{audit.event_id(onto.sequence + 1)} is missing")
         yield onto.take(entry(row), row[0], row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
 
 
