@@ -196,3 +196,24 @@ def test_a_running_brokers_log_that_was_edited_is_named(edited: BrokerProcess, a
     done = run("audit", "export", "--output", os.devnull, **operator)
     edit(before)
     one_line(done, 1, f"evt-{at:06d}")
+
+
+def test_a_log_is_verified_by_all_its_keys_once_they_were_rotated_or_revoked(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker:
+        operator = {"AGENTWRIT_BROKER_URL": broker.url, "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET}
+        [first] = run("audit", "keys", **operator).stdout.split()
+        assert run("audit", "export", "--output", str(tmp_path / "log.jsonl"), **operator).returncode == 0
+        rotated = run("keys", "rotate", "--purpose", "audit_checkpoint", "--force", "--json", **operator)
+        [second] = set(run("audit", "keys", **operator).stdout.split()) - {first}
+        one_line(run("audit", "verify", "--key", first, **operator), 1, "not signed by a key")
+        assert run("audit", "verify", "--key", first, "--key", second, **operator).returncode == 0
+        assert run("audit", "verify", "--export", str(tmp_path / "log.jsonl"), "--key", first).returncode == 0
+        kid = json.loads(rotated.stdout)["active"]["kid"]
+        assert run("keys", "revoke", kid, "--yes", **operator).returncode == 0
+        known = set(run("audit", "keys", **operator).stdout.split())
+        [third] = known - {first}
+        assert third != second
+        assert run("audit", "verify", "--key", third, **operator).returncode == 0
+        broker.stop()
+        assert run("audit", "verify", "--database", str(broker.data_dir)).returncode == 0
+        assert run("store", "verify", str(broker.data_dir)).returncode == 0

@@ -104,7 +104,11 @@ def _covered(
     if not keys and sealer is not None:
         name = checkpoint.unverified(signed).origin
         stored = SqliteSnapshot(connection, sealer).signing_keys()
-        keys = [VerifierKey(name, key.public_key) for key in stored if key.purpose is KeyPurpose.AUDIT_CHECKPOINT]
+        keys = [
+            VerifierKey(name, key.public_key)
+            for key in stored
+            if key.purpose is KeyPurpose.AUDIT_CHECKPOINT and not key.revoked_at
+        ]
     return checkpoint.read(signed, keys)
 
 
