@@ -1,10 +1,12 @@
 """When an agent's token is renewed, without a network, on a clock that the test sets."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
+from agentwrit.client.clock import Clock
 from agentwrit.client.exchange import HttpRequest, HttpResponse, InTurn, Plan
 from agentwrit.client.keys import AgentKey
 from agentwrit.client.life import AgentLife
@@ -28,7 +30,7 @@ class Scene:
             orch_id="o",
             task_id="t",
             asked_at=self.now,
-            monotonic=lambda: self.now,
+            clock=Clock(time.time, lambda: self.now),
         )
         self.shown: list[str | None] = []
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agentwrit.client import steps
 from agentwrit.client.agent import Agent
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.current import acting_as
 from agentwrit.client.driver import Connected, Driver
 from agentwrit.client.exchange import Secret
@@ -64,14 +65,17 @@ class AgentWritApp(Identity, Connected):
         http_client: "httpx2.Client | None" = None,
         verify: Any = None,
         cert: Any = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`timeout`: seconds for a whole call, retries included. `http_client`: an httpx2.Client to use, and to close
         by whoever made it, in the process that made it; else `verify` and `cert` are what httpx2 takes by these names.
+        `clock`: what time it is for agents; tests may move it.
 
         Raises:
             AgentWritError: `broker_url` is no URL.
         """
         self.client_id = client_id
+        self._clock = clock
         self._driver = Driver(
             broker_url,
             timeout=timeout,
@@ -121,6 +125,7 @@ class AgentWritApp(Identity, Connected):
                 label=label,
                 audience=audience,
                 bound=bound,
+                clock=self._clock,
             )
         )
         return Agent(self._driver, life)

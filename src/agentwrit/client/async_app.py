@@ -8,6 +8,7 @@ from agentwrit.client import steps
 from agentwrit.client.app import Identity
 from agentwrit.client.async_agent import AsyncAgent
 from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.current import acting_as
 from agentwrit.client.exchange import Secret
 from agentwrit.client.keys import Ed25519PrivateKey
@@ -37,6 +38,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         http_client: "httpx2.AsyncClient | None" = None,
         verify: Any = None,
         cert: Any = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """As for `AgentWritApp`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
 
@@ -44,6 +46,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
             AgentWritError: `broker_url` is no URL.
         """
         self.client_id = client_id
+        self._clock = clock
         self._driver = AsyncDriver(
             broker_url,
             timeout=timeout,
@@ -79,6 +82,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
                 label=label,
                 audience=audience,
                 bound=bound,
+                clock=self._clock,
             )
         )
         return AsyncAgent(self._driver, life)

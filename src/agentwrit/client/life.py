@@ -14,12 +14,12 @@ The rules:
 - Released is released: there is no way back, and once more does nothing.
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Self
 
 from agentwrit.client import steps
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.exchange import InTurn, Plan, Turn
 from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
 from agentwrit.client.steps import AccessToken
@@ -60,7 +60,7 @@ class AgentLife:
         broker_url: str = "",
         is_bound: bool = False,
         left: float | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.key = key
         self.agent_id = registered.agent_id
@@ -71,7 +71,8 @@ class AgentLife:
         self.is_bound = is_bound
         self._broker_url = broker_url
         self._binding = steps.Binding(key, broker_url) if is_bound else None
-        self._monotonic = monotonic
+        self._clock = clock
+        self._monotonic = clock.monotonic
         self._turn = Turn()
         self._is_released = False
         self._live(asked_at, registered.expires_in if left is None else left)
@@ -90,14 +91,14 @@ class AgentLife:
         label: str | None,
         audience: str | Sequence[str] | None,
         bound: bool = False,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> Plan[Self]:
         """Register an agent. Arguments are those of `AgentWritApp.create_agent`."""
         if isinstance(requested_scope, str):
             raise TypeError("requested_scope is a list of scopes, not one string")
         scope = list(requested_scope)
         key = AgentKey(private_key)
-        asked_at = monotonic()
+        asked_at = clock.monotonic()
         wanted = steps.WantedAgent(
             orch_id=orch_id,
             task_id=task_id,
@@ -117,7 +118,7 @@ class AgentLife:
             asked_at=asked_at,
             broker_url=ceremony.broker_url,
             is_bound=bound,
-            monotonic=monotonic,
+            clock=clock,
         )
 
     # -- showing it ---------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class AgentLife:
             AgentWritError: the URL is not absolute.
         """
         try:
-            return steps.make_proof(self.key, method.upper(), url, token)
+            return steps.make_proof(self.key, method.upper(), url, token, wall=self._clock.wall)
         except ValueError:
             raise AgentWritError(
                 "a proof is for an absolute URL, such as https://orders.example.com/orders/7"
@@ -250,8 +251,8 @@ class AgentLife:
             asked_at=self._monotonic(),
             broker_url=self._broker_url,
             is_bound=claims.cnf is not None,
-            left=claims.exp - time.time(),
-            monotonic=self._monotonic,
+            left=claims.exp - self._clock.wall(),
+            clock=self._clock,
         )
 
     # -- the end ------------------------------------------------------------------------------------------------------
