@@ -28,7 +28,7 @@ async def order_server(broker_url: str) -> AsyncIterator[str]:
     # With an audience of its own the app would be registered with it, and the broker's URL be enough here.
     async with AsyncVerifier(broker_url) as verifier:
         guard = AgentWrit(verifier, resource=url)
-        server = MCPServer("orders", auth=guard.settings(), token_verifier=guard)
+        server = MCPServer("orders", auth=guard.settings(), token_verifier=guard, log_level="WARNING")
 
         @server.tool()
         @guard.requires("read:data:customer-{customer}")
@@ -46,8 +46,9 @@ async def order_server(broker_url: str) -> AsyncIterator[str]:
             await running
 
 
-async def work(app: AsyncAgentWritApp, url: str, customer: str) -> None:
-    """What an agent does that may read one customer."""
+async def work(app: AsyncAgentWritApp, url: str, customer: str) -> bool:
+    """Ask for every customer. Returns whether the agent could read that one and no other, and is dead in the end."""
+    read = []
     async with (
         app.agent_for(task_id=f"support-{customer}", scope=[f"read:data:customer-{customer}"]) as agent,
         connect(url, agent) as client,
@@ -60,6 +61,9 @@ async def work(app: AsyncAgentWritApp, url: str, customer: str) -> None:
                 print(f"Customer {each}: refused ({refused})")
             else:
                 print(f"Customer {each}: {answer.content[0].model_dump()['text']}")
+                read.append(each)
+    print("Agent released.")
+    return read == [customer] and not (await app.validate(agent.access_token)).valid
 
 
 async def main() -> int:
@@ -68,12 +72,10 @@ async def main() -> int:
     arguments = parser.parse_args()
     try:
         async with AsyncAgentWritApp.from_env() as app, order_server(app.broker_url) as url:
-            await work(app, url, arguments.customer)
+            return 0 if await work(app, url, arguments.customer) else 1
     except AgentWritError as error:
         print(f"mcp_orders: {error}", file=sys.stderr)
-        return 1
-    print("The agent is released, and its token dead.")
-    return 0
+        return 2
 
 
 if __name__ == "__main__":
