@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 AnyAgent: TypeAlias = Union["Agent", "AsyncAgent"]
-A = TypeVar("A", "Agent", "AsyncAgent")
+A = TypeVar("A", bound="Agent | AsyncAgent")
 
 _current: ContextVar["AnyAgent | None"] = ContextVar("agentwrit_current_agent", default=None)
 
