@@ -57,6 +57,10 @@ class Requirement:
         if not scope_is_subset(needed, held):
             raise ScopeDenied(needed, list(held))
 
+    def is_within_reach(self, held: Sequence[str]) -> bool:
+        """Whether there are values for which what is needed is covered, as far as each scope can tell alone."""
+        return all(template.is_within_reach(held) for template in self._templates)
+
 
 def guarded(function: Callable[P, R], requirement: Requirement, held: Held) -> Callable[P, R]:
     """`function`, of the same kind and signature, whose body begins only if what is `held` then covers the requirement.

@@ -23,8 +23,7 @@ from langchain_core.messages import ToolMessage
 from langgraph.types import Command
 
 from agentwrit.client.current import AnyAgent, acting_as, current_agent
-from agentwrit.client.requirement import Requirement
-from agentwrit.errors import ScopeDenied
+from agentwrit.integrations.tool_scopes import ToolScopes
 
 Answer = ToolMessage | Command[Any]
 
@@ -43,7 +42,7 @@ class AgentWritMiddleware(AgentMiddleware[Any, Any, Any]):
             TypeError: a bare string was given where a list belongs.
         """
         super().__init__()
-        self._needed = {name: Requirement(needed) if needed else None for name, needed in scopes.items()}
+        self._scopes = ToolScopes(scopes)
         self._agent = agent
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Answer]) -> Answer:
@@ -72,26 +71,9 @@ class AgentWritMiddleware(AgentMiddleware[Any, Any, Any]):
             return await handler(request)
 
     def _refusal(self, request: ToolCallRequest, agent: AnyAgent) -> ToolMessage | None:
-        agent.check()
-        name = request.tool_call["name"]
-        if name not in self._needed:
-            return _refused(request, f"no scope is set for the tool {name}: it is not to be called")
-        requirement = self._needed[name]
-        if requirement is None:
+        call = request.tool_call
+        described = {} if request.tool is None else request.tool.args
+        why = self._scopes.refusal(agent, call["name"], call["args"], described)
+        if why is None:
             return None
-        try:
-            requirement.check({**_defaults(request), **request.tool_call["args"]}, agent.scope)
-        except ScopeDenied as denied:
-            return _refused(request, str(denied))
-        return None
-
-
-def _defaults(request: ToolCallRequest) -> dict[str, object]:
-    """The arguments that a model may leave out, with what the tool then gets."""
-    described = {} if request.tool is None else request.tool.args
-    return {name: member["default"] for name, member in described.items() if "default" in member}
-
-
-def _refused(request: ToolCallRequest, why: str) -> ToolMessage:
-    call = request.tool_call
-    return ToolMessage(content=f"refused: {why}", name=call["name"], tool_call_id=call["id"], status="error")
+        return ToolMessage(content=why, name=call["name"], tool_call_id=call["id"], status="error")
