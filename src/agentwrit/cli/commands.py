@@ -7,7 +7,19 @@ from collections.abc import Sequence
 import click
 
 from agentwrit._version import __version__
-from agentwrit.cli import ANSWER_IS_NO, INTERRUPTED, NOT_ASKED, agents, apps, broker, dev, keys, revocation, tokens
+from agentwrit.cli import (
+    ANSWER_IS_NO,
+    INTERRUPTED,
+    NOT_ASKED,
+    agents,
+    apps,
+    broker,
+    dev,
+    keys,
+    revocation,
+    scopes,
+    tokens,
+)
 from agentwrit.cli.output import say
 from agentwrit.errors import AgentWritError, ProblemResponseError
 
@@ -26,6 +38,7 @@ agentwrit.add_command(agents.delegations)
 agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
 agentwrit.add_command(tokens.token)
+agentwrit.add_command(scopes.scope)
 agentwrit.add_command(dev.dev)
 
 
