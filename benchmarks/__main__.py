@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import life, revocation, validate, verify
+from benchmarks import create, ending, life, revocation, scale, validate, verify
 from benchmarks.measuring import Comparison
 from benchmarks.plot import bars
 
@@ -17,7 +17,12 @@ ALL: dict[str, Callable[[], list[Comparison]]] = {
     "verify": verify.run,
     "revocation": revocation.run,
     "validate": validate.run,
+    "create": create.run,
+    "ending": ending.run,
     "life": life.run,
+    "past": scale.past,
+    "alive": scale.alive,
+    "ended": scale.ended,
 }
 
 

@@ -31,6 +31,7 @@ class Running:
     seconds_to_ready: float
     app: AgentWritApp
     operator: OperatorClient
+    operator_secret: str
     client_secret: str
 
     @property
@@ -42,6 +43,10 @@ class Running:
         """A token of the app's own, as requests that were prepared beforehand need it."""
         login = steps.app_login(self.app.client_id, Secret(self.client_secret))
         return self.app._driver.run(login).access_token
+
+    def operator_token(self) -> str:
+        """A token of the operator's, likewise."""
+        return self.app._driver.run(steps.operator_login(Secret(self.operator_secret))).access_token
 
 
 @contextlib.contextmanager
@@ -69,7 +74,7 @@ def running(directory: Path | None = None) -> Iterator[Running]:
         operator = stack.enter_context(OperatorClient(url, secret))
         made = operator.register_app(f"bench-{secrets.token_hex(4)}", SCOPES)
         app = stack.enter_context(AgentWritApp(url, made["client_id"], made["client_secret"]))
-        yield Running(url, process.pid, seconds_to_ready, app, operator, made["client_secret"])
+        yield Running(url, process.pid, seconds_to_ready, app, operator, secret, made["client_secret"])
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

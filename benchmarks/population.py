@@ -1,7 +1,7 @@
 """Stores that have seen a great many agents: written through the store's own port, as a broker would have, only faster.
 
-`python -m benchmarks.population DIRECTORY --live N --past N` fills a data directory and prints, as JSON, some of the
-tokens that hold.
+`python -m benchmarks.population DIRECTORY --live N --past N --ended N` fills a data directory and prints, as JSON, some
+of the tokens that hold.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.ending import end_grants
 from agentwrit.broker.services.issuing import TokenIssuer, holder
 from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain.audit import EventType
-from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.grant import EndReason, Grant, GrantKind
 
 AT_ONCE = 250  # agents in a unit of work
 TTL_SECONDS = 3600
@@ -32,10 +33,14 @@ EVENTS_OF_A_LIFE = (EventType.AGENT_REGISTERED, EventType.TOKEN_ISSUED, EventTyp
 _CALLER = Caller(address="192.0.2.1", route="POST /v1/agents", request_id="0" * 32)
 
 
+def subject(number: int) -> str:
+    """The SPIFFE id of the agent of this number."""
+    return f"spiffe://agentwrit.local/agent/bench/t-{number}/{number:016x}"
+
+
 def new_grant(issuer: TokenIssuer, number: int, *, ttl: int) -> Grant:
     """The grant of an agent of this number, each with a task of its own."""
-    subject = f"spiffe://agentwrit.local/agent/bench/t-{number}/{number:016x}"
-    grant = issuer.new_grant(GrantKind.AGENT, subject, ["read:data:1"], ttl=ttl, now=time.time())
+    grant = issuer.new_grant(GrantKind.AGENT, subject(number), ["read:data:1"], ttl=ttl, now=time.time())
     return msgspec.structs.replace(grant, orch_id="bench", task_id=f"t-{number}", agent_name="bench")
 
 
@@ -46,8 +51,11 @@ def record(transaction: Transaction, grant: Grant, events: tuple[EventType, ...]
         transaction.record(_CALLER.event(event_type, detail="as it happens", **holder(grant), data=data))
 
 
-async def populate(directory: Path, *, live: int, past: int, ttl: int, wanted: int) -> list[str]:
-    """Fill a store with agents that live and with events of those that came and went. Returns tokens that hold."""
+async def populate(directory: Path, *, live: int, past: int, ended: int, ttl: int, wanted: int) -> list[str]:
+    """Fill a store with agents that live, with events of those that came and went, and with some that were revoked.
+
+    Returns `wanted` tokens that hold, or a few more.
+    """
     tokens: list[str] = []
     async with bootstrap.open_store(Config(data_dir=directory), Clock()) as (store, master_key):
         rings = await KeyRings.load(store, KeyWrap(master_key))
@@ -70,14 +78,22 @@ async def populate(directory: Path, *, live: int, past: int, ttl: int, wanted: i
                     record(transaction, new_grant(issuer, live + number, ttl=ttl), EVENTS_OF_A_LIFE)
 
             await store.write(live_and_end)
+        for first in range(0, ended, AT_ONCE):
+
+            def end(transaction: Transaction, first: int = first) -> None:
+                grants = [new_grant(issuer, number, ttl=ttl) for number in range(first, min(ended, first + AT_ONCE))]
+                end_grants(transaction, _CALLER, "admin", grants, EndReason.REVOKED)
+
+            await store.write(end)
     return tokens
 
 
 def run(
-    directory: Path, *, live: int = 0, past: int = 0, ttl: int = TTL_SECONDS, wanted: int | None = None
+    directory: Path, *, live: int = 0, past: int = 0, ended: int = 0, ttl: int = TTL_SECONDS, wanted: int | None = None
 ) -> list[str]:
     """As `populate`, in a process of its own, which leaves no memory behind."""
-    given = [f"--live={live}", f"--past={past}", f"--ttl={ttl}", f"--tokens={live if wanted is None else wanted}"]
+    counts = {"live": live, "past": past, "ended": ended, "ttl": ttl, "tokens": live if wanted is None else wanted}
+    given = [f"--{name}={count}" for name, count in counts.items()]
     command = [sys.executable, "-m", "benchmarks.population", str(directory), *given]
     tokens: list[str] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return tokens
@@ -88,11 +104,24 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--live", type=int, default=0, help="agents that are alive")
     parser.add_argument("--past", type=int, default=0, help="agents that have ended, three events each")
+    parser.add_argument("--ended", type=int, default=0, help="agents that were revoked")
     parser.add_argument("--ttl", type=int, default=TTL_SECONDS, help="how long they live, in seconds")
     parser.add_argument("--tokens", type=int, default=0, help="how many tokens to print, at least")
     given = parser.parse_args()
-    filling = populate(given.directory, live=given.live, past=given.past, ttl=given.ttl, wanted=given.tokens)
-    print(json.dumps(asyncio.run(filling)))
+    print(
+        json.dumps(
+            asyncio.run(
+                populate(
+                    given.directory,
+                    live=given.live,
+                    past=given.past,
+                    ended=given.ended,
+                    ttl=given.ttl,
+                    wanted=given.tokens,
+                )
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

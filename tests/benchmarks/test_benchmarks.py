@@ -1,22 +1,40 @@
 """The benchmarks run, and say what they measured. What they measure is for `make bench` to find out."""
 
+import asyncio
 import json
+import re
+import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks.__main__ import report
+from benchmarks.__main__ import ALL, report
+from benchmarks.load import parse
 from benchmarks.measuring import Comparison, Series, in_turns
 
-from benchmarks import life, revocation, verify
+from benchmarks import life, population, profile, revocation, scale, verify
+from tests.support import BrokerProcess
+
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("run", [verify.run, revocation.run, life.run], ids=["verify", "revocation", "life"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        partial(verify.run, rounds=1),
+        partial(revocation.run, rounds=1),
+        partial(life.run, rounds=1),
+        partial(scale.past, rounds=1, many=500),
+        partial(scale.ended, many=500, afterlife=2),
+    ],
+    ids=["verify", "revocation", "life", "past", "ended"],
+)
 def test_a_benchmark_compares_each_thing_with_its_floor(
-    run: Callable[..., list[Comparison]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[[], list[Comparison]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(rounds=1)
+    found = run()
     report("short", found, tmp_path)
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "short.json").read_text())
@@ -26,6 +44,38 @@ def test_a_benchmark_compares_each_thing_with_its_floor(
         assert len(comparison.baseline.taken) > 0
         assert shown["ratio"] == pytest.approx(comparison.ratio, abs=0.001)
     ElementTree.fromstring((tmp_path / "short.svg").read_text())
+
+
+def test_a_store_that_was_filled_is_one_that_a_broker_serves(tmp_path: Path) -> None:
+    tokens = population.run(tmp_path / "data", live=7, past=5, ended=3)
+    with BrokerProcess(tmp_path / "data") as broker:
+        assert all(broker.is_valid(token) for token in tokens)
+        events = broker.events(limit=1000, agent_id=population.subject(1))
+        assert [event["event_type"] for event in events] == ["agent_registered", "token_issued", "token_revoked"]
+    with sqlite3.connect(tmp_path / "data/agentwrit.db") as connection:
+        [count] = connection.execute("SELECT count(*) FROM events WHERE detail = 'as it happens'").fetchone()
+    assert count == 2 * 7 + 3 * 5
+    assert len(tokens) == 7
+
+
+def test_what_the_generator_prints_is_read_and_errors_are_errors() -> None:
+    load = parse("…\n=> 3000 1500000 20000 40000 0\n")
+    assert (load.rate, load.p50, load.p99) == (2000, 0.02, 0.04)
+    for printed in ("", "=> 3000 1500000 20000 40000 1\n", "=> 0 1500000 0 0 0\n"):
+        with pytest.raises(RuntimeError):
+            parse(printed)
+
+
+def test_a_profile_says_where_the_time_of_each_request_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(profile.measure(list(profile.OPERATIONS), count=64))
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(\S+): \d+ µs under the profiler", printed, re.MULTILINE) == list(profile.OPERATIONS)
+    assert printed.count("Ed25519, in C") >= 4
+
+
+def test_the_page_on_performance_names_all_benchmarks() -> None:
+    page = (ROOT / "docs/performance.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(ALL)
 
 
 def test_quantiles_are_those_of_the_times() -> None:

@@ -6,9 +6,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROWS = re.findall(
-    r"^\| (`[^|]+`) \| (`(?:integrations|testing)[^|]*`) \|", (ROOT / "README.md").read_text(), re.MULTILINE
-)
+README = (ROOT / "README.md").read_text()
+ROWS = re.findall(r"^\| (`[^|]+`) \| (`(?:integrations|testing)[^|]*`) \|", README, re.MULTILINE)
 
 
 def named(cell: str) -> list[str]:

@@ -31,7 +31,7 @@ class AgentRoutes:
 
     def resources(self) -> Sequence[Resource]:
         return [
-            Resource("/v1/agents", {"GET": self.list, "POST": self.create}),
+            Resource("/v1/agents", {"GET": self.list, "POST": self.create}, is_bounded=True),
             # A SPIFFE id holds slashes, which arrive as such, percent-encoded or not.
             Resource("/v1/agents/{agent_id:path}", {"GET": self.show}),
         ]

@@ -23,8 +23,8 @@ class AppRoutes:
 
     def resources(self) -> Sequence[Resource]:
         return [
-            Resource("/v1/app/auth", {"POST": self.authenticate}),
-            Resource("/v1/app/launch-tokens", {"POST": self.create_launch_token}),
+            Resource("/v1/app/auth", {"POST": self.authenticate}, is_bounded=True),
+            Resource("/v1/app/launch-tokens", {"POST": self.create_launch_token}, is_bounded=True),
         ]
 
     async def authenticate(self, exchange: Exchange) -> Answer:

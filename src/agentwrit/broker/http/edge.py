@@ -10,10 +10,11 @@ from starlette.types import Receive, Scope, Send
 
 from agentwrit.broker.config import Network
 from agentwrit.broker.http import problems
+from agentwrit.broker.http.admission import BUSY, Admission
 from agentwrit.broker.http.exchange import Answer, Exchange, Header
 from agentwrit.broker.http.routing import Router
 from agentwrit.broker.metrics import Metrics
-from agentwrit.domain.errors import InternalError, Refusal
+from agentwrit.domain.errors import InternalError, NotFound, Refusal
 
 UNKNOWN_ROUTE: Final = "unknown"
 
@@ -26,6 +27,8 @@ _CLOSE: Final = (b"connection", b"close")
 _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 
 STALLED_SECONDS: Final = 10  # how long a piece of a stream may wait for a client that does not read
+
+_IS_COUNTED: Final = "agentwrit.is_counted"
 
 # Asked many times a second by machines; their counts say what their lines would.
 _QUIET_ROUTES: Final = frozenset(
@@ -44,6 +47,25 @@ class Edge:
         self._trusted_proxies = trusted_proxies
         self._headers = [*_SECURITY_HEADERS, _STRICT_TRANSPORT] if is_tls else _SECURITY_HEADERS
         self._uncached = [*self._headers, _NO_STORE]
+        self._admission = Admission()
+
+    def admit(self, scope: Scope) -> bool:
+        """Whether a request is to be worked on: asked before there is a task for it. What is admitted has to be called.
+
+        Only what apps and agents ask is bounded: validation takes no longer than saying no would, and what an operator
+        ends has to end.
+        """
+        try:
+            resource, _ = self._router.find(scope["path"])
+        except NotFound:
+            return True
+        if not resource.is_bounded:
+            return True
+        scope[_IS_COUNTED] = self._admission.enter(time.monotonic())
+        if not scope[_IS_COUNTED]:
+            method = scope["method"] if scope["method"] in resource.routes else "other"
+            self._metrics.count_request(method, resource.path, problems.STATUS[BUSY.error_code].value, 0)
+        return bool(scope[_IS_COUNTED])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = time.perf_counter()
@@ -71,6 +93,8 @@ class Edge:
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": answer.body})
         finally:
+            if scope.get(_IS_COUNTED):
+                self._admission.leave()
             self._account(scope, route, exchange, status, time.perf_counter() - started_at)
 
     def _complete(self, answer: Answer, exchange: Exchange) -> list[Header]:

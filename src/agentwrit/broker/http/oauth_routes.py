@@ -62,7 +62,7 @@ class OAuthRoutes:
 
     def resources(self) -> Sequence[Resource]:
         return [
-            Resource(TOKEN, {"POST": answering(self.token)}),
+            Resource(TOKEN, {"POST": answering(self.token)}, is_bounded=True),
             Resource(INTROSPECT, {"POST": answering(self.introspect)}),
             Resource(REVOKE, {"POST": answering(self.revoke)}),
         ]

@@ -10,6 +10,9 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from agentwrit.broker.http import problems
+from agentwrit.broker.http.admission import BUSY
+from agentwrit.broker.http.edge import Edge
+from agentwrit.broker.http.exchange import new_request_id
 from agentwrit.domain.errors import InvalidRequest, Refusal
 
 MAX_HEAD_BYTES: Final = 32 * 1024
@@ -80,6 +83,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._timer is not None:
             self._stop_waiting()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(app, Edge) and not app.admit(cycle.scope):
+            cycle.response_started = cycle.response_complete = (
+                True  # and with that the body, if there is any, is skipped
+            )
+            self.transport.write(_raw(BUSY, path=cycle.scope["path"], is_last=not cycle.keep_alive))
+            if not cycle.keep_alive:
+                self.transport.close()
+            cycle.on_response()
+            return
+        super()._start_asgi_task(cycle, app)
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest("this is not HTTP/1.1"))
 
@@ -120,13 +135,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, refusal: Refusal) -> None:
-        status = problems.STATUS[refusal.error_code]
-        body = problems.body(refusal, path="", request_id="")
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\nx-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
-            "cache-control: no-store\r\nconnection: close\r\n\r\n"
-        )
         self._stop_waiting()
-        self.transport.write(head.encode("ascii") + body)
+        self.transport.write(_raw(refusal, path="", is_last=True))
         self.transport.close()
+
+
+def _raw(refusal: Refusal, *, path: str, is_last: bool) -> bytes:
+    """The whole answer to what no application sees. `is_last`: the connection is closed behind it."""
+    status = problems.STATUS[refusal.error_code]
+    request_id = new_request_id()
+    body = problems.body(refusal, path=path, request_id=request_id)
+    fields = {
+        "content-type": problems.MEDIA_TYPE,
+        "content-length": str(len(body)),
+        **problems.headers(refusal),
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "cache-control": "no-store",
+        "x-request-id": request_id,
+        **({"connection": "close"} if is_last else {}),
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{head}\r\n".encode("ascii") + body

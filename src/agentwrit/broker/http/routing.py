@@ -16,11 +16,13 @@ _NO_PARAMETERS: Final[Mapping[str, str]] = {}
 class Resource:
     """What stands at one path: a handler for each method.
 
-    In a path `{name}` takes one segment, and `{name:path}` all that follows.
+    In a path `{name}` takes one segment, and `{name:path}` all that follows. `is_bounded`: whether only so many
+    requests for this and for others of its kind may be under way.
     """
 
-    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, path: str, handlers: Mapping[str, Handler], *, is_bounded: bool = False) -> None:
         self.path = path
+        self.is_bounded = is_bounded
         self._handlers = dict(handlers)
         if "GET" in self._handlers:
             self._handlers.setdefault("HEAD", self._handlers["GET"])

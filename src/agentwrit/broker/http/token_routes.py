@@ -44,10 +44,10 @@ class TokenRoutes:
         return [
             Resource("/v1/token/validate", {"POST": self.validate}),
             Resource("/v1/challenge", {"GET": self.challenge}),
-            Resource("/v1/register", {"POST": self.register}),
-            Resource("/v1/token/renew", {"POST": self.renew}),
-            Resource("/v1/token/release", {"POST": self.release}),
-            Resource("/v1/delegate", {"POST": self.delegate}),
+            Resource("/v1/register", {"POST": self.register}, is_bounded=True),
+            Resource("/v1/token/renew", {"POST": self.renew}, is_bounded=True),
+            Resource("/v1/token/release", {"POST": self.release}, is_bounded=True),
+            Resource("/v1/delegate", {"POST": self.delegate}, is_bounded=True),
         ]
 
     async def validate(self, exchange: Exchange) -> Answer:

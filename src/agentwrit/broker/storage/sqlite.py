@@ -30,7 +30,9 @@ T = TypeVar("T")
 
 LOCK_TIMEOUT_MS: Final = 5000  # for a lock that something outside the broker holds
 MAX_WAITING_UNITS: Final = 4096
-MAX_BATCH_SECONDS: Final = 0.004  # how long a batch may keep the event loop from everybody else
+BATCH_SECONDS: Final = 0.004  # how long a batch may keep the event loop from everybody else
+BATCH_SHARE: Final = 0.5  # of the time that its first unit had to wait: a busy loop has to spare more
+MAX_BATCH_SECONDS: Final = 0.05
 MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk when nothing else is written
 READERS: Final = 2
 
@@ -46,6 +48,7 @@ UNITS_OWN_FAULT: Final = (
 class _Waiting(NamedTuple):
     unit: Callable[[Transaction], Any]
     answer: asyncio.Future[Any]
+    since: float
 
 
 class _Outcome(NamedTuple):
@@ -82,7 +85,7 @@ class SqliteStore:
         if len(self._waiting) >= MAX_WAITING_UNITS:
             raise Unavailable("the broker is busy")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(unit, answer))
+        self._waiting.append(_Waiting(unit, answer, time.monotonic()))
         if self._committer is None:
             self._committer = asyncio.create_task(self._commit_all())
         return await answer
@@ -169,10 +172,12 @@ class SqliteStore:
         Returns the time that it made part of the transaction, or None where there is nothing to commit.
         """
         changes = self._connection.total_changes
-        stop_at = time.monotonic() + MAX_BATCH_SECONDS
+        started = time.monotonic()
+        waited = started - self._waiting[0].since if self._waiting else 0
+        stop_at = started + min(max(BATCH_SECONDS, BATCH_SHARE * waited), MAX_BATCH_SECONDS)
         now = self._clock.now()
         while self._waiting:
-            unit, answer = self._waiting.popleft()
+            unit, answer, _ = self._waiting.popleft()
             if not answer.cancelled():
                 # Entered before it is run, so that it is answered even if the store fails under it.
                 outcomes.append(_Outcome(answer, None, None))

@@ -1,0 +1,148 @@
+"""Agents created over 64 connections, durably: in one round trip, and registered in the last of three steps.
+
+The floor is the sum of the parts without HTTP: the check of a signature, the same rows in the store's group commit for
+64 callers at once, and the signing of a token.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import secrets
+import tempfile
+import time
+from pathlib import Path
+
+from nacl.signing import SigningKey
+
+from agentwrit.broker import bootstrap
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.config import Config
+from agentwrit.broker.keystore import KeyWrap
+from agentwrit.broker.services.issuing import TokenIssuer
+from agentwrit.broker.services.keys import KeyRings
+from agentwrit.broker.storage.base import Transaction
+from agentwrit.client.exchange import HttpRequest
+from agentwrit.domain import proof
+from agentwrit.domain.grant import Grant
+from agentwrit.domain.jws import is_signature
+from benchmarks.broker import Running, running
+from benchmarks.load import Generator, Load
+from benchmarks.measuring import Comparison, Series
+from benchmarks.population import EVENTS_OF_A_LIFE, new_grant, record
+
+CONNECTIONS = 64
+AGENTS_A_SECOND = 6_000  # more than can be created
+SCOPE = ["read:data:1"]
+
+
+def run(*, rounds: int = 3, seconds: int = 3) -> list[Comparison]:
+    """`rounds` of `seconds` of each in turn. The series are mean seconds for each agent, and p99 of the waits."""
+    at_once: list[Load] = []
+    registered: list[Load] = []
+    parts: list[Load] = []
+    with running() as broker, tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
+        broker.app.create_agent("bench", "warm-up", SCOPE)
+        for number in range(rounds):
+            at_once.append(in_one_trip(broker, seconds))
+            registered.append(_in_three_steps(broker, seconds))
+            parts.append(asyncio.run(_parts(Path(directory, str(number)), seconds)))
+    floor = Series("the parts, without HTTP", [1 / load.rate for load in parts])
+    waits = Series("the parts, without HTTP", [load.p99 for load in parts])
+    return [
+        Comparison(
+            f"an agent in one round trip, {CONNECTIONS} connections, mean for each",
+            Series("POST /v1/agents", [1 / load.rate for load in at_once]),
+            floor,
+            target="at most 250 µs, which is 4,000 a second",
+        ),
+        Comparison(
+            f"the wait for it, p99 at {CONNECTIONS} connections",
+            Series("POST /v1/agents", [load.p99 for load in at_once]),
+            waits,
+            target="at most 40 ms",
+        ),
+        Comparison(
+            f"a registration with a launch token, {CONNECTIONS} connections, mean for each",
+            Series("POST /v1/register", [1 / load.rate for load in registered]),
+            floor,
+            target="at most 286 µs, which is 3,500 a second",
+        ),
+    ]
+
+
+def in_one_trip(broker: Running, seconds: int) -> Load:
+    """Create agents for so many seconds."""
+    url, token = f"{broker.url}/v1/agents", broker.app_token()
+    key = SigningKey.generate()
+    public_key, now = bytes(key.verify_key), int(time.time())
+
+    def body(number: int) -> str:
+        made = proof.make(
+            lambda message: key.sign(message).signature,
+            public_key,
+            htm="POST",
+            htu=url,
+            iat=now,
+            jti=secrets.token_hex(16),
+            token=token,
+        )
+        return _body(number, public_key, agent_name="bench", max_ttl=300, proof=made)
+
+    bodies = [body(number) for number in range(AGENTS_A_SECOND * seconds)]
+    headers = {"authorization": f"Bearer {token}"}
+    return Generator(url, bodies, headers=headers, is_repeatable=False).run(seconds=seconds, connections=CONNECTIONS)
+
+
+def _in_three_steps(broker: Running, seconds: int) -> Load:
+    """The third step, with bodies that the first two have prepared."""
+    driver = broker.app._driver
+    policy = {"agent_name": "bench", "allowed_scope": SCOPE, "max_ttl": 300, "single_use": False, "ttl": 600}
+    launched = driver.send(HttpRequest("POST", "/v1/app/launch-tokens", json=policy, bearer=broker.app_token()))
+    launch_token = json.loads(launched.body)["launch_token"]
+    key = SigningKey.generate()
+
+    def body(number: int) -> str:
+        nonce = json.loads(driver.send(HttpRequest("GET", "/v1/challenge")).body)["nonce"]
+        signature = base64.b64encode(key.sign(bytes.fromhex(nonce)).signature).decode()
+        return _body(number, bytes(key.verify_key), launch_token=launch_token, nonce=nonce, signature=signature)
+
+    bodies = [body(number) for number in range(AGENTS_A_SECOND * seconds)]
+    url = f"{broker.url}/v1/register"
+    return Generator(url, bodies, is_repeatable=False).run(seconds=seconds, connections=CONNECTIONS)
+
+
+def _body(number: int, public_key: bytes, **more: object) -> str:
+    key = base64.b64encode(public_key).decode()
+    wanted = {"orch_id": "bench", "task_id": f"t-{number}", "requested_scope": SCOPE, "public_key": key}
+    return json.dumps(wanted | more)
+
+
+async def _parts(directory: Path, seconds: int) -> Load:
+    key = SigningKey.generate()
+    message = os.urandom(500)  # as long as what a proof signs
+    signature, public_key = key.sign(message).signature, bytes(key.verify_key)
+    waits: list[float] = []
+    config = Config(data_dir=directory)
+    async with bootstrap.open_store(config, Clock()) as (store, master_key):
+        issuer = TokenIssuer(config, (await KeyRings.load(store, KeyWrap(master_key))).access_tokens)
+        started = time.perf_counter()
+
+        def create(transaction: Transaction) -> Grant:
+            grant = new_grant(issuer, len(waits), ttl=300)
+            transaction.put_grant(grant)
+            transaction.spend_nonce(os.urandom(32), int(transaction.now) + 60)
+            record(transaction, grant, EVENTS_OF_A_LIFE[:2])
+            return grant
+
+        async def caller() -> None:
+            while (begun := time.perf_counter()) < started + seconds:
+                if not is_signature(signature, message, public_key):
+                    raise RuntimeError("the signature is not one")
+                issuer.token(await store.write(create), time.time())
+                waits.append(time.perf_counter() - begun)
+
+        await asyncio.gather(*(caller() for _ in range(CONNECTIONS)))
+        taken = time.perf_counter() - started
+    series = Series("waits", waits)
+    return Load(rate=len(waits) / taken, p50=series.p50, p99=series.p99)
