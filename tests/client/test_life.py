@@ -78,6 +78,15 @@ def test_a_token_is_renewed_at_three_quarters_of_its_life(scene: Scene) -> None:
         assert scene.run(scene.life.fresh_token(), *answers) == token
 
 
+@pytest.mark.parametrize("lifetime", [1, 2, 3, 4, 10])
+def test_a_short_token_is_renewed_while_it_lives_for_certain(scene: Scene, lifetime: int) -> None:
+    """A token's times are whole seconds: it may end up to one second early."""
+    scene.run(scene.life.renew(), renewed("1", lifetime))
+    for token in ("2", "3", "4"):
+        scene.now += max(0.75 * (lifetime - 1), 0.75 * lifetime / 2)
+        assert scene.run(scene.life.fresh_token(), renewed(token, lifetime)) == token
+
+
 def test_while_the_broker_is_out_of_reach_the_token_is_used_to_its_end(scene: Scene) -> None:
     scene.now += 80
     assert scene.run(scene.life.fresh_token(), OUT_OF_REACH) == "first"

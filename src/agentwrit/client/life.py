@@ -6,9 +6,9 @@ The rules:
 - The broker gives a predecessor that is presented again shortly after the same successor: so a renewal whose answer was
   lost is made up for by renewing again.
 - A request may be on its way with a token that is being replaced. Refused, it is repeated once, with the successor.
-- Ahead of its end, at 75 % of its life, a token is replaced by whatever shows it to a service (`fresh_token`). While
-  the broker is out of reach the token is used to its end, and renewing is tried again from time to time. A token that
-  the broker does not renew, or whose successor would not outlive it, is used to its end too.
+- Ahead of its end, at 75 % of the life that it has for certain, a token is replaced by whatever shows it to a service
+  (`fresh_token`). While the broker is out of reach the token is used to its end, and renewing is tried again from time
+  to time. A token that the broker does not renew, or whose successor would not outlive it, is used to its end too.
 - A token that is bound is shown with a proof by the agent's key, to the broker as to services; what succeeds it is
   bound as well.
 - Released is released: there is no way back, and once more does nothing.
@@ -37,6 +37,7 @@ from agentwrit.errors import (
 from agentwrit.models import DelegatedToken, RegisterResult
 
 RENEW_AT: Final = 0.75  # of a token's life
+WHOLE_SECOND: Final = 1.0  # by which a token may end early: its times are whole seconds, rounded down (RFC 7519 §2)
 RETRY_SECONDS: Final = 1.0  # after a renewal that did not reach the broker
 LEAST_GAIN_SECONDS: Final = 1.0  # by which the successor of a token that was due outlives it, but at a grant's end
 
@@ -192,13 +193,13 @@ class AgentLife:
             raise
         was_due, gain = asked_at >= self._due_at, asked_at + successor.expires_in - self._ends_at
         self._live(asked_at, successor.expires_in)
-        if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 2):
+        if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 4):
             self._renew_at = self._ends_at  # that was the last: the next one would gain nothing either
         self.token = successor
 
     def _live(self, asked_at: float, seconds: float) -> None:
         self._ends_at = asked_at + seconds
-        self._due_at = asked_at + RENEW_AT * seconds
+        self._due_at = asked_at + RENEW_AT * max(seconds - WHOLE_SECOND, seconds / 2)
         self._renew_at = self._due_at  # later than that after a renewal that failed
 
     def _renew_if_due(self) -> Plan[None]:
