@@ -1,7 +1,7 @@
 """Stores that have seen a great many agents: written through the store's own port, as a broker would have, only faster.
 
-`python -m benchmarks.population DIRECTORY --live N --past N --ended N` fills a data directory and prints, as JSON, some
-of the tokens that hold.
+`python -m benchmarks.population DIRECTORY --live N --past N --revoked N` fills a data directory and prints, as JSON,
+some of the tokens that hold.
 """
 
 import argparse
@@ -10,6 +10,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,15 +21,16 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.ending import end_grants
-from agentwrit.broker.services.issuing import TokenIssuer, holder
+from agentwrit.broker.services.issuing import TokenIssuer, holder, new_id
 from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain.audit import EventType
-from agentwrit.domain.grant import EndReason, Grant, GrantKind
+from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.revocation import Revocation, RevocationKind
 
 AT_ONCE = 250  # agents in a unit of work
 TTL_SECONDS = 3600
+SPREAD_SECONDS = 5  # over which the last tokens end
 EVENTS_OF_A_LIFE = (EventType.AGENT_REGISTERED, EventType.TOKEN_ISSUED, EventType.TOKEN_RELEASED)
 
 _CALLER = Caller(address="192.0.2.1", route="POST /v1/agents", request_id="0" * 32)
@@ -40,7 +43,7 @@ def subject(number: int) -> str:
 
 def new_grant(issuer: TokenIssuer, number: int, *, ttl: int) -> Grant:
     """The grant of an agent of this number, each with a task of its own."""
-    grant = issuer.new_grant(GrantKind.AGENT, subject(number), ["read:data:1"], ttl=ttl, now=time.time())
+    grant = issuer.new_grant(GrantKind.AGENT, subject(number), ["read:data:1"], ttl=TTL_SECONDS, now=time.time())
     return msgspec.structs.replace(grant, orch_id="bench", task_id=f"t-{number}", agent_name="bench")
 
 
@@ -51,48 +54,63 @@ def record(transaction: Transaction, grant: Grant, events: tuple[EventType, ...]
         transaction.record(_CALLER.event(event_type, detail="as it happens", **holder(grant), data=data))
 
 
-async def populate(directory: Path, *, live: int, past: int, ended: int, ttl: int, wanted: int) -> list[str]:
-    """Fill a store with agents that live, with events of those that came and went, and with some that were revoked.
+async def populate(directory: Path, *, live: int, past: int, revoked: int, over_at: int, wanted: int) -> list[str]:
+    """Fill a store with agents that live, with events of those that came and went, and with revocations of others.
 
-    Returns `wanted` tokens that hold, or a few more.
+    `over_at`: when no token can meet those any more (Unix seconds). Returns `wanted` tokens that hold, or a few more.
     """
     tokens: list[str] = []
     async with bootstrap.open_store(Config(data_dir=directory), Clock()) as (store, master_key):
         rings = await KeyRings.load(store, KeyWrap(master_key))
         issuer = TokenIssuer(Config(data_dir=directory), rings.access_tokens)
-        for first in range(0, live, AT_ONCE):
-            grants = [new_grant(issuer, number, ttl=ttl) for number in range(first, min(live, first + AT_ONCE))]
-
-            def begin(transaction: Transaction, grants: list[Grant] = grants) -> None:
-                for grant in grants:
-                    transaction.put_grant(grant)
-                    record(transaction, grant, EVENTS_OF_A_LIFE[:2])
-
-            await store.write(begin)
+        for numbers in _batches(0, live):
+            grants = [new_grant(issuer, number, ttl=TTL_SECONDS) for number in numbers]
+            await store.write(partial(_begin, grants))
             if len(tokens) < wanted:
                 tokens += [issuer.token(grant, time.time()).access_token for grant in grants]
-        for first in range(0, past, AT_ONCE):
-
-            def live_and_end(transaction: Transaction, first: int = first) -> None:
-                for number in range(first, min(past, first + AT_ONCE)):
-                    record(transaction, new_grant(issuer, live + number, ttl=ttl), EVENTS_OF_A_LIFE)
-
-            await store.write(live_and_end)
-        for first in range(0, ended, AT_ONCE):
-
-            def end(transaction: Transaction, first: int = first) -> None:
-                grants = [new_grant(issuer, number, ttl=ttl) for number in range(first, min(ended, first + AT_ONCE))]
-                end_grants(transaction, _CALLER, "admin", grants, EndReason.REVOKED)
-
-            await store.write(end)
+        for numbers in _batches(live, past):
+            grants = [new_grant(issuer, number, ttl=TTL_SECONDS) for number in numbers]
+            await store.write(partial(_pass, grants))
+        for numbers in _batches(0, revoked):
+            await store.write(partial(_revoke, numbers, over_at))
     return tokens
 
 
+def _batches(first: int, count: int) -> Iterator[range]:
+    for start in range(first, first + count, AT_ONCE):
+        yield range(start, min(first + count, start + AT_ONCE))
+
+
+def _begin(grants: list[Grant], transaction: Transaction) -> None:
+    for grant in grants:
+        transaction.put_grant(grant)
+        record(transaction, grant, EVENTS_OF_A_LIFE[:2])
+
+
+def _pass(grants: list[Grant], transaction: Transaction) -> None:
+    for grant in grants:
+        record(transaction, grant, EVENTS_OF_A_LIFE)
+
+
+def _revoke(numbers: range, over_at: int, transaction: Transaction) -> None:
+    for number in numbers:
+        last_exp = over_at - number % SPREAD_SECONDS
+        at = int(transaction.now)
+        transaction.revoke(Revocation(kind=RevocationKind.GRANT, id=new_id(), effective_at=at, last_exp=last_exp))
+
+
 def run(
-    directory: Path, *, live: int = 0, past: int = 0, ended: int = 0, ttl: int = TTL_SECONDS, wanted: int | None = None
+    directory: Path,
+    *,
+    live: int = 0,
+    past: int = 0,
+    revoked: int = 0,
+    over_at: int = 0,
+    wanted: int | None = None,
 ) -> list[str]:
     """As `populate`, in a process of its own, which leaves no memory behind."""
-    counts = {"live": live, "past": past, "ended": ended, "ttl": ttl, "tokens": live if wanted is None else wanted}
+    counts = {"live": live, "past": past, "revoked": revoked, "over-at": over_at}
+    counts["tokens"] = live if wanted is None else wanted
     given = [f"--{name}={count}" for name, count in counts.items()]
     command = [sys.executable, "-m", "benchmarks.population", str(directory), *given]
     tokens: list[str] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
@@ -104,8 +122,8 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--live", type=int, default=0, help="agents that are alive")
     parser.add_argument("--past", type=int, default=0, help="agents that have ended, three events each")
-    parser.add_argument("--ended", type=int, default=0, help="agents that were revoked")
-    parser.add_argument("--ttl", type=int, default=TTL_SECONDS, help="how long they live, in seconds")
+    parser.add_argument("--revoked", type=int, default=0, help="revocations that a token can still meet")
+    parser.add_argument("--over-at", type=int, default=0, help="until then, in Unix seconds")
     parser.add_argument("--tokens", type=int, default=0, help="how many tokens to print, at least")
     given = parser.parse_args()
     print(
@@ -115,8 +133,8 @@ def main() -> None:
                     given.directory,
                     live=given.live,
                     past=given.past,
-                    ended=given.ended,
-                    ttl=given.ttl,
+                    revoked=given.revoked,
+                    over_at=given.over_at,
                     wanted=given.tokens,
                 )
             )

@@ -20,7 +20,7 @@ from benchmarks.measuring import MEBIBYTES, Comparison, Series, in_turns
 MANY = 1_000_000
 FEW = 1_000
 CONNECTIONS = 32
-AFTERLIFE_SECONDS = 90
+AFTERLIFE_SECONDS = 180
 
 
 def past(*, rounds: int = 5, many: int = MANY) -> list[Comparison]:
@@ -100,16 +100,23 @@ def alive(
 
 
 def ended(*, many: int = MANY, afterlife: int = AFTERLIFE_SECONDS) -> list[Comparison]:
-    """Memory with so many revocations that a token can still meet, and when none can any more."""
+    """Memory with so many revocations that a token can still meet, and when none can any more.
+
+    `afterlife`: seconds from now until then, in which the store has to be filled and a broker be started.
+    """
+    over_at = int(time.time()) + afterlife
     with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
         with running() as broker:
             fresh = broker.rss
-        population.run(Path(directory), ended=many, ttl=afterlife)
-        with running(Path(directory)) as broker:
+        population.run(Path(directory), revoked=many, over_at=over_at)
+        with running(Path(directory)) as broker, httpx2.Client(base_url=broker.url) as http:
+            while not (entries := _entries(http)):  # counted by the housekeeping, now and then
+                time.sleep(0.1)
+            if entries < many // 2:
+                raise RuntimeError("most of the revocations were over before the broker was ready")
             full = broker.rss
-            with httpx2.Client(base_url=broker.url) as http:
-                while _entries(http):
-                    time.sleep(1)
+            while _entries(http):
+                time.sleep(0.1)
             after = broker.rss
     floor = Series("a broker that has seen none", [fresh])
     return [
