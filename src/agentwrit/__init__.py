@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agentwrit.client.async_agent import AsyncAgent
     from agentwrit.client.async_app import AsyncAgentWritApp
     from agentwrit.client.async_verifier import AsyncVerifier
+    from agentwrit.client.current import acting_as, current_agent, requires
     from agentwrit.client.evidence import verify_delegation
     from agentwrit.client.validation import validate
     from agentwrit.client.verifier import Verifier
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         AuthorizationError,
         CryptoError,
         InvalidToken,
+        NoCurrentAgent,
         ProblemResponseError,
         RateLimitError,
         ScopeDenied,
@@ -62,6 +64,7 @@ __all__ = [
     "DelegationRecord",
     "HealthStatus",
     "InvalidToken",
+    "NoCurrentAgent",
     "ProblemDetail",
     "ProblemResponseError",
     "RateLimitError",
@@ -73,6 +76,9 @@ __all__ = [
     "ValidateResult",
     "Verifier",
     "__version__",
+    "acting_as",
+    "current_agent",
+    "requires",
     "scope_is_subset",
     "validate",
     "verify_delegation",
@@ -93,6 +99,7 @@ _HOMES = {
     "DelegationRecord": "agentwrit.models",
     "HealthStatus": "agentwrit.models",
     "InvalidToken": "agentwrit.errors",
+    "NoCurrentAgent": "agentwrit.errors",
     "ProblemDetail": "agentwrit.models",
     "ProblemResponseError": "agentwrit.errors",
     "RateLimitError": "agentwrit.errors",
@@ -103,6 +110,9 @@ _HOMES = {
     "Unverifiable": "agentwrit.errors",
     "ValidateResult": "agentwrit.models",
     "Verifier": "agentwrit.client.verifier",
+    "acting_as": "agentwrit.client.current",
+    "current_agent": "agentwrit.client.current",
+    "requires": "agentwrit.client.current",
     "scope_is_subset": "agentwrit.domain.scope",
     "validate": "agentwrit.client.validation",
     "verify_delegation": "agentwrit.client.evidence",

@@ -10,6 +10,7 @@
     ├── TransportError           the broker was not reached, or what answered is no broker
     │   └── Unverifiable         whether a token holds cannot be told: revocations may be missing
     ├── CryptoError              a key that cannot be used
+    ├── NoCurrentAgent           code that acts as an agent runs where there is none
     ├── InvalidToken             a token that does not hold; .reason
     │   └── Unproven             whoever shows it has not shown to hold the key that it is bound to; .code
     └── ScopeDenied              a token that holds, and does not reach that far; .needed, .held
@@ -30,6 +31,7 @@ __all__ = [
     "AuthorizationError",
     "CryptoError",
     "InvalidToken",
+    "NoCurrentAgent",
     "ProblemResponseError",
     "RateLimitError",
     "ScopeDenied",
@@ -95,6 +97,10 @@ class ScopeDenied(AgentWritError):
 
 class CryptoError(AgentWritError):
     """A private key that cannot be used."""
+
+
+class NoCurrentAgent(AgentWritError):
+    """Code that acts as the current agent runs where there is none."""
 
 
 _BY_STATUS: dict[int, type[ProblemResponseError]] = {401: AuthenticationError, 403: AuthorizationError}

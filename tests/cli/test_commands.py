@@ -307,3 +307,32 @@ def test_an_unknown_name_in_the_file_is_an_error_and_an_unknown_variable_a_warni
     one_line(run("serve", "--config", str(file), **environment), 2, "prot", "did you mean port?")
     with BrokerProcess(tmp_path / "data", AGENTWRIT_ADMIN_SECERT="x") as broker:
         assert "did you mean AGENTWRIT_ADMIN_SECRET?" in broker.log.read_text()
+
+
+# -- inspecting a token ------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_explained_claim_by_claim(broker: BrokerProcess) -> None:
+    agent = broker.app().agent("read:data:7", task_id="task-77")
+    done = run("token", "inspect", stdin=agent["access_token"], AGENTWRIT_BROKER_URL=broker.url, COLUMNS="200")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = " ".join(done.stdout.split())
+    for words in ("holds yes", f"sub {agent['agent_id']} whom", "scope read:data:7 what", "task_id task-77 the task"):
+        assert words in shown
+
+
+def test_what_is_wrong_with_a_token_is_said(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=["orders"])
+    url = {"AGENTWRIT_BROKER_URL": broker.url}
+    for_another = app.agent(audience=["orders"])["access_token"]
+    assert json.loads(run("token", "inspect", "--json", stdin=for_another, **url).stdout)["holds"] is True
+    released = app.agent()["access_token"]
+    broker.release(released)
+    forged = released[:-6] + "AAAAAA"
+    for token, wrong in ((released, "revoked"), (forged, "signature")):
+        done = run("token", "inspect", "--json", stdin=token, **url)
+        told = json.loads(done.stdout)
+        assert (done.returncode, told["holds"], told["claims"]["task_id"]) == (1, False, "task-1")
+        assert wrong in told["error"]
+        assert token not in done.stdout + done.stderr
+    one_line(run("token", "inspect", "nonsense", **url), 2, "cannot be read")

@@ -1,10 +1,12 @@
 """When an agent's token is renewed, without a network, on a clock that the test sets."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
+from agentwrit.client.clock import Clock
 from agentwrit.client.exchange import HttpRequest, HttpResponse, InTurn, Plan
 from agentwrit.client.keys import AgentKey
 from agentwrit.client.life import AgentLife
@@ -28,7 +30,7 @@ class Scene:
             orch_id="o",
             task_id="t",
             asked_at=self.now,
-            monotonic=lambda: self.now,
+            clock=Clock(time.time, lambda: self.now),
         )
         self.shown: list[str | None] = []
 
@@ -74,6 +76,15 @@ def test_a_token_is_renewed_at_three_quarters_of_its_life(scene: Scene) -> None:
         scene.now += passed
         answers = [] if passed == 74 else [renewed(token)]
         assert scene.run(scene.life.fresh_token(), *answers) == token
+
+
+@pytest.mark.parametrize("lifetime", [1, 2, 3, 4, 10])
+def test_a_short_token_is_renewed_while_it_lives_for_certain(scene: Scene, lifetime: int) -> None:
+    """A token's times are whole seconds: it may end up to one second early."""
+    scene.run(scene.life.renew(), renewed("1", lifetime))
+    for token in ("2", "3", "4"):
+        scene.now += max(0.75 * (lifetime - 1), 0.75 * lifetime / 2)
+        assert scene.run(scene.life.fresh_token(), renewed(token, lifetime)) == token
 
 
 def test_while_the_broker_is_out_of_reach_the_token_is_used_to_its_end(scene: Scene) -> None:

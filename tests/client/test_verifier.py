@@ -27,7 +27,7 @@ from agentwrit import (
     Unverifiable,
     Verifier,
 )
-from agentwrit.client.verification import Clock
+from agentwrit.client.clock import Clock
 from tests.client.mirror import Passing, mirror_of
 from tests.support import BrokerProcess, TestApp
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentwrit.domain.scope import parse
+from agentwrit.domain.scope import parse, scope_is_subset
 from agentwrit.domain.scope_template import ScopeTemplate, UnfitValue
 
 TEMPLATE = ScopeTemplate("read:data:customer-{customer}")
@@ -55,3 +55,14 @@ def test_a_value_is_never_filled_again() -> None:
 def test_what_is_no_template_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="template"):
         ScopeTemplate(text)
+
+
+@given(st.from_regex(r"[a-z0-9*:.+-]{1,8}", fullmatch=True), st.booleans())
+def test_what_covers_a_filled_template_has_it_within_reach(value: str, is_prefixed: bool) -> None:
+    held = f"read:data:{'customer-' if is_prefixed else ''}{value}"
+    try:
+        covers = scope_is_subset([TEMPLATE.fill({"customer": value})], [held])
+    except UnfitValue:
+        covers = False
+    assert not covers or TEMPLATE.is_within_reach([held])
+    assert TEMPLATE.is_within_reach([held]) == (covers or held == "read:data:*")

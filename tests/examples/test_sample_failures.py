@@ -20,6 +20,7 @@ RECORDED = {
     ],
     # Grants for this task that the operator ended, level by level: 2, 2, 3, 3, 4 and 4.
     "incident_response": [("token_revoked", "claim-77", 18)],
+    "mcp_orders": [("agent_registered", "support-7291", 1), ("token_released", "support-7291", 1)],
     "moderation_queue": [("delegation_created", "moderator", 1)],
     "patient_guard": [("agent_registered", "visit-pat-1042", 1), ("token_released", "visit-pat-1042", 1)],
     "trading_agent": [("token_renewed", "acc-31", 2), ("token_released", "acc-31", 1)],

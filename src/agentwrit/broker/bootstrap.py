@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.service_routes import ServiceRoutes
 from agentwrit.broker.http.token_routes import TokenRoutes
-from agentwrit.broker.keystore import KeyWrap, MasterKey
+from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services import state_check
@@ -54,6 +55,7 @@ from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
 from agentwrit.broker.storage import sqlite_verification
 from agentwrit.broker.storage.base import Store
+from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
 from agentwrit.domain import checkpoint, operator
@@ -158,6 +160,20 @@ async def open_broker(config: Config, *, is_stopping: Callable[[], bool]) -> Asy
         await _require_operator(store, config)
         async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
             yield broker
+
+
+@contextlib.asynccontextmanager
+async def open_in_memory(config: Config, clock: Clock, *, is_stopping: Callable[[], bool]) -> AsyncIterator[Broker]:
+    """A broker that keeps nothing beyond its end, for tests. The data directory is left alone.
+
+    Raises:
+        ConfigurationError: no operator's secret is set.
+    """
+    store = MemoryStore(clock)
+    await _require_operator(store, config)
+    master_key = MasterKey(secrets.token_bytes(KEY_BYTES))
+    async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
+        yield broker
 
 
 @contextlib.asynccontextmanager

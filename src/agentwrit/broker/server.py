@@ -33,7 +33,7 @@ GRACE_SECONDS: Final = 10  # for requests in flight when the broker is told to s
 log = structlog.get_logger("agentwrit.server")
 
 
-class _Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn's server, leaving signals to us: it would end the process before the store is closed."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -70,18 +70,18 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> N
     stop = asyncio.Event()
     _stop_on_request(stop, stop_fd)
     async with bootstrap.open_broker(config, is_stopping=stop.is_set) as broker:
-        servers = [_server(config, broker.app)]
-        listeners = [_listen(config.host, config.port, "AGENTWRIT_PORT")]
+        servers = [http_server(config, broker.app)]
+        listeners = [listen(config.host, config.port, "AGENTWRIT_PORT")]
         if config.metrics_port is not None:
-            servers.append(_server(config, broker.metrics_app))
-            listeners.append(_listen(config.metrics_host, config.metrics_port, "AGENTWRIT_METRICS_PORT"))
+            servers.append(http_server(config, broker.metrics_app))
+            listeners.append(listen(config.metrics_host, config.metrics_port, "AGENTWRIT_METRICS_PORT"))
         running = [
             asyncio.create_task(server.serve(sockets=[listener]))
             for server, listener in zip(servers, listeners, strict=True)
         ]
         for server in servers:
             await server.is_listening.wait()
-        url = _url(config, listeners[0])
+        url = url_of(config, listeners[0])
         # What was loaded to get here stays: no garbage collection needs to look at it again.
         gc.collect()
         gc.freeze()
@@ -113,7 +113,12 @@ def is_healthy(config: Config) -> bool:
         connection.close()
 
 
-def _server(config: Config, app: ASGIApp) -> _Server:
+def http_server(config: Config, app: ASGIApp) -> HttpServer:
+    """A server for an application. `serve` takes the sockets that it listens on.
+
+    Raises:
+        ConfigurationError: the certificate or a key cannot be loaded.
+    """
     try:
         settings = uvicorn.Config(
             app,
@@ -137,10 +142,15 @@ def _server(config: Config, app: ASGIApp) -> _Server:
             f"the TLS certificate, key or client CA cannot be loaded ({error}):"
             " check AGENTWRIT_TLS_CERT, AGENTWRIT_TLS_KEY and AGENTWRIT_TLS_CLIENT_CA"
         ) from error
-    return _Server(settings)
+    return HttpServer(settings)
 
 
-def _listen(host: str, port: int, setting: str) -> socket.socket:
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """A socket that listens. `setting`: where the port came from.
+
+    Raises:
+        ConfigurationError: the address or the port cannot be had.
+    """
     try:
         [address, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, location = address
@@ -154,7 +164,8 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
     return listener
 
 
-def _url(config: Config, listener: socket.socket) -> str:
+def url_of(config: Config, listener: socket.socket) -> str:
+    """The URL at which a listening socket is reached."""
     scheme = "https" if config.tls_cert is not None else "http"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

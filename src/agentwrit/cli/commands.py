@@ -18,6 +18,7 @@ from agentwrit.cli import (
     dev,
     keys,
     revocation,
+    scopes,
     tokens,
 )
 from agentwrit.cli.audit import NotGenuine
@@ -41,6 +42,7 @@ agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
 agentwrit.add_command(audit.audit)
 agentwrit.add_command(tokens.token)
+agentwrit.add_command(scopes.scope)
 agentwrit.add_command(dev.dev)
 
 

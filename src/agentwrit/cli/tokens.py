@@ -4,12 +4,31 @@ import sys
 from dataclasses import asdict
 
 import click
+from msgspec import to_builtins
 
 from agentwrit.cli import ANSWER_IS_NO, options
-from agentwrit.cli.output import is_terminal, print_fields, print_json
+from agentwrit.cli.output import is_terminal, print_fields, print_json, print_table
+from agentwrit.domain.errors import InvalidToken, Unproven
 from agentwrit.domain.timestamps import rfc3339
 
 _TIMES = ("exp", "nbf", "iat")
+
+_MEANINGS = {
+    "iss": "who issued it",
+    "sub": "whom it speaks for",
+    "aud": "whom it is for",
+    "exp": "when it ends",
+    "nbf": "when it begins",
+    "iat": "when it was issued",
+    "jti": "the token, which renewal replaces",
+    "sid": "the grant, which release and revocation end",
+    "scope": "what its bearer may do",
+    "client_id": "the app that it came through",
+    "task_id": "the task that it is for",
+    "orch_id": "who set the agent to work",
+    "delegation_chain": "hops by which it was delegated",
+    "cnf": "the key without whose proof it is of no use",
+}
 
 
 @click.group()
@@ -27,9 +46,7 @@ def validate(token: str, broker_url: str, is_json: bool) -> int:
     Without TOKEN, or with -, it is read from standard input, where no other process can see it. Exits with 1 if it does
     not hold.
     """
-    text = _read_token() if token == "-" else token
-    if not text:
-        raise click.UsageError("there is no token: give it on standard input")
+    text = _given(token)
     from agentwrit.client.validation import validate as ask_broker  # here, so that `--help` does not wait for it
 
     result = ask_broker(broker_url, text)
@@ -44,6 +61,52 @@ def validate(token: str, broker_url: str, is_json: bool) -> int:
         times = {name: f"{told[name]} ({rfc3339(told[name])})" for name in _TIMES if name in told}
         print_fields({"valid": "yes", **told, **times})
     return 0 if result.valid else ANSWER_IS_NO
+
+
+@token.command()
+@click.argument("token", default="-")
+@options.broker_url
+@options.as_json
+def inspect(token: str, broker_url: str, is_json: bool) -> int:
+    """Explain TOKEN, claim by claim, and what is wrong with it.
+
+    Its signature and time are checked with the broker's keys, and whether it was revoked by the broker's feed. TOKEN is
+    given as for `validate`. Exits with 1 if it does not hold.
+    """
+    text = _given(token)
+    from agentwrit.client.verifier import Verifier  # here, so that `--help` does not wait for them
+    from agentwrit.domain import base64url, claims
+
+    try:
+        said = claims.decode(base64url.decode(text.split(".")[1]))
+    except (ValueError, IndexError, InvalidToken):
+        raise click.UsageError("this is no token of an agent, an app or an operator: it cannot be read") from None
+    with Verifier(broker_url, audience=said.aud) as verifier:
+        try:
+            verifier.verify(text)
+        except Unproven:
+            wrong = None  # it was checked before: what is missing is a proof, and that belongs to a request
+        except InvalidToken as error:
+            wrong = error.reason
+        else:
+            wrong = None
+    told = {name: value for name, value in to_builtins(said).items() if value and name in _MEANINGS}
+    if is_json:
+        print_json({"holds": wrong is None, "error": wrong, "claims": told})
+    else:
+        times = {name: f"{told[name]} ({rfc3339(told[name])})" for name in _TIMES}
+        chain = {"delegation_chain": len(said.delegation_chain)} if said.delegation_chain else {}
+        shown = {**told, "aud": " ".join(said.aud), **times, **chain}
+        print_fields({"holds": "yes" if wrong is None else f"no: {wrong}"})
+        print_table(("claim", "value", "meaning"), [[name, shown[name], _MEANINGS[name]] for name in shown])
+    return 0 if wrong is None else ANSWER_IS_NO
+
+
+def _given(token: str) -> str:
+    text = _read_token() if token == "-" else token
+    if not text:
+        raise click.UsageError("there is no token: give it on standard input")
+    return text
 
 
 def _read_token() -> str:

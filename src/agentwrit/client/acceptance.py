@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from agentwrit.client import steps
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.exchange import InTurn, Plan, Turn
 from agentwrit.client.following import Following, fetch_keys, follow
 from agentwrit.client.possession import Possession
 from agentwrit.client.steps import ShownProof
-from agentwrit.client.verification import SYSTEM_CLOCK, Clock, Known, TokenChecker, check_scope
+from agentwrit.client.verification import Known, TokenChecker, check_scope
 from agentwrit.errors import InvalidToken, Unverifiable
 from agentwrit.models import AgentClaims
 

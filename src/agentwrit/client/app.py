@@ -1,11 +1,14 @@
 """An app: what creates agents."""
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from agentwrit.client import steps
 from agentwrit.client.agent import Agent
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
+from agentwrit.client.current import acting_as
 from agentwrit.client.driver import Connected, Driver
 from agentwrit.client.exchange import Secret
 from agentwrit.client.keys import Ed25519PrivateKey
@@ -62,14 +65,17 @@ class AgentWritApp(Identity, Connected):
         http_client: "httpx2.Client | None" = None,
         verify: Any = None,
         cert: Any = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`timeout`: seconds for a whole call, retries included. `http_client`: an httpx2.Client to use, and to close
         by whoever made it, in the process that made it; else `verify` and `cert` are what httpx2 takes by these names.
+        `clock`: what time it is for agents; tests may move it.
 
         Raises:
             AgentWritError: `broker_url` is no URL.
         """
         self.client_id = client_id
+        self._clock = clock
         self._driver = Driver(
             broker_url,
             timeout=timeout,
@@ -119,9 +125,39 @@ class AgentWritApp(Identity, Connected):
                 label=label,
                 audience=audience,
                 bound=bound,
+                clock=self._clock,
             )
         )
         return Agent(self._driver, life)
+
+    @contextlib.contextmanager
+    def agent_for(
+        self,
+        *,
+        task_id: str,
+        scope: Iterable[str],
+        orch_id: str | None = None,
+        max_ttl: int = 300,
+        label: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        bound: bool = False,
+    ) -> Iterator[Agent]:
+        """An agent for one task, and the current one (`current_agent`) inside the `with`, which releases it at its end.
+
+        `scope`: `action:resource:identifier` each. `orch_id`: the app's client_id if not given. All else, errors
+        included, is as for `create_agent`.
+        """
+        agent = self.create_agent(
+            self.client_id if orch_id is None else orch_id,
+            task_id,
+            scope,
+            max_ttl=max_ttl,
+            label=label,
+            audience=audience,
+            bound=bound,
+        )
+        with agent, acting_as(agent):
+            yield agent
 
     def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None

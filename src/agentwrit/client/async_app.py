@@ -1,12 +1,15 @@
 """An app, for programs on an event loop."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentwrit.client import steps
 from agentwrit.client.app import Identity
 from agentwrit.client.async_agent import AsyncAgent
 from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
+from agentwrit.client.current import acting_as
 from agentwrit.client.exchange import Secret
 from agentwrit.client.keys import Ed25519PrivateKey
 from agentwrit.client.life import AgentLife
@@ -35,6 +38,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         http_client: "httpx2.AsyncClient | None" = None,
         verify: Any = None,
         cert: Any = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """As for `AgentWritApp`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
 
@@ -42,6 +46,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
             AgentWritError: `broker_url` is no URL.
         """
         self.client_id = client_id
+        self._clock = clock
         self._driver = AsyncDriver(
             broker_url,
             timeout=timeout,
@@ -77,9 +82,36 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
                 label=label,
                 audience=audience,
                 bound=bound,
+                clock=self._clock,
             )
         )
         return AsyncAgent(self._driver, life)
+
+    @contextlib.asynccontextmanager
+    async def agent_for(
+        self,
+        *,
+        task_id: str,
+        scope: Iterable[str],
+        orch_id: str | None = None,
+        max_ttl: int = 300,
+        label: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        bound: bool = False,
+    ) -> AsyncIterator[AsyncAgent]:
+        """As `AgentWritApp.agent_for`, with `async with`."""
+        agent = await self.create_agent(
+            self.client_id if orch_id is None else orch_id,
+            task_id,
+            scope,
+            max_ttl=max_ttl,
+            label=label,
+            audience=audience,
+            bound=bound,
+        )
+        async with agent:
+            with acting_as(agent):
+                yield agent
 
     async def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None

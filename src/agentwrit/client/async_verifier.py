@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from agentwrit.client.acceptance import Acceptance, OnStale
 from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.event_stream import AsyncEventStream
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
 from agentwrit.client.steps import ShownProof
-from agentwrit.client.verification import SYSTEM_CLOCK, Clock
 from agentwrit.client.verifier import START_SECONDS
 from agentwrit.errors import AgentWritError
 from agentwrit.models import AgentClaims

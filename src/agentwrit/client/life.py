@@ -6,20 +6,20 @@ The rules:
 - The broker gives a predecessor that is presented again shortly after the same successor: so a renewal whose answer was
   lost is made up for by renewing again.
 - A request may be on its way with a token that is being replaced. Refused, it is repeated once, with the successor.
-- Ahead of its end, at 75 % of its life, a token is replaced by whatever shows it to a service (`fresh_token`). While
-  the broker is out of reach the token is used to its end, and renewing is tried again from time to time. A token that
-  the broker does not renew, or whose successor would not outlive it, is used to its end too.
+- Ahead of its end, at 75 % of the life that it has for certain, a token is replaced by whatever shows it to a service
+  (`fresh_token`). While the broker is out of reach the token is used to its end, and renewing is tried again from time
+  to time. A token that the broker does not renew, or whose successor would not outlive it, is used to its end too.
 - A token that is bound is shown with a proof by the agent's key, to the broker as to services; what succeeds it is
   bound as well.
 - Released is released: there is no way back, and once more does nothing.
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Self
 
 from agentwrit.client import steps
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.exchange import InTurn, Plan, Turn
 from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
 from agentwrit.client.steps import AccessToken
@@ -37,6 +37,7 @@ from agentwrit.errors import (
 from agentwrit.models import DelegatedToken, RegisterResult
 
 RENEW_AT: Final = 0.75  # of a token's life
+WHOLE_SECOND: Final = 1.0  # by which a token may end early: its times are whole seconds, rounded down (RFC 7519 §2)
 RETRY_SECONDS: Final = 1.0  # after a renewal that did not reach the broker
 LEAST_GAIN_SECONDS: Final = 1.0  # by which the successor of a token that was due outlives it, but at a grant's end
 
@@ -60,7 +61,7 @@ class AgentLife:
         broker_url: str = "",
         is_bound: bool = False,
         left: float | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.key = key
         self.agent_id = registered.agent_id
@@ -71,7 +72,8 @@ class AgentLife:
         self.is_bound = is_bound
         self._broker_url = broker_url
         self._binding = steps.Binding(key, broker_url) if is_bound else None
-        self._monotonic = monotonic
+        self._clock = clock
+        self._monotonic = clock.monotonic
         self._turn = Turn()
         self._is_released = False
         self._live(asked_at, registered.expires_in if left is None else left)
@@ -90,14 +92,14 @@ class AgentLife:
         label: str | None,
         audience: str | Sequence[str] | None,
         bound: bool = False,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> Plan[Self]:
         """Register an agent. Arguments are those of `AgentWritApp.create_agent`."""
         if isinstance(requested_scope, str):
             raise TypeError("requested_scope is a list of scopes, not one string")
         scope = list(requested_scope)
         key = AgentKey(private_key)
-        asked_at = monotonic()
+        asked_at = clock.monotonic()
         wanted = steps.WantedAgent(
             orch_id=orch_id,
             task_id=task_id,
@@ -117,7 +119,7 @@ class AgentLife:
             asked_at=asked_at,
             broker_url=ceremony.broker_url,
             is_bound=bound,
-            monotonic=monotonic,
+            clock=clock,
         )
 
     # -- showing it ---------------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ class AgentLife:
             AgentWritError: the URL is not absolute.
         """
         try:
-            return steps.make_proof(self.key, method.upper(), url, token)
+            return steps.make_proof(self.key, method.upper(), url, token, wall=self._clock.wall)
         except ValueError:
             raise AgentWritError(
                 "a proof is for an absolute URL, such as https://orders.example.com/orders/7"
@@ -191,13 +193,13 @@ class AgentLife:
             raise
         was_due, gain = asked_at >= self._due_at, asked_at + successor.expires_in - self._ends_at
         self._live(asked_at, successor.expires_in)
-        if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 2):
+        if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 4):
             self._renew_at = self._ends_at  # that was the last: the next one would gain nothing either
         self.token = successor
 
     def _live(self, asked_at: float, seconds: float) -> None:
         self._ends_at = asked_at + seconds
-        self._due_at = asked_at + RENEW_AT * seconds
+        self._due_at = asked_at + RENEW_AT * max(seconds - WHOLE_SECOND, seconds / 2)
         self._renew_at = self._due_at  # later than that after a renewal that failed
 
     def _renew_if_due(self) -> Plan[None]:
@@ -250,8 +252,8 @@ class AgentLife:
             asked_at=self._monotonic(),
             broker_url=self._broker_url,
             is_bound=claims.cnf is not None,
-            left=claims.exp - time.time(),
-            monotonic=self._monotonic,
+            left=claims.exp - self._clock.wall(),
+            clock=self._clock,
         )
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentwrit.client.keys import AgentKey
 from agentwrit.client.life import AgentLife
-from agentwrit.errors import AgentWritError
+from agentwrit.domain.scope import scope_is_subset
+from agentwrit.errors import AgentWritError, ScopeDenied
 
 if TYPE_CHECKING:
     import httpx2
@@ -57,6 +58,17 @@ class Presence:
         if self._life.is_bound:
             raise AgentWritError("the token is bound to the agent's key: use headers(method, url) for each request")
         return {"Authorization": f"Bearer {self.access_token}"}
+
+    def check(self, *needed: str) -> None:
+        """See that it is not released, and that its scope covers these. Makes no call.
+
+        Raises:
+            ScopeDenied: the scope does not cover what is needed.
+            AgentWritError: the agent was released.
+        """
+        self._life.live_token()
+        if not scope_is_subset(needed, self.scope):
+            raise ScopeDenied(list(needed), self.scope)
 
     @property
     def is_bound(self) -> bool:

@@ -3,7 +3,7 @@
 import base64
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -217,7 +217,9 @@ def _registered(response: HttpResponse, wanted: WantedAgent) -> Steps[RegisterRe
     return registered
 
 
-def make_proof(key: AgentKey, method: str, url: str, token: str, nonce: str | None = None) -> str:
+def make_proof(
+    key: AgentKey, method: str, url: str, token: str, nonce: str | None = None, *, wall: Callable[[], float] = time.time
+) -> str:
     """A new proof by the agent's key, for one request with its token (RFC 9449 §4.2).
 
     Raises:
@@ -228,7 +230,7 @@ def make_proof(key: AgentKey, method: str, url: str, token: str, nonce: str | No
         key.public_key,
         htm=method,
         htu=proof.target(url),
-        iat=int(time.time()),
+        iat=int(wall()),
         jti=secrets.token_hex(16),
         token=token,
         nonce=nonce,

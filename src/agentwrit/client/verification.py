@@ -9,13 +9,13 @@ The rules:
   `max_staleness`, somebody else has to say whether the token holds.
 """
 
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.domain import base64url, feed, jwk
 from agentwrit.domain import claims as claims_rules
 from agentwrit.domain.claims import Claims
@@ -30,16 +30,6 @@ TOKENS_REMEMBERED: Final = 8192
 SKEW_SECONDS: Final = 5  # by which clocks may differ before a page looks older than it is
 MAX_PAGE_BYTES: Final = 1024 * 1024
 MAX_SNAPSHOT_BYTES: Final = 1024 * 1024 * 1024
-
-
-class Clock(NamedTuple):
-    """What time it is: Unix seconds, and seconds on a clock that nobody sets."""
-
-    wall: Callable[[], float]
-    monotonic: Callable[[], float]
-
-
-SYSTEM_CLOCK: Final = Clock(time.time, time.monotonic)
 
 
 class OutOfStep(Exception):

@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from agentwrit.client.acceptance import Acceptance, OnStale
+from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.driver import Driver
 from agentwrit.client.event_stream import EventStream
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
 from agentwrit.client.steps import ShownProof
-from agentwrit.client.verification import SYSTEM_CLOCK, Clock
 from agentwrit.errors import AgentWritError
 from agentwrit.models import AgentClaims
 

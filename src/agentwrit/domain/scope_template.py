@@ -9,7 +9,7 @@ The rules:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from agentwrit.domain import scope
@@ -36,6 +36,7 @@ class ScopeTemplate:
         """
         self.text = text
         self.holes = tuple(_HOLE.findall(text))
+        self._filled = re.compile(_VALUE.pattern.join(map(re.escape, _HOLE.sub("\n", text).split("\n"))))
         fixed, _, _ = text.partition("{")
         rest = _HOLE.sub(_FILLER, text)
         try:
@@ -63,6 +64,12 @@ class ScopeTemplate:
         if len(filled) > scope.MAX_SCOPE_LENGTH:
             raise UnfitValue("the scope would be too long")
         return filled
+
+    def is_within_reach(self, held: Iterable[str]) -> bool:
+        """Whether there are values for which one of these scopes covers what is needed."""
+        action, resource, _ = self.text.split(":", 2)
+        everything = f"{action}:{resource}:{scope.WILDCARD}"
+        return any(each == everything or self._filled.fullmatch(each) is not None for each in held)
 
     def __repr__(self) -> str:
         return f"ScopeTemplate({self.text!r})"

@@ -1,0 +1,55 @@
+"""What the tools of a framework's agent need, by the names of the tools. Loads no framework.
+
+The rules:
+
+- A tool that is not named is refused: what nobody has thought about is not called.
+- A tool whose list is empty needs nothing but an agent that lives.
+- An argument that the model leaves out counts with the default that the tool's schema has for it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from agentwrit.client.current import AnyAgent
+from agentwrit.client.requirement import Requirement
+from agentwrit.errors import ScopeDenied
+
+
+class ToolScopes:
+    """Scopes as templates, by the names of tools."""
+
+    def __init__(self, scopes: Mapping[str, Sequence[str]]) -> None:
+        """Read the templates.
+
+        Raises:
+            ValueError: one is no template of a scope.
+            TypeError: a bare string was given where a list belongs.
+        """
+        self._needed = {name: Requirement(needed) if len(needed) else None for name, needed in scopes.items()}
+
+    def refusal(
+        self, agent: AnyAgent, name: str, arguments: Mapping[str, object], described: Mapping[str, Mapping[str, object]]
+    ) -> str | None:
+        """Why an agent may not make this call, for the model to read; None if it may.
+
+        `described`: the JSON schemas of the tool's parameters, by name.
+
+        Raises:
+            AgentWritError: the agent was released.
+        """
+        agent.check()
+        if name not in self._needed:
+            return f"refused: no scope is set for the tool {name}: it is not to be called"
+        requirement = self._needed[name]
+        if requirement is None:
+            return None
+        defaults = {each: schema["default"] for each, schema in described.items() if "default" in schema}
+        try:
+            requirement.check({**defaults, **arguments}, agent.scope)
+        except ScopeDenied as denied:
+            return f"refused: {denied}"
+        return None
+
+    def is_within_reach(self, agent: AnyAgent, name: str) -> bool:
+        """Whether there are arguments for which an agent may call this tool."""
+        requirement = self._needed.get(name)
+        return name in self._needed and (requirement is None or requirement.is_within_reach(agent.scope))

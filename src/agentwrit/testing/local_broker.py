@@ -1,0 +1,163 @@
+"""A broker in a thread of this process, which listens on a port of the loopback interface."""
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Final, Self
+
+import argon2
+import uvloop
+
+from agentwrit.broker import bootstrap, config, server
+from agentwrit.broker.clock import Clock as BrokerClock
+from agentwrit.broker.config import Config
+from agentwrit.client.app import AgentWritApp
+from agentwrit.client.async_app import AsyncAgentWritApp
+from agentwrit.client.clock import Clock
+from agentwrit.client.operator import OperatorClient
+from agentwrit.domain.errors import ConfigurationError
+
+CEILING: Final = ("read:data:*", "write:data:*")
+
+# The secret is random, lives as long as the test and is never stored: it takes no costly hash to protect it.
+_QUICK_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+class LocalBroker:
+    """A broker that begins with nothing and leaves nothing. It takes some tens of milliseconds to start.
+
+    `url`: where services, verifiers and other processes find it; `clock`: what time it is there, for
+    `Verifier(broker.url, clock=broker.clock)`. Its apps' agents go by the same clock.
+
+        with LocalBroker(default_ttl=60) as broker:
+            app = broker.app("read:data:*")
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        """Start it. `settings`: those of the broker in lower case and without the prefix, such as `max_ttl`.
+
+        Raises:
+            ConfigurationError: it cannot start with these settings.
+        """
+        self._ahead = 0.0
+        self.clock = Clock(lambda: time.time() + self._ahead, lambda: time.monotonic() + self._ahead)
+        self._secret = secrets.token_hex(32)
+        self._config = _config({"port": 0, "admin_secret": _QUICK_HASHER.hash(self._secret), **settings})
+        self._opened: list[AgentWritApp] = []
+        self._operator: OperatorClient | None = None
+        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        listening: Future[str] = Future()
+        self._thread = threading.Thread(target=self._run, args=(listening,), name="agentwrit-broker", daemon=True)
+        self._thread.start()
+        self.url = listening.result()
+
+    @property
+    def operator(self) -> OperatorClient:
+        """What the operator does: register apps, revoke, rotate keys."""
+        if self._operator is None:
+            self._operator = OperatorClient(self.url, self._secret)
+        return self._operator
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock ahead. It goes on by itself besides, and never back.
+
+        Raises:
+            ValueError: `seconds` is negative.
+        """
+        if seconds < 0:
+            raise ValueError("a broker's time never runs backwards")
+        self._ahead += seconds
+
+    def app(self, *ceiling: str, audiences: Sequence[str] = (), require_bound: bool = False) -> AgentWritApp:
+        """A new app. `ceiling`: what none of its agents exceeds. It is closed with the broker.
+
+        Raises:
+            ProblemResponseError: the ceiling is none.
+        """
+        app = AgentWritApp(*self._registered(ceiling, audiences, require_bound), clock=self.clock)
+        self._opened.append(app)
+        return app
+
+    def async_app(self, *ceiling: str, audiences: Sequence[str] = (), require_bound: bool = False) -> AsyncAgentWritApp:
+        """The same for an event loop, with which its connections end."""
+        return AsyncAgentWritApp(*self._registered(ceiling, audiences, require_bound), clock=self.clock)
+
+    def revoke(self, level: str, target: str) -> int:
+        """Revoke as the operator: `level` is token, agent, task, chain, grant or app. How many live tokens that ended.
+
+        Raises:
+            ProblemResponseError: there is no such level.
+        """
+        return int(self.operator.revoke(level, target)["count"])
+
+    def close(self) -> None:
+        """Stop it. Again, it does nothing."""
+        for app in self._opened:
+            app.close()
+        if self._operator is not None:
+            self._operator.close()
+        if self._stop is not None:
+            loop, stop = self._stop
+            self._stop = None
+            loop.call_soon_threadsafe(stop.set)
+        self._thread.join()
+
+    def _registered(
+        self, ceiling: Sequence[str], audiences: Sequence[str], require_bound: bool
+    ) -> tuple[str, str, str]:
+        app = self.operator.register_app(
+            f"app-{secrets.token_hex(4)}", ceiling or CEILING, audiences=audiences, require_bound=require_bound
+        )
+        return self.url, app["client_id"], app["client_secret"]
+
+    def _run(self, listening: "Future[str]") -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve(listening))
+        except BaseException as error:
+            if listening.done():
+                raise
+            listening.set_exception(error)
+
+    async def _serve(self, listening: "Future[str]") -> None:
+        stop = asyncio.Event()
+        clock = BrokerClock(*self.clock)
+        async with bootstrap.open_in_memory(self._config, clock, is_stopping=stop.is_set) as broker:
+            http = server.http_server(self._config, broker.app)
+            listener = server.listen(self._config.host, self._config.port, "port")
+            running = asyncio.create_task(http.serve(sockets=[listener]))
+            await http.is_listening.wait()
+            self._stop = asyncio.get_running_loop(), stop
+            listening.set_result(server.url_of(self._config, listener))
+            await stop.wait()
+            running.cancel()  # left to itself it would take a fifth of a second to notice, after every test
+            await asyncio.wait({running})
+            http.force_exit = True
+            await http.shutdown([listener])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LocalBroker({self.url!r})"
+
+
+def _config(settings: Mapping[str, object]) -> Config:
+    """Settings, checked as a broker's process checks those of its environment."""
+    environ = {config.PREFIX + name.upper(): _text(value) for name, value in settings.items()}
+    if unknown := config.unknown_variables(environ):
+        raise ConfigurationError(unknown[0])
+    return config.load(environ)
+
+
+def _text(value: object) -> str:
+    return ",".join(value) if isinstance(value, list | tuple) else str(value)
