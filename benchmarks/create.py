@@ -129,7 +129,7 @@ async def _parts(directory: Path, seconds: int) -> Load:
         started = time.perf_counter()
 
         def create(transaction: Transaction) -> Grant:
-            grant = new_grant(issuer, len(waits), ttl=300)
+            grant = new_grant(issuer, len(waits))
             transaction.put_grant(grant)
             transaction.spend_nonce(os.urandom(32), int(transaction.now) + 60)
             record(transaction, grant, EVENTS_OF_A_LIFE[:2])

@@ -41,7 +41,7 @@ def subject(number: int) -> str:
     return f"spiffe://agentwrit.local/agent/bench/t-{number}/{number:016x}"
 
 
-def new_grant(issuer: TokenIssuer, number: int, *, ttl: int) -> Grant:
+def new_grant(issuer: TokenIssuer, number: int) -> Grant:
     """The grant of an agent of this number, each with a task of its own."""
     grant = issuer.new_grant(GrantKind.AGENT, subject(number), ["read:data:1"], ttl=TTL_SECONDS, now=time.time())
     return msgspec.structs.replace(grant, orch_id="bench", task_id=f"t-{number}", agent_name="bench")
@@ -64,12 +64,12 @@ async def populate(directory: Path, *, live: int, past: int, revoked: int, over_
         rings = await KeyRings.load(store, KeyWrap(master_key))
         issuer = TokenIssuer(Config(data_dir=directory), rings.access_tokens)
         for numbers in _batches(0, live):
-            grants = [new_grant(issuer, number, ttl=TTL_SECONDS) for number in numbers]
+            grants = [new_grant(issuer, number) for number in numbers]
             await store.write(partial(_begin, grants))
             if len(tokens) < wanted:
                 tokens += [issuer.token(grant, time.time()).access_token for grant in grants]
         for numbers in _batches(live, past):
-            grants = [new_grant(issuer, number, ttl=TTL_SECONDS) for number in numbers]
+            grants = [new_grant(issuer, number) for number in numbers]
             await store.write(partial(_pass, grants))
         for numbers in _batches(0, revoked):
             await store.write(partial(_revoke, numbers, over_at))

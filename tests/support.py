@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx2
+import psutil
 from nacl.signing import SigningKey
 
 ADMIN_SECRET = "an-operators-secret-for-tests"
@@ -108,6 +109,11 @@ class BrokerProcess:
         self.http.close()
 
     # -- the protocol, by hand ----------------------------------------------------------------------------------------
+
+    @property
+    def resident(self) -> int:
+        """The memory that its process holds, in bytes."""
+        return int(psutil.Process(self.pid).memory_info().rss)
 
     def admin(self) -> dict[str, str]:
         """The header of the operator's token."""

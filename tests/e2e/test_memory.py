@@ -5,17 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
-import psutil
 
 from tests.support import SOAK, BrokerProcess
 
 CALLS = 4_800 * SOAK  # 240,000 in `make soak`
 THREADS = 8
 ALLOWED_BYTES = 5 * 1024 * 1024
-
-
-def resident(broker: BrokerProcess) -> int:
-    return int(psutil.Process(broker.pid).memory_info().rss)
 
 
 def test_challenges_keep_no_state(tmp_path: Path) -> None:
@@ -28,9 +23,9 @@ def test_challenges_keep_no_state(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(THREADS) as threads:
             list(threads.map(ask, [50] * THREADS))  # what a first use allocates once
-            before = resident(broker)
+            before = broker.resident
             list(threads.map(ask, [CALLS // THREADS] * THREADS))
-        assert resident(broker) - before < ALLOWED_BYTES
+        assert broker.resident - before < ALLOWED_BYTES
 
 
 def test_bad_tokens_and_bad_logins_keep_no_state(tmp_path: Path) -> None:
@@ -46,10 +41,10 @@ def test_bad_tokens_and_bad_logins_keep_no_state(tmp_path: Path) -> None:
         started_at = time.monotonic()
         for number in range(100):
             try_one(number)
-        before = resident(broker)
+        before = broker.resident
         for number in range(100, 100 + 1_000 * SOAK):
             try_one(number)
-        assert resident(broker) - before < ALLOWED_BYTES
+        assert broker.resident - before < ALLOWED_BYTES
         # Of each kind the first in a minute, and the count of the others.
         minutes = 1 + (time.monotonic() - started_at) // 60
         assert 2 <= len(broker.events(outcome="denied")) <= 2 * 2 * minutes

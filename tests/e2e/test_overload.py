@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.e2e.open_loop import ask_at
@@ -41,14 +40,10 @@ def issued(broker: BrokerProcess) -> int:
     return int(page.json()["total"])
 
 
-def resident(broker: BrokerProcess) -> int:
-    return int(psutil.Process(broker.pid).memory_info().rss)
-
-
 def test_what_is_too_much_is_turned_away_at_once_and_what_was_answered_is_kept(broker: BrokerProcess) -> None:
     request = launching(broker.app())
     ask_at(broker.url, request, rate=2_000, seconds=1)  # what a first load allocates once
-    before = resident(broker)
+    before = broker.resident
     known = issued(broker)
     capacity = ask_at(broker.url, request, rate=20_000, seconds=1, connections=64)
     elapsed = max(capacity.quantile(201, 1), 1)
@@ -63,7 +58,7 @@ def test_what_is_too_much_is_turned_away_at_once_and_what_was_answered_is_kept(b
     soon = 0.1 if SOAK > 1 else found.quantile(201, 0.5)
     assert found.quantile(503, 0.5) < soon, (found.quantile(503, 0.5), soon)
     assert issued(broker) == known + capacity.counts[201] + found.counts[201]
-    assert resident(broker) - before < 64 * MiB
+    assert broker.resident - before < 64 * MiB
     assert '"busy: requests are turned away"' in broker.log.read_text()
 
     after = ask_at(broker.url, request, rate=rate / 4, seconds=1, connections=64)
@@ -91,7 +86,7 @@ def test_connections_that_say_nothing_keep_nobody_waiting(broker: BrokerProcess)
     app = broker.app()
     agent = app.agent()
     address = "127.0.0.1", int(broker.url.rpartition(":")[2])
-    before = resident(broker)
+    before = broker.resident
     with ExitStack() as stack:
         held = [stack.enter_context(socket.create_connection(address)) for _ in range(CONNECTIONS)]
         for connection in held[::3]:
@@ -101,4 +96,4 @@ def test_connections_that_say_nothing_keep_nobody_waiting(broker: BrokerProcess)
         found = ask_at(broker.url, launching(app), rate=200, seconds=1, connections=32)
         assert set(found.counts) == {201}
         assert broker.is_valid(agent["access_token"])
-        assert resident(broker) - before < CONNECTIONS * 20 * 1024
+        assert broker.resident - before < CONNECTIONS * 20 * 1024

@@ -88,8 +88,8 @@ class Connections:
     def close(self) -> None:
         """Close the connections that wait, and those in use when they come back."""
         self._is_closed = True
-        while self._idle:
-            self._idle.pop().connection.close()
+        while (idle := self._pop(-1)) is not None:
+            idle.connection.close()
 
     def _exchange(
         self,
@@ -123,22 +123,24 @@ class Connections:
 
     def _take(self) -> http.client.HTTPConnection | None:
         """A connection that waits, and is fit for use."""
-        while self._idle:
-            try:
-                connection, since = self._idle.pop()
-            except IndexError:  # another thread was faster
-                return None
-            if time.monotonic() - since < IDLE_SECONDS and not _is_readable(connection.sock):
-                return connection
-            connection.close()
+        while (idle := self._pop(-1)) is not None:
+            if time.monotonic() - idle.since < IDLE_SECONDS and not _is_readable(idle.connection.sock):
+                return idle.connection
+            idle.connection.close()
         return None
 
     def _give_back(self, connection: http.client.HTTPConnection) -> None:
         self._idle.append(_Idle(connection, time.monotonic()))
         if len(self._idle) > MAX_IDLE or self._is_closed:
-            surplus = self._idle.pop(0) if self._idle else None
+            surplus = self._pop(0)
             if surplus is not None:
                 surplus.connection.close()
+
+    def _pop(self, place: int) -> _Idle | None:
+        try:
+            return self._idle.pop(place)
+        except IndexError:  # there is none, or another thread was faster
+            return None
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         connection = (
