@@ -35,6 +35,8 @@ class Life:
             assert broker.http.put(url, json=update, headers=headers).status_code == 200
             assert broker.http.delete(f"/v1/admin/apps/{self.other.app_id}", headers=headers).status_code == 200
             broker.stop()
+        with BrokerProcess(directory / "data", AGENTWRIT_ADMIN_SECRET="the-operators-next-secret") as broker:
+            broker.stop()
             shutil.copytree(broker.data_dir, self.after)
 
 
@@ -121,6 +123,20 @@ def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, removed: boo
         )
 
     is_found(tampered(life, tmp_path / "copy", put_back), app_id, "put back as it was before")
+
+
+def test_the_operator_with_a_former_secret_is_found(life: Life, tmp_path: Path) -> None:
+    """Who learned the one that was replaced would be the operator again."""
+
+    def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
+        return db.execute("UPDATE operators SET (body, mac) = (SELECT body, mac FROM before.operators)")
+
+    is_found(tampered(life, tmp_path / "copy", put_back), "put back as it was before")
+
+
+def test_an_operator_that_was_deleted_is_missed(life: Life, tmp_path: Path) -> None:
+    """The next start would take whatever secret it is given."""
+    is_found(tampered(life, tmp_path / "copy", lambda db: db.execute("DELETE FROM operators")), "was deleted")
 
 
 def test_a_renewed_grant_as_it_was_before_is_found(life: Life, tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ class AppStatus(StrEnum):
 
 
 class App(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered app. Times are Unix seconds, `token_ttl` seconds; secrets are SHA-256 fingerprints."""
+    """A registered app. Times are Unix seconds, `token_ttl` seconds; secrets are SHA-256 fingerprints.
+
+    `revision` counts its states from 1; it is 0 for an app that was last changed before there were such numbers.
+    """
 
     app_id: str
     name: str
@@ -56,6 +59,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     deregistered_at: int = 0
     audiences: tuple[str, ...] = ()
     requires_binding: bool = False
+    revision: int = 0
 
     @property
     def is_active(self) -> bool:

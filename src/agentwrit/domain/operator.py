@@ -18,9 +18,13 @@ TOKEN_SCOPES: Final = (LAUNCH_TOKENS_SCOPE, REVOKE_SCOPE, AUDIT_SCOPE)
 
 
 class Operator(msgspec.Struct, frozen=True, kw_only=True):
-    """An operator's stored password. `password_hash` is in PHC form (`$argon2id$…`); times are Unix seconds."""
+    """An operator's stored password. `password_hash` is in PHC form (`$argon2id$…`); times are Unix seconds.
+
+    `revision` counts its states from 1; it is 0 for a password that was set before there were such numbers.
+    """
 
     name: str
     password_hash: str
     created_at: int
     updated_at: int
+    revision: int = 0

@@ -3,6 +3,7 @@
 import hmac
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -81,6 +82,7 @@ class AppService:
                 updated_at=now,
                 audiences=allowed_audiences,
                 requires_binding=requires_binding,
+                revision=1,
             )
             transaction.put_app(app)
             transaction.record(_event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered"))
@@ -134,13 +136,13 @@ class AppService:
 
         def update(transaction: Transaction) -> tuple[App, int]:
             before = _active(transaction, app_id)
-            app = msgspec.structs.replace(
+            app = _changed(
                 before,
+                transaction.now,
                 scopes=before.scopes if ceiling is None else ceiling,
                 token_ttl=before.token_ttl if ttl is None else ttl,
                 audiences=before.audiences if allowed_audiences is None else allowed_audiences,
                 requires_binding=before.requires_binding if requires_binding is None else requires_binding,
-                updated_at=int(transaction.now),
             )
             transaction.put_app(app)
 
@@ -176,12 +178,12 @@ class AppService:
         def rotate(transaction: Transaction) -> NewAppSecret:
             before = _active(transaction, app_id)
             now = int(transaction.now)
-            app = msgspec.structs.replace(
+            app = _changed(
                 before,
+                transaction.now,
                 secret_hash=launch_token.fingerprint(secret),
                 previous_secret_hash=before.secret_hash if overlap else b"",
                 previous_secret_until=now + overlap if overlap else 0,
-                updated_at=now,
             )
             transaction.put_app(app)
             logins = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app_id, kind=GrantKind.APP))
@@ -212,10 +214,8 @@ class AppService:
                 raise _no_such_app()
             if not before.is_active:
                 return before
-            now = int(transaction.now)
-            app = msgspec.structs.replace(
-                before, status=AppStatus.INACTIVE, updated_at=now, deregistered_at=max(1, now)
-            )
+            now = transaction.now
+            app = _changed(before, now, status=AppStatus.INACTIVE, deregistered_at=max(1, int(now)))
             transaction.put_app(app)
             grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app_id))
             ended = end_grants(transaction, caller, operator.claims.sub, grants, EndReason.APP_DEREGISTERED)
@@ -288,6 +288,10 @@ def _active(transaction: Transaction, app_id: str) -> App:
     return app
 
 
+def _changed(app: App, now: float, **fields: Any) -> App:
+    return msgspec.structs.replace(app, **fields, updated_at=int(now), revision=app.revision + 1)
+
+
 def _no_such_app() -> NotFound:
     return NotFound("no such app", hint="`agentwrit app list` shows the apps that there are")
 
@@ -325,6 +329,7 @@ def _event(caller: Caller, operator: Principal, event_type: EventType, app: App,
             "scopes": list(app.scopes),
             "audiences": list(app.audiences),
             "token_ttl": app.token_ttl,
+            "revision": app.revision,
             **({"token_type": "DPoP"} if app.requires_binding else {}),
         },
     )
@@ -337,7 +342,12 @@ def _ceiling_event(caller: Caller, operator: Principal, before: App, app: App, e
         principal=operator.claims.sub,
         app_id=app.app_id,
         sid=operator.claims.sid,
-        data={"before": list(before.scopes), "after": list(app.scopes), "grants_ended": ended},
+        data={
+            "before": list(before.scopes),
+            "after": list(app.scopes),
+            "revision": app.revision,
+            "grants_ended": ended,
+        },
     )
 
 

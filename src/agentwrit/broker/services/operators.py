@@ -82,12 +82,15 @@ async def set_secret(store: Store, secret: str) -> bool:
 
     def put(transaction: Transaction) -> None:
         now = int(transaction.now)
+        before = transaction.operator(operator.SUBJECT)
+        revision = 1 if before is None else before.revision + 1
         transaction.put_operator(
             Operator(
                 name=operator.SUBJECT,
                 password_hash=password_hash,
-                created_at=now if known is None else known.created_at,
+                created_at=now if before is None else before.created_at,
                 updated_at=now,
+                revision=revision,
             )
         )
         sessions = transaction.grants(GrantQuery(live_at=transaction.now, kind=GrantKind.OPERATOR))
@@ -96,7 +99,8 @@ async def set_secret(store: Store, secret: str) -> bool:
             Draft(
                 event_type=EventType.ADMIN_SECRET_SET,
                 principal="broker",
-                detail="the operator's secret was set" if known is None else "the operator's secret was replaced",
+                detail="the operator's secret was set" if before is None else "the operator's secret was replaced",
+                data={"name": operator.SUBJECT, "revision": revision},
             )
         )
 

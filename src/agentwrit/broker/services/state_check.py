@@ -6,21 +6,24 @@ missing says nothing. The log knows better.
 The rules:
 
 - A grant that the log saw end has ended in the store, and its revocation is there while a token of it is in time.
-- A grant with a token that is in time is in the store, with no older token than the log knows; the tokens before that
-  one are revoked.
-- An app is in the store, no older than the log's last word on it, and inactive if it was removed.
+- A grant with a token that is in time is in the store, with the newest token that the log knows; the tokens before
+  that one are revoked.
+- An app is in the store, no older than the log's last word on it, and inactive if it was removed. So is the operator.
 - A key is in the store, and gone if it was revoked or has expired.
 
 The log itself is taken to be genuine: check it first.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentwrit.broker.storage.base import EventQuery, Snapshot
+from agentwrit.domain import operator
+from agentwrit.domain.app import App
 from agentwrit.domain.audit import Event, EventType
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
 from agentwrit.domain.errors import TamperedRecord
+from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RevocationKind
 from agentwrit.domain.signing_key import KeyState
 from agentwrit.domain.timestamps import parse_rfc3339
@@ -51,6 +54,11 @@ def _events(snapshot: Snapshot) -> Iterator[Event]:
         after = page[-1].sequence
 
 
+class _Token(NamedTuple):
+    jti: str
+    exp: int
+
+
 class _Comparison:
     """What the log says of all that the store ought to hold. Remembers no more than what is in time."""
 
@@ -59,8 +67,9 @@ class _Comparison:
         self._now = now
         self._revoked = {(entry.kind, entry.id) for entry in snapshot.revocations(now)}
         self._keys = {key.kid: key for key in snapshot.signing_keys()}
-        self._exp_of_grants: dict[str, int] = {}
+        self._tokens: dict[str, _Token] = {}  # by the grant's sid
         self._last_word_on_apps: dict[str, Event] = {}
+        self._last_word_on_operator: Event | None = None
         self._takers: Mapping[str, Callable[[Event], None]] = {
             EventType.TOKEN_ISSUED: self._issued,
             EventType.TOKEN_RENEWED: self._renewed,
@@ -71,6 +80,7 @@ class _Comparison:
             EventType.APP_SECRET_ROTATED: self._app_changed,
             EventType.SCOPES_CEILING_UPDATED: self._app_changed,
             EventType.APP_DEREGISTERED: self._app_changed,
+            EventType.ADMIN_SECRET_SET: self._secret_set,
             EventType.SIGNING_KEY_CREATED: self._key_made,
             EventType.SIGNING_KEY_EXPIRED: self._key_ended,
             EventType.SIGNING_KEY_REVOKED: self._key_ended,
@@ -83,44 +93,54 @@ class _Comparison:
 
     def finish(self) -> None:
         """Check what only the end of the log tells."""
-        for sid, exp in self._exp_of_grants.items():
+        for sid, token in self._tokens.items():
             grant = self._snapshot.grant(sid)
             if grant is None:
                 raise TamperedRecord(f"the grant {sid} was deleted: a token of it is in time")
-            if grant.exp < exp:
+            if grant.jti != token.jti:
                 raise TamperedRecord(f"the grant {sid} was put back as it was before it was renewed")
         for app_id, event in self._last_word_on_apps.items():
             app = self._snapshot.app(app_id)
             if app is None:
                 raise TamperedRecord(f"the app {app_id} was deleted: {event.id} knows it")
             is_removed = event.event_type == EventType.APP_DEREGISTERED
-            is_older = app.updated_at < int(parse_rfc3339(event.timestamp) - ROUNDED_BY)
-            if is_older or (is_removed and app.is_active):
+            if _is_older(app, event) or (is_removed and app.is_active):
                 raise TamperedRecord(f"the app {app_id} was put back as it was before {event.id}")
+        if self._last_word_on_operator is not None:
+            self._check_operator(self._last_word_on_operator)
 
     def _issued(self, event: Event) -> None:
         exp = event.data.get("exp", 0)
         if isinstance(exp, int) and exp > self._now:
-            self._exp_of_grants[event.sid] = exp
+            self._tokens[event.sid] = _Token(str(event.data.get("jti")), exp)
 
     def _renewed(self, event: Event) -> None:
         previous = event.data.get("previous_jti")
-        was_in_time = self._exp_of_grants.get(event.sid, 0) > self._now
-        if was_in_time and (RevocationKind.TOKEN, previous) not in self._revoked:
+        if event.sid in self._tokens and (RevocationKind.TOKEN, previous) not in self._revoked:
             raise TamperedRecord(f"the end of the token {previous} was deleted: it was renewed by {event.id}")
         self._issued(event)
 
     def _ended(self, event: Event) -> None:
-        exp = self._exp_of_grants.pop(event.sid, 0)
+        token = self._tokens.pop(event.sid, None)
         grant = self._snapshot.grant(event.sid)
         if grant is not None and not grant.is_ended:
             raise TamperedRecord(f"the grant {event.sid} was put back to life: it ended with {event.id}")
-        is_in_time = max(exp, 0 if grant is None else grant.exp) > self._now
+        is_in_time = token is not None or (grant is not None and grant.exp > self._now)
         if is_in_time and (RevocationKind.GRANT, event.sid) not in self._revoked:
             raise TamperedRecord(f"the end of the grant {event.sid} was deleted: it ended with {event.id}")
 
     def _app_changed(self, event: Event) -> None:
         self._last_word_on_apps[event.app_id] = event
+
+    def _secret_set(self, event: Event) -> None:
+        self._last_word_on_operator = event
+
+    def _check_operator(self, event: Event) -> None:
+        stored = self._snapshot.operator(operator.SUBJECT)
+        if stored is None:
+            raise TamperedRecord(f"the operator was deleted: {event.id} knows its secret")
+        if _is_older(stored, event):
+            raise TamperedRecord(f"the operator's secret was put back as it was before {event.id}")
 
     def _key_made(self, event: Event) -> None:
         if event.data.get("kid") not in self._keys:
@@ -130,3 +150,11 @@ class _Comparison:
         key = self._keys.get(str(event.data.get("kid")))
         if key is None or key.state is not KeyState.GONE:
             raise TamperedRecord(f"the signing key {event.data.get('kid')} was put back: it ended with {event.id}")
+
+
+def _is_older(stored: App | Operator, event: Event) -> bool:
+    """Whether this state came before the one that the event tells of."""
+    revision = event.data.get("revision")
+    if isinstance(revision, int):
+        return stored.revision < revision
+    return stored.updated_at < int(parse_rfc3339(event.timestamp) - ROUNDED_BY)
