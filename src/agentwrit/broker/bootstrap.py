@@ -149,7 +149,9 @@ def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
 
 
 @contextlib.asynccontextmanager
-async def open_broker(config: Config, *, is_stopping: Callable[[], bool]) -> AsyncIterator[Broker]:
+async def open_broker(
+    config: Config, *, is_draining: Callable[[], bool], is_stopping: Callable[[], bool]
+) -> AsyncIterator[Broker]:
     """A broker over the store in the data directory.
 
     Raises:
@@ -158,7 +160,9 @@ async def open_broker(config: Config, *, is_stopping: Callable[[], bool]) -> Asy
     clock = Clock()
     async with open_store(config, clock) as (store, master_key):
         await _require_operator(store, config)
-        async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
+        async with open_on(
+            store, clock, config, master_key, is_draining=is_draining, is_stopping=is_stopping
+        ) as broker:
             yield broker
 
 
@@ -172,15 +176,23 @@ async def open_in_memory(config: Config, clock: Clock, *, is_stopping: Callable[
     store = MemoryStore(clock)
     await _require_operator(store, config)
     master_key = MasterKey(secrets.token_bytes(KEY_BYTES))
-    async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
+    async with open_on(store, clock, config, master_key, is_draining=is_stopping, is_stopping=is_stopping) as broker:
         yield broker
 
 
 @contextlib.asynccontextmanager
 async def open_on(
-    store: Store, clock: Clock, config: Config, master_key: MasterKey, *, is_stopping: Callable[[], bool]
+    store: Store,
+    clock: Clock,
+    config: Config,
+    master_key: MasterKey,
+    *,
+    is_draining: Callable[[], bool],
+    is_stopping: Callable[[], bool],
 ) -> AsyncIterator[Broker]:
-    """A broker over a store that is open."""
+    """A broker over a store that is open. `is_draining`: whether requests should go elsewhere, though they are served;
+    `is_stopping`: whether those who follow the feed are let go.
+    """
     wrap = KeyWrap(master_key)
     rings = await KeyRings.load(store, wrap)
     keys = rings.access_tokens
@@ -202,7 +214,7 @@ async def open_on(
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
     await checkpoints.make()
     metrics.feed_followers = lambda: revocations.follower_count
-    service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
+    service_routes = ServiceRoutes(store, keys, metrics, is_draining=is_draining)
     resources = [
         *TokenRoutes(
             registration,
@@ -248,6 +260,7 @@ async def open_on(
             metrics,
             trusted_proxies=config.trusted_proxies,
             is_tls=config.is_tls,
+            is_draining=is_draining,
         )
 
     housekeeping = Housekeeping(store, clock, liveness, denials, key_service, metrics)

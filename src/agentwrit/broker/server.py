@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import resource
-import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from agentwrit._version import __version__
 from agentwrit.broker import bootstrap, logs
 from agentwrit.broker.config import Config, from_environment, unknown_variables
 from agentwrit.broker.http.protocol import KEEP_ALIVE_SECONDS, BoundedHttpProtocol
+from agentwrit.broker.shutdown import Shutdown
 from agentwrit.domain.errors import ConfigurationError
 
 BACKLOG: Final = 2048
@@ -50,7 +50,7 @@ class HttpServer(uvicorn.Server):
 
 
 def serve(file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end.
+    """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end: see `shutdown`.
 
     When the broker listens, one line of JSON with its `url` and `pid` is written to `ready_fd`, which is then closed.
 
@@ -67,9 +67,11 @@ def serve(file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None
 
 
 async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> None:
-    stop = asyncio.Event()
-    _stop_on_request(stop, stop_fd)
-    async with bootstrap.open_broker(config, is_stopping=stop.is_set) as broker:
+    shutdown = Shutdown(config.drain_seconds)
+    shutdown.heed(stop_fd)
+    async with bootstrap.open_broker(
+        config, is_draining=shutdown.is_draining, is_stopping=shutdown.is_stopping
+    ) as broker:
         servers = [http_server(config, broker.app)]
         listeners = [listen(config.host, config.port, "AGENTWRIT_PORT")]
         if config.metrics_port is not None:
@@ -87,7 +89,7 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> N
         gc.freeze()
         log.info("listening", url=url, version=__version__, data_dir=str(config.data_dir))
         _announce(ready_fd, url)
-        await stop.wait()
+        await shutdown.wait()
         log.info("stopping")
         for server in servers:
             server.should_exit = True
@@ -175,20 +177,6 @@ def _announce(ready_fd: int | None, url: str) -> None:
     if ready_fd is not None:
         with os.fdopen(ready_fd, "w", encoding="ascii") as ready:
             ready.write(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
-
-
-def _stop_on_request(stop: asyncio.Event, stop_fd: int | None) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if stop_fd is not None:
-
-        def readable() -> None:
-            if not os.read(stop_fd, 1024):
-                loop.remove_reader(stop_fd)
-                stop.set()
-
-        loop.add_reader(stop_fd, readable)
 
 
 def _raise_file_limit() -> None:

@@ -1,0 +1,76 @@
+"""A broker that is told to stop says so before it does, and what is asked of it meanwhile is answered."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support import BrokerProcess, problem
+
+LONG = "600"  # seconds; a test that waited for its end would fail
+
+
+def tell(broker: BrokerProcess, number: signal.Signals) -> None:
+    os.kill(broker.pid, number)
+
+
+def wait_until_unready(broker: BrokerProcess) -> httpx2.Response:
+    # The signal reaches the broker's loop some time after `kill` has returned; the broker is asked until it has.
+    deadline = time.monotonic() + 10
+    while (answer := broker.http.get("/readyz")).status_code == 200:
+        assert time.monotonic() < deadline
+    return answer
+
+
+def test_a_broker_that_drains_is_not_ready_and_serves_on(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_DRAIN_SECONDS=LONG) as broker:
+        app = broker.app()
+        assert broker.http.get("/readyz").status_code == 200
+        tell(broker, signal.SIGTERM)
+        problem(wait_until_unready(broker), 503, "unavailable")
+        assert broker.http.get("/livez").status_code == broker.http.get("/v1/health").status_code == 200
+        token = app.agent()["access_token"]
+        assert broker.is_valid(token)
+        assert broker.release(token).status_code == 204
+        assert not broker.is_valid(token)
+        tell(broker, signal.SIGTERM)  # the second: somebody is in a hurry
+        assert broker.process.wait(20) == 0
+
+
+def test_connections_are_let_go_with_the_answers_of_a_broker_that_drains(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_DRAIN_SECONDS=LONG) as broker:
+        assert "connection" not in broker.http.get("/livez").headers
+        tell(broker, signal.SIGTERM)
+        wait_until_unready(broker)
+        assert broker.http.get("/livez").headers["connection"] == "close"
+        tell(broker, signal.SIGINT)
+
+
+def test_it_stops_by_itself_when_it_has_drained(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_DRAIN_SECONDS="1") as broker:
+        asked_at = time.monotonic()
+        tell(broker, signal.SIGTERM)
+        wait_until_unready(broker)
+        assert broker.process.wait(20) == 0
+        assert time.monotonic() - asked_at >= 1
+        said = broker.log.read_text()
+        assert said.index('"draining"') < said.index('"stopping"') < said.index('"stopped"')
+
+
+@pytest.mark.parametrize("is_draining", [False, True], ids=["serving", "draining"])
+def test_ctrl_c_never_waits(tmp_path: Path, is_draining: bool) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_DRAIN_SECONDS=LONG) as broker:
+        if is_draining:
+            tell(broker, signal.SIGTERM)
+            wait_until_unready(broker)
+        tell(broker, signal.SIGINT)
+        assert broker.process.wait(20) == 0
+
+
+def test_nothing_drains_unless_it_is_told_to(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker:
+        assert broker.stop() == 0
+        assert '"draining"' not in broker.log.read_text()
