@@ -27,6 +27,8 @@ def main() -> int:
             _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
         elif arguments.command == "verify-store":
             _verify_store(arguments.directory, from_environment(arguments.config))
+        elif arguments.command == "migrate-store":
+            asyncio.run(_migrate(from_environment(arguments.config)))
         else:
             secret = asyncio.run(_init(from_environment(arguments.config)))
             _show(secret, print_env=arguments.print_env)
@@ -45,6 +47,12 @@ async def _init(config: Config) -> str:
     async with bootstrap.open_store(config, Clock()) as (store, _):
         await set_secret(store, secret)
     return secret
+
+
+async def _migrate(config: Config) -> None:
+    """Make the store, or bring its schema up to date, as a start does."""
+    async with bootstrap.open_store(config, Clock()):
+        print("the store is up to date")
 
 
 def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
@@ -88,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
     verify_store = commands.add_parser("verify-store", help="check a data directory against its audit log")
     verify_store.add_argument("directory", type=Path, help="a data directory")
-    for command in (serving, init, health, verify, verify_store):
+    migrate = commands.add_parser("migrate-store", help="bring the store up to date")
+    for command in (serving, init, health, verify, verify_store, migrate):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")
