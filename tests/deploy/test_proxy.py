@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -18,7 +19,7 @@ from tests.support import BrokerProcess
 
 CADDY = str(Path(sys.executable).parent / "caddy")
 CADDYFILE = Path(__file__).parents[2] / "deploy/caddy/Caddyfile"
-DRAIN_SECONDS = 4  # the proxy asks every second
+DRAIN_SECONDS = 3  # the proxy asks every second
 CALLERS = 4
 SECONDS = 30  # for anything that is waited for
 
@@ -93,6 +94,10 @@ def validations(broker: BrokerProcess) -> int:
     return int(sum(map(float, lines)))
 
 
+def is_sent_requests(broker: BrokerProcess) -> bool:
+    return validations(broker) > 20
+
+
 def test_the_configuration_is_valid_and_in_its_own_form() -> None:
     for command in (["validate", "--config", str(CADDYFILE)], ["fmt", str(CADDYFILE)]):
         adapter = ["--adapter", "caddyfile"] if command[0] == "validate" else []
@@ -116,15 +121,16 @@ def test_brokers_are_replaced_one_by_one_and_no_request_fails(tmp_path: Path) ->
         until(lambda: answers(url), "the proxy serves")
         with Load(url) as load:
             for broker in brokers:
-                until(lambda at=broker: validations(at) > 100, "it is sent requests")  # type: ignore[misc]
                 before = load.answered
                 os.kill(broker.pid, signal.SIGTERM)
                 assert broker.process.wait(SECONDS) == 0
                 assert load.answered > before
                 broker.start()
-            until(lambda: validations(brokers[-1]) > 100, "the last one is back")
+                until(partial(is_sent_requests, broker), "it is back")
+        for broker in brokers:
+            broker.kill()  # nobody is left who would be told
         assert load.failures == []
-        assert load.answered > 500
+        assert load.answered > 200
 
 
 def test_a_broker_that_drains_is_sent_nothing_before_it_stops(tmp_path: Path) -> None:
@@ -135,7 +141,7 @@ def test_a_broker_that_drains_is_sent_nothing_before_it_stops(tmp_path: Path) ->
     ):
         until(lambda: answers(url), "the proxy serves")
         with Load(url) as load:
-            until(lambda: validations(leaving) > 50, "it is sent requests")
+            until(partial(is_sent_requests, leaving), "it is sent requests")
             os.kill(leaving.pid, signal.SIGTERM)
 
             def is_left_alone() -> bool:
