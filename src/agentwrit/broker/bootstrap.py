@@ -185,7 +185,7 @@ async def open_on(
     rings = await KeyRings.load(store, wrap)
     keys = rings.access_tokens
     key_service = KeyService(store, rings, wrap, config, clock)
-    liveness = await Liveness.load(store, clock.now())
+    liveness = await Liveness.load(store, clock)
     denials = DenialLog(store, clock)
     metrics = Metrics()
     checker = PasswordChecker()
@@ -250,7 +250,7 @@ async def open_on(
             is_tls=config.is_tls,
         )
 
-    housekeeping = Housekeeping(store, clock, liveness, denials, key_service, metrics)
+    housekeeping = Housekeeping(store, liveness, denials, key_service, metrics)
     running = (revocations.run(), housekeeping.run(), checkpoints.run())
     tasks = [asyncio.create_task(work) for work in running]
     try:

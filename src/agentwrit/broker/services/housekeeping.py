@@ -5,7 +5,6 @@ from typing import Final
 
 import structlog
 
-from agentwrit.broker.clock import Clock
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.keys import KeyService
@@ -25,14 +24,12 @@ class Housekeeping:
     def __init__(
         self,
         store: Store,
-        clock: Clock,
         liveness: Liveness,
         denials: DenialLog,
         keys: KeyService,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._clock = clock
         self._liveness = liveness
         self._denials = denials
         self._keys = keys
@@ -49,8 +46,10 @@ class Housekeeping:
 
     async def round(self) -> None:
         """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it."""
-        self._metrics.revocation_entries = self._liveness.forget(self._clock.now())
+        self._metrics.revocation_entries = self._liveness.forget()
         await self._denials.flush()
         await self._keys.keep()
+        if not await self._store.is_in_charge():
+            return
         while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
             pass

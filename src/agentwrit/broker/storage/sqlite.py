@@ -105,6 +105,14 @@ class SqliteStore:
     def listen(self, listener: RevocationListener) -> None:
         self._listeners.append(listener)
 
+    async def catch_up(self) -> None:
+        """Nothing to wait for: all commits are ours."""
+        if self._is_closed:
+            raise Unavailable("the broker is stopping")
+
+    async def is_in_charge(self) -> bool:
+        return True
+
     def is_writable(self) -> bool:
         return self._is_writable and not self._is_closed
 
