@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import sqlite_log, sqlite_schema
+from agentwrit.broker.storage import sql_log, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.base import Denied, RevocationListener, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
@@ -76,7 +76,7 @@ class SqliteStore:
         self._readers: list[sqlite3.Connection] = []
         self._connection = sqlite_schema.open_database(path, sealer)
         try:
-            self._head = sqlite_log.load_head(self._connection, sealer)
+            self._head = sql_log.load_head(self._connection, sealer, sqlite_rows.saved_head(self._connection, sealer))
         except BaseException:
             self._connection.close()
             raise
@@ -200,7 +200,7 @@ class SqliteStore:
             return None
         sqlite_schema.save_high_water_mark(self._connection, now)
         if self._head is not head:
-            sqlite_log.save_head(self._connection, self._sealer, self._head)
+            sqlite_rows.save_head(self._connection, self._sealer, self._head)
         return now
 
     def _run_unit(
