@@ -35,3 +35,21 @@ class Clock:
         """Let no later reading be below `mark`: the durable high-water mark of a store."""
         with self._lock:
             self._last = max(self._last, mark)
+
+
+class DatabaseTime:
+    """The time of a database that brokers share, told without asking it each time: a source for a `Clock`.
+
+    What is kept is by how much it is ahead of our monotonic clock. An answer of the database bounds that: it was made
+    between the asking and the hearing.
+    """
+
+    def __init__(self, now: float, asked_at: float, heard_at: float) -> None:
+        self._offset = now - (asked_at + heard_at) / 2
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._offset
+
+    def observe(self, now: float, asked_at: float, heard_at: float) -> None:
+        """Take in what the database said; `asked_at` and `heard_at`: of our monotonic clock."""
+        self._offset = min(max(self._offset, now - heard_at), now - asked_at)

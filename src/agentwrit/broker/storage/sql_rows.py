@@ -30,6 +30,8 @@ _BELOW = (
     ") SELECT sid FROM below"
 )
 
+SELECT_REVOCATIONS: Final = "SELECT kind, id, effective_at, last_exp, mac FROM revocations"
+
 ALL: Final = 2**63 - 1  # as a limit
 
 _IS_NOT_HEAD = "seq < (SELECT max(seq) FROM revocations)"
@@ -107,18 +109,16 @@ class SqlSnapshot:
         return self._all("signing_keys", StoredKey, "TRUE ORDER BY created_at DESC, kid")
 
     def revocations(self, now: float) -> Iterator[Revocation]:
-        rows = self._connection.execute(
-            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE last_exp > ?", (now,)
-        )
+        rows = self._connection.execute(f"{SELECT_REVOCATIONS} WHERE last_exp > ?", (now,))
         for row in rows:
-            yield self._open_revocation(*row)
+            yield open_revocation(self._sealer, *row)
 
     def feed(self, first: int, last: int) -> Sequence[Revocation]:
         rows = self._connection.execute(
-            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE seq BETWEEN ? AND ? ORDER BY seq",
+            f"{SELECT_REVOCATIONS} WHERE seq BETWEEN ? AND ? ORDER BY seq",
             (first, last),
         )
-        return [self._open_revocation(*row) for row in rows]
+        return [open_revocation(self._sealer, *row) for row in rows]
 
     def feed_head(self) -> int:
         [head] = self._connection.execute("SELECT coalesce(max(seq), 0) FROM revocations").fetchone()
@@ -221,10 +221,16 @@ class SqlSnapshot:
         rows = self._connection.execute(f"SELECT body, mac FROM {table} WHERE {where}", values)
         return [self._sealer.open(table, body, mac, record_type) for body, mac in rows]
 
-    def _open_revocation(self, kind: str, name: str, effective_at: int, last_exp: int, mac: bytes) -> Revocation:
-        columns = {"kind": kind, "id": name, "effective_at": effective_at, "last_exp": last_exp}
-        self._sealer.check("revocations", msgspec.json.encode(columns), mac)
-        return msgspec.convert(columns, Revocation)
+
+def open_revocation(sealer: Sealer, kind: str, name: str, effective_at: int, last_exp: int, mac: bytes) -> Revocation:
+    """The entry of a row of `SELECT_REVOCATIONS`.
+
+    Raises:
+        TamperedRecord: the broker did not write it.
+    """
+    columns = {"kind": kind, "id": name, "effective_at": effective_at, "last_exp": last_exp}
+    sealer.check("revocations", msgspec.json.encode(columns), mac)
+    return msgspec.convert(columns, Revocation)
 
 
 class SqlTransaction(SqlSnapshot):
@@ -280,11 +286,11 @@ class SqlTransaction(SqlSnapshot):
 
     def revoke(self, revocation: Revocation) -> None:
         row = self._connection.execute(
-            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE kind = ? AND id = ?",
+            f"{SELECT_REVOCATIONS} WHERE kind = ? AND id = ?",
             (revocation.kind.value, revocation.id),
         ).fetchone()
         if row is not None:
-            revocation = self._open_revocation(*row).joined(revocation)
+            revocation = open_revocation(self._sealer, *row).joined(revocation)
         _, mac = self._sealer.seal("revocations", revocation)
         self._connection.execute(
             "INSERT INTO revocations (kind, id, effective_at, last_exp, mac, seq) VALUES (?, ?, ?, ?, ?, ?)"
