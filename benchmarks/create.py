@@ -16,7 +16,6 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from agentwrit.broker import bootstrap
-from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.issuing import TokenIssuer
@@ -124,7 +123,7 @@ async def _parts(directory: Path, seconds: int) -> Load:
     signature, public_key = key.sign(message).signature, bytes(key.verify_key)
     waits: list[float] = []
     config = Config(data_dir=directory)
-    async with bootstrap.open_store(config, Clock()) as (store, master_key):
+    async with bootstrap.open_store(config) as (store, _, master_key):
         issuer = TokenIssuer(config, (await KeyRings.load(store, KeyWrap(master_key))).access_tokens)
         started = time.perf_counter()
 

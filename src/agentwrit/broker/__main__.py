@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agentwrit.broker import bootstrap, server
-from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config, from_environment
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.domain.errors import AgentWritError, ConfigurationError, TamperedRecord
@@ -20,7 +19,12 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         if arguments.command == "serve":
-            server.serve(arguments.config, ready_fd=arguments.ready_fd, stop_fd=arguments.stop_on_eof)
+            server.serve(
+                arguments.config,
+                ready_fd=arguments.ready_fd,
+                stop_fd=arguments.stop_on_eof,
+                listen_fd=arguments.listen_fd,
+            )
         elif arguments.command == "health":
             return 0 if server.is_healthy(from_environment(arguments.config)) else 1
         elif arguments.command == "verify-audit":
@@ -42,8 +46,8 @@ def main() -> int:
 async def _init(config: Config) -> str:
     """Make the operator's secret, or make it anew, and store its hash."""
     secret = secrets.token_hex(32)
-    async with bootstrap.open_store(config, Clock()) as (store, _):
-        await set_secret(store, secret)
+    async with bootstrap.open_store(config) as opened:
+        await set_secret(opened.store, secret)
     return secret
 
 
@@ -92,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")
+    serving.add_argument("--listen-fd", type=int, metavar="FD", help="be a worker, and take connections from this")
     init.add_argument("--print-env", action="store_true", help="print a line for the shell instead")
     return parser
 

@@ -1,6 +1,7 @@
 """What has to be done now and then: forgetting what time has made meaningless, and writing counts that are due."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 import structlog
@@ -38,7 +39,9 @@ class Housekeeping:
     async def run(self) -> None:
         """Go on until cancelled. A store that is out of reach is tried again the next time."""
         while True:
-            await asyncio.sleep(INTERVAL_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL_SECONDS):
+                    await self._keys.is_behind.wait()
             try:
                 await self.round()
             except Unavailable as error:

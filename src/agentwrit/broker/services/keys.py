@@ -69,6 +69,9 @@ class KeyService:
         self._max_age = config.key_max_age
         self._longest_ttl = max(config.max_ttl, config.admin_token_ttl, app.MAX_TOKEN_TTL_SECONDS)
         self._lock = asyncio.Lock()  # so that the rings follow the commits in their order
+        self.is_behind = asyncio.Event()
+        """Set when a key was revoked, by another broker perhaps: `keep` follows."""
+        store.listen(self._announced)
 
     async def list(self) -> Sequence[StoredKey]:
         """All keys, the newest first, those that are gone included."""
@@ -199,7 +202,12 @@ class KeyService:
         """When the last token that can have been signed by now is over (Unix seconds)."""
         return max(transaction.last_exp(), int(transaction.now) + self._longest_ttl) + MARGIN_SECONDS
 
+    def _announced(self, revocations: Sequence[Revocation]) -> None:
+        if any(revocation.kind is RevocationKind.KEY for revocation in revocations):
+            self.is_behind.set()
+
     async def _follow(self) -> None:
+        self.is_behind.clear()
         self._rings.replace(await self.list())
 
 
