@@ -87,6 +87,23 @@ class PostgresServer:
     def thaw(self) -> None:
         self._signal_all(signal.SIGCONT)
 
+    def use_certificate(self, certificate: Path, key: Path) -> None:
+        """Speak TLS from now on."""
+        for file, name in ((certificate, "server.crt"), (key, "server.key")):
+            place = self.data / name
+            place.write_bytes(file.read_bytes())
+            place.chmod(0o600)
+            if self._identity:
+                os.chown(place, NOBODY, NOBODY)
+        ask(self.url, "ALTER SYSTEM SET ssl = on")
+        self.restart()
+
+    def limit_files(self, size: int) -> None:
+        """Let no process of the server make a larger file: to it that is a disk that is full. -1: no limit."""
+        for process in [psutil.Process(self.pid), *psutil.Process(self.pid).children()]:
+            # A program, and as the server's own user: whoever runs the tests may not set limits of other users.
+            self._execute("prlimit", f"--pid={process.pid}", f"--fsize={size if size >= 0 else 'unlimited'}:")
+
     def close(self) -> None:
         if (self.data / "postmaster.pid").exists():
             self.stop("immediate")
@@ -98,8 +115,11 @@ class PostgresServer:
                 process.send_signal(number)
 
     def _run(self, program: str, *arguments: str) -> None:
+        self._execute(str(self._binaries / program), *arguments)
+
+    def _execute(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [str(self._binaries / program), *arguments],
+            [program, *arguments],
             cwd="/",
             env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,

@@ -31,6 +31,8 @@ def main() -> int:
             _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
         elif arguments.command == "verify-store":
             _verify_store(arguments.directory, from_environment(arguments.config))
+        elif arguments.command == "copy-store":
+            _copy_store(arguments.directory, arguments.to, from_environment(arguments.config))
         else:
             secret = asyncio.run(_init(from_environment(arguments.config)))
             _show(secret, print_env=arguments.print_env)
@@ -71,6 +73,18 @@ def _verify_store(directory: Path, config: Config) -> None:
     print(f"verified {count} events, and that everything else is as they say")
 
 
+def _copy_store(directory: Path, url: str | None, config: Config) -> None:
+    """Copy a data directory into a database, and say what was copied."""
+    url = url or config.database_url
+    if url is None:
+        raise ConfigurationError("where to copy it to is missing: give --to, or set AGENTWRIT_DATABASE_URL")
+    with ProgressBar() as progress:
+        counts = bootstrap.copy_store(directory, url, config, progress=progress)
+    print(f"copied {', '.join(f'{count} {table}' for table, count in counts.items() if count)}")
+    print(f"verified all {counts['events']} events where they are now")
+    print("Start brokers with AGENTWRIT_DATABASE_URL, and with the same master key in AGENTWRIT_MASTER_KEY.")
+
+
 def _show(secret: str, *, print_env: bool) -> None:
     if print_env:
         print(f"export AGENTWRIT_ADMIN_SECRET={secret}")
@@ -92,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
     verify_store = commands.add_parser("verify-store", help="check a data directory against its audit log")
     verify_store.add_argument("directory", type=Path, help="a data directory")
-    for command in (serving, init, health, verify, verify_store):
+    copying = commands.add_parser("copy-store", help="copy a data directory into a database")
+    copying.add_argument("directory", type=Path, help="a data directory that no broker uses")
+    copying.add_argument("--to", metavar="URL", help="an empty database; else that of AGENTWRIT_DATABASE_URL")
+    for command in (copying, serving, init, health, verify, verify_store):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

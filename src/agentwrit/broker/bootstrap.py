@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -53,7 +53,7 @@ from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
-from agentwrit.broker.storage import sqlite_verification
+from agentwrit.broker.storage import sqlite_schema, sqlite_verification
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.storage.sealing import Sealer
@@ -190,6 +190,26 @@ def verify_store(path: Path, config: Config, *, progress: Progress) -> int:
     with sqlite_verification.snapshot(database, sealer) as snapshot:
         state_check.check(snapshot, Clock().now(), progress=progress)
     return count
+
+
+def copy_store(directory: Path, url: str, config: Config, *, progress: Progress) -> Mapping[str, int]:
+    """Copy a data directory that no broker uses into an empty database. Returns how many rows of each table.
+
+    Raises:
+        TamperedRecord: the data directory is not as the broker left it.
+        ConfigurationError: there is no database in it, or the other one cannot be used. Nothing was written.
+    """
+    with _driver_of_postgres():
+        from agentwrit.broker.storage import postgres_copy
+    database, sealer = _at_rest(directory, config)
+    if sealer is None or not database.is_file():
+        raise ConfigurationError(f"{directory} is no data directory of a broker: it has no database, or no master.key")
+    held = DataDirectory(directory)
+    try:
+        with contextlib.closing(sqlite_schema.open_database(database, sealer)) as source:
+            return postgres_copy.copy(source, url, sealer, cluster_name(config), progress=progress)
+    finally:
+        held.close()
 
 
 def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:

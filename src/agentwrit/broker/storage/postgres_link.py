@@ -55,7 +55,8 @@ def _statement(sql: str) -> Statement:
 _ESCAPE: Final = "\ufdd0"
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
+    """A value as it is written."""
     if isinstance(value, str) and ("\0" in value or _ESCAPE in value):
         return value.replace(_ESCAPE, _ESCAPE + "1").replace("\0", _ESCAPE + "0")
     return value
@@ -120,7 +121,7 @@ class Link:
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[tuple[Any, ...]]:
         statement = _statement(sql)
         self.changes += statement.is_change
-        return self.connection.execute(statement.sql, [_escaped(value) for value in values] or None)
+        return self.connection.execute(statement.sql, [escaped(value) for value in values] or None)
 
     @contextlib.contextmanager
     def pipeline(self) -> Iterator[None]:

@@ -36,29 +36,48 @@ def open_database(url: str, sealer: Sealer, cluster: str) -> Opening:
         ConfigurationError: it cannot be reached or written, is too old, is another program's, another cluster's or a
             newer version's, or was sealed under another master key.
     """
-    parameters(url)  # a URL that is none is told as that
+    link = connect(url)
     try:
-        link = Link.connect(url)
-    except psycopg.Error as error:
-        raise ConfigurationError(
-            f"the database cannot be used ({reason(error)}): check AGENTWRIT_DATABASE_URL, and that the server is up"
-        ) from error
-    try:
-        check_version(link.connection.info.server_version)
         with link.connection.transaction():
-            _prepare(link, sealer, cluster)
+            prepare(link, sealer, cluster)
             state = State.opened(link.execute(SELECT_STATE).fetchone(), sealer)
             sql_log.load_head(link, sealer, (state.sequence, state.hash))
         asked_at = time.monotonic()
         [[now]] = link.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
         return Opening(url, state, DatabaseTime(now, asked_at, time.monotonic()))
     except psycopg.Error as error:
-        raise ConfigurationError(
-            f"the schema in the database cannot be brought up to date ({reason(error)}):"
-            " the user in AGENTWRIT_DATABASE_URL needs to own it, or to be allowed to create it"
-        ) from error
+        raise unusable(error) from error
     finally:
         link.close()
+
+
+def connect(url: str) -> Link:
+    """A connection to a server that is new enough.
+
+    Raises:
+        ConfigurationError: there is none to be had.
+    """
+    parameters(url)  # a URL that is none is told as that
+    try:
+        link = Link.connect(url)
+    except psycopg.Error as error:
+        raise ConfigurationError(
+            f"the database cannot be reached ({reason(error)}): check AGENTWRIT_DATABASE_URL, and that the server is up"
+        ) from error
+    try:
+        check_version(link.connection.info.server_version)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def unusable(error: psycopg.Error) -> ConfigurationError:
+    """What to say of a database that refuses what has to be done before it can be used."""
+    return ConfigurationError(
+        f"the schema in the database cannot be brought up to date ({reason(error)}):"
+        " the user in AGENTWRIT_DATABASE_URL needs to own it, or to be allowed to create it"
+    )
 
 
 def check_version(server_version: int) -> None:
@@ -74,7 +93,12 @@ def check_version(server_version: int) -> None:
         )
 
 
-def _prepare(link: Link, sealer: Sealer, cluster: str) -> None:
+def prepare(link: Link, sealer: Sealer, cluster: str) -> None:
+    """Make the schema, or bring it up to date, in the transaction that `link` is in; one broker at a time.
+
+    Raises:
+        ConfigurationError: the database is not for us.
+    """
     link.execute(f"SET LOCAL lock_timeout = {MIGRATION_MS}")
     link.execute(f"SET LOCAL statement_timeout = {MIGRATION_MS}")
     link.execute("SELECT pg_advisory_xact_lock(?)", (MIGRATION_LOCK,))

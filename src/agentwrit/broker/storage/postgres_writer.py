@@ -138,7 +138,7 @@ class Writer:
         try:
             try:
                 return self._attempt(link, units, announced, is_piped=True)
-            except psycopg.Error:
+            except (*UNITS_OWN_FAULT, psycopg.errors.PipelineAborted):
                 if link.is_lost:
                     raise
                 link.execute("ROLLBACK")
