@@ -1,6 +1,7 @@
 """Connections to PostgreSQL, with the settings that we rely on, and SQL as all our stores write it."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,9 @@ from psycopg import conninfo
 from psycopg.abc import Buffer
 
 from agentwrit.domain.errors import ConfigurationError
+
+# It warns of each pipeline that ends with its connection. Whoever used that gets the error, and says what follows.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 SCHEMA: Final = "agentwrit"
 APPLICATION: Final = "agentwrit"  # how a connection calls itself in pg_stat_activity
