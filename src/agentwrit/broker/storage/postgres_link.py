@@ -163,7 +163,7 @@ async def connect_async(url: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
     return connection
 
 
-def reason(error: psycopg.Error) -> str:
-    """What the server or the driver says, in one line. It never holds a password."""
+def reason(error: BaseException) -> str:
+    """What the server, the driver or the system says, in one line. It never holds a password."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines) if lines else type(error).__name__
