@@ -117,15 +117,18 @@ class PostgresStore:
                     batch = await self._on_write_thread(partial(self._writer.run, units, self._announced))
                 except BaseException as error:
                     # Whatever it is: everyone who waits is answered. Those behind would only wait as long again.
-                    self._is_writable = False
                     detail = UNKNOWN if isinstance(error, OutcomeUnknown) else CANNOT_WRITE
+                    if self._is_writable or detail is UNKNOWN:
+                        log.warning(detail, reason=postgres_link.reason(error.__cause__ or error))
+                    self._is_writable = False
                     sql_units.fail((waiting.answer for waiting in units), detail, error)
                     sql_units.fail((waiting.answer for waiting in self._waiting), CANNOT_WRITE, error)
                     self._waiting.clear()
-                    log.warning(detail, reason=_reason(error))
                     if not isinstance(error, (OutcomeUnknown, Lost, psycopg.Error, TamperedRecord)):
                         raise
                 else:
+                    if not self._is_writable:
+                        log.info("the store can be written again")
                     self._is_writable = True
                     self._waiting.extendleft(reversed(units[len(batch.outcomes) :]))
                     self._announce(batch.revocations, batch.state.feed_head)
@@ -158,8 +161,3 @@ class PostgresStore:
             for listener in self._listeners:
                 listener(revocations)
         self._announced = max(self._announced, feed_head)
-
-
-def _reason(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return postgres_link.reason(cause) if isinstance(cause, psycopg.Error) else str(cause)

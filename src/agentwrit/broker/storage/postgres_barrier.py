@@ -56,6 +56,7 @@ class Barrier:
         self._announced = announced
         self._take = take
         self._known = known
+        self._is_lost = False
         self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._next: asyncio.Future[None] | None = None
         self._runner: asyncio.Task[None] | None = None
@@ -83,16 +84,31 @@ class Barrier:
                 waiting, self._next = self._next, None
                 try:
                     self._take(await self._ask_again_if_lost())
-                except (psycopg.Error, OSError, TamperedRecord) as error:
-                    log.warning("the database does not say what was revoked", reason=str(error))
-                    refusal = Unavailable("the store cannot be read")
-                    refusal.__cause__ = error
-                    waiting.set_exception(refusal)
-                    waiting.exception()  # whoever waited may be gone
+                except BaseException as error:
+                    # Whatever it is: everyone who waits is answered.
+                    _refuse(waiting, error)
+                    if not isinstance(error, (psycopg.Error, OSError, TamperedRecord)):
+                        self._refuse_next(error)
+                        raise
+                    self._say(error)
                 else:
                     waiting.set_result(None)
+                    self._say(None)
         finally:
             self._runner = None
+
+    def _refuse_next(self, error: BaseException) -> None:
+        if self._next is not None:
+            _refuse(self._next, error)
+            self._next = None
+
+    def _say(self, error: psycopg.Error | OSError | TamperedRecord | None) -> None:
+        """Log that the database was lost, or is there again: once, however many ask meanwhile."""
+        if error is not None and not self._is_lost:
+            log.warning("the database does not say what was revoked", reason=postgres_link.reason(error))
+        elif error is None and self._is_lost:
+            log.info("the database says again what was revoked")
+        self._is_lost = error is not None
 
     async def _ask_again_if_lost(self) -> News:
         is_from_before = self._connection is not None
@@ -130,6 +146,13 @@ class Barrier:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()
+
+
+def _refuse(waiting: asyncio.Future[None], error: BaseException) -> None:
+    refusal = Unavailable("the store cannot be read")
+    refusal.__cause__ = error
+    waiting.set_exception(refusal)
+    waiting.exception()  # whoever waited may be gone
 
 
 @contextlib.contextmanager

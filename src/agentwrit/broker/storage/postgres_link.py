@@ -1,6 +1,7 @@
 """Connections to PostgreSQL, with the settings that we rely on, and SQL as all our stores write it."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,9 @@ from psycopg import conninfo
 from psycopg.abc import Buffer
 
 from agentwrit.domain.errors import ConfigurationError
+
+# It warns of each pipeline that ends with its connection. Whoever used that gets the error, and says what follows.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 SCHEMA: Final = "agentwrit"
 APPLICATION: Final = "agentwrit"  # how a connection calls itself in pg_stat_activity
@@ -159,7 +163,7 @@ async def connect_async(url: str) -> psycopg.AsyncConnection[tuple[Any, ...]]:
     return connection
 
 
-def reason(error: psycopg.Error) -> str:
-    """What the server or the driver says, in one line. It never holds a password."""
+def reason(error: BaseException) -> str:
+    """What the server, the driver or the system says, in one line. It never holds a password."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines) if lines else type(error).__name__

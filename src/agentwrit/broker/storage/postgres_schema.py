@@ -40,7 +40,8 @@ def open_database(url: str, sealer: Sealer, cluster: str) -> Opening:
     try:
         with link.connection.transaction():
             prepare(link, sealer, cluster)
-            state = State.opened(link.execute(SELECT_STATE).fetchone(), sealer)
+            # With the lock that writers take: nobody adds to the log while it is looked at.
+            state = State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), sealer)
             sql_log.load_head(link, sealer, (state.sequence, state.hash))
         asked_at = time.monotonic()
         [[now]] = link.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
