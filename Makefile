@@ -85,8 +85,8 @@ layers: $(VENV)/.dev
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet
 
 lock:
-	@$(LOCK) --extra broker --group dev pyproject.toml --output-file requirements/dev.txt
-	@$(LOCK) --extra broker --group build --constraint requirements/dev.txt pyproject.toml --output-file requirements/broker.txt
+	@$(LOCK) --extra postgres --group dev pyproject.toml --output-file requirements/dev.txt
+	@$(LOCK) --extra postgres --group build --constraint requirements/dev.txt pyproject.toml --output-file requirements/broker.txt
 
 	@$(LOCK) --group standards --output-file requirements/standards.txt
 	@# From another directory: here the name would mean this project itself.

@@ -20,16 +20,20 @@ class Shutdown:
 
     def __init__(self, drain_seconds: float) -> None:
         self._drain_seconds = drain_seconds
-        self._is_draining = False
+        self._drain = asyncio.Event()
         self._stop = asyncio.Event()
 
     def is_draining(self) -> bool:
         """Whether new requests should go elsewhere. True from the first sign of an end."""
-        return self._is_draining
+        return self._drain.is_set()
 
     def is_stopping(self) -> bool:
         """Whether nothing is waited for any more but the requests under way."""
         return self._stop.is_set()
+
+    async def wait_to_drain(self) -> None:
+        """Wait for the first sign of an end."""
+        await self._drain.wait()
 
     async def wait(self) -> None:
         """Wait until the process has to stop."""
@@ -51,14 +55,14 @@ class Shutdown:
 
     def drain(self) -> None:
         """Say that we are not ready, and stop when that has been heard. Said twice: stop."""
-        if self._is_draining or not self._drain_seconds:
+        if self._drain.is_set() or not self._drain_seconds:
             self.stop()
             return
-        self._is_draining = True
+        self._drain.set()
         log.info("draining", seconds=self._drain_seconds)
         asyncio.get_running_loop().call_later(self._drain_seconds, self.stop)
 
     def stop(self) -> None:
         """Stop now; requests under way are still answered."""
-        self._is_draining = True
+        self._drain.set()
         self._stop.set()

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker.storage import sqlite_log
+from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Snapshot
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, saved_head
 from agentwrit.domain import audit, checkpoint, merkle
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
 from agentwrit.domain.checkpoint import Checkpoint
@@ -76,11 +76,11 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 def _verify(
     connection: sqlite3.Connection, sealer: Sealer | None, keys: Sequence[VerifierKey], progress: Progress
 ) -> tuple[int, Checkpoint | None]:
-    signed = sqlite_log.checkpoint(connection)
+    signed = sql_log.checkpoint(connection)
     covered = _covered(connection, sealer, keys, signed)
-    total = sqlite_log.last_sequence(connection)
+    total = sql_log.last_sequence(connection)
     following = audit.Replay()
-    for tiles in sqlite_log.replay(connection, following, 2**63 - 1):
+    for tiles in sql_log.replay(connection, following, 2**63 - 1):
         if tiles:
             _check_tiles(connection, sealer, tiles)
         if covered is not None and following.sequence == covered.size:
@@ -89,7 +89,7 @@ def _verify(
             progress(following.sequence, total)
     if covered is not None and following.sequence <= covered.size:
         following.check_covered(covered.size, covered.root)
-    if sealer is not None and sqlite_log.saved_head(connection, sealer) != (following.sequence, following.hash):
+    if sealer is not None and saved_head(connection, sealer) != (following.sequence, following.hash):
         raise TamperedRecord(f"the log does not end with {audit.event_id(following.sequence)}: its tail was replaced")
     return following.sequence, covered
 
@@ -115,7 +115,7 @@ def _covered(
 def _check_tiles(connection: sqlite3.Connection, sealer: Sealer | None, tiles: Iterable[merkle.Tile]) -> None:
     """Compare tiles of the tree that was built anew with those that were kept; upper ones have grown since."""
     for built in tiles:
-        kept = sqlite_log.kept_tile(connection, sealer, built.level, built.number)
+        kept = sql_log.kept_tile(connection, sealer, built.level, built.number)
         if kept[: len(built.hashes)] == built.hashes:
             continue
         if built.level:

@@ -1,16 +1,17 @@
-"""The audit log in the SQLite schema: its events, the tiles of its tree, and where it ends.
+"""The audit log in the SQL schemas: its events, the tiles of its tree, and where it ends.
 
-With every commit that adds events the log's head is stored, under a MAC. A log whose tail was cut off, altered or added
-to behind the broker's back is therefore refused when the store is opened; what is wrong further back, `verify` finds.
+With every commit that adds events it is stored where the log ends, under a MAC. A log whose tail was cut off, altered
+or added to behind the broker's back is therefore refused when the store is opened; what is wrong further back, `verify`
+finds.
 """
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql import Session
 from agentwrit.domain import audit, canonical, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
@@ -27,10 +28,8 @@ _encode = msgspec.json.encode
 _decode_data = msgspec.json.Decoder(audit.Data).decode
 _INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
 
-HEAD: Final = "audit_head"  # its row in `meta`
 
-
-def put_event(connection: sqlite3.Connection, event: audit.Event) -> None:
+def put_event(connection: Session, event: audit.Event) -> None:
     columns = list(msgspec.structs.astuple(event))
     columns[_DATA_COLUMN] = _encode(event.data).decode()
     connection.execute(_INSERT_EVENT, columns)
@@ -71,12 +70,12 @@ def entry(row: tuple[Any, ...]) -> bytes:
     return form
 
 
-def rows(connection: sqlite3.Connection, first: int, last: int) -> Iterator[tuple[Any, ...]]:
+def rows(connection: Session, first: int, last: int) -> Iterator[tuple[Any, ...]]:
     """The rows of the events from one place to another, both included, as far as they are there."""
-    return connection.execute(f"{SELECT_EVENTS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence", (first, last))
+    return iter(connection.execute(f"{SELECT_EVENTS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence", (first, last)))
 
 
-def entries(connection: sqlite3.Connection, first: int, last: int) -> Iterator[bytes]:
+def entries(connection: Session, first: int, last: int) -> Iterator[bytes]:
     """The entries of the events from one place to another, both included, as far as they are there.
 
     In place of one that cannot be what the broker wrote stands what is there: whoever checks the log finds it.
@@ -88,7 +87,7 @@ def entries(connection: sqlite3.Connection, first: int, last: int) -> Iterator[b
             yield ascii(row).encode("ascii")[: audit.MAX_ENTRY_BYTES]
 
 
-def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Iterator[Sequence[merkle.Tile]]:
+def replay(connection: Session, onto: audit.Replay, last: int) -> Iterator[Sequence[merkle.Tile]]:
     """Follow the log up to `last`, event by event. Yields the tiles that are to be kept because of each.
 
     Raises:
@@ -98,7 +97,7 @@ def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Ite
         yield onto.take(entry(row), row[0], row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
 
 
-def last_sequence(connection: sqlite3.Connection) -> int:
+def last_sequence(connection: Session) -> int:
     [sequence] = connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
     return int(sequence)
 
@@ -106,15 +105,16 @@ def last_sequence(connection: sqlite3.Connection) -> int:
 # -- the tree ---------------------------------------------------------------------------------------------------------
 
 
-def put_tiles(connection: sqlite3.Connection, sealer: Sealer, tiles: Iterable[merkle.Tile]) -> None:
-    connection.executemany(
-        "INSERT INTO tiles (level, number, hashes, mac) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (level, number) DO UPDATE SET hashes = excluded.hashes, mac = excluded.mac",
-        [(tile.level, tile.number, tile.hashes, sealer.mac("tiles", _tile_body(*tile))) for tile in tiles],
-    )
+def put_tiles(connection: Session, sealer: Sealer, tiles: Iterable[merkle.Tile]) -> None:
+    for tile in tiles:
+        connection.execute(
+            "INSERT INTO tiles (level, number, hashes, mac) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (level, number) DO UPDATE SET hashes = excluded.hashes, mac = excluded.mac",
+            (tile.level, tile.number, tile.hashes, sealer.mac("tiles", _tile_body(*tile))),
+        )
 
 
-def tile(connection: sqlite3.Connection, sealer: Sealer, level: int, number: int) -> bytes:
+def tile(connection: Session, sealer: Sealer, level: int, number: int) -> bytes:
     """The hashes of a tile, as far as there are any.
 
     Raises:
@@ -127,7 +127,7 @@ def tile(connection: sqlite3.Connection, sealer: Sealer, level: int, number: int
     return b"".join(map(merkle.leaf_hash, entries(connection, first, first + merkle.TILE_WIDTH - 1)))
 
 
-def kept_tile(connection: sqlite3.Connection, sealer: Sealer | None, level: int, number: int) -> bytes:
+def kept_tile(connection: Session, sealer: Sealer | None, level: int, number: int) -> bytes:
     """The hashes of a tile as they are stored, if they are. Without a sealer it is not known who wrote them.
 
     Raises:
@@ -148,11 +148,15 @@ def _tile_body(level: int, number: int, hashes: bytes) -> bytes:
     return f"{level}/{number}\n".encode("ascii") + hashes
 
 
-def put_checkpoint(connection: sqlite3.Connection, size: int, note: str) -> None:
-    connection.execute("INSERT OR REPLACE INTO checkpoint (one, size, note) VALUES (1, ?, ?)", (size, note))
+def put_checkpoint(connection: Session, size: int, note: str) -> None:
+    connection.execute(
+        "INSERT INTO checkpoint (one, size, note) VALUES (1, ?, ?)"
+        " ON CONFLICT (one) DO UPDATE SET size = excluded.size, note = excluded.note",
+        (size, note),
+    )
 
 
-def checkpoint(connection: sqlite3.Connection) -> str | None:
+def checkpoint(connection: Session) -> str | None:
     """The newest checkpoint, if there is one yet."""
     row = connection.execute("SELECT note FROM checkpoint").fetchone()
     return str(row[0]) if row is not None else None
@@ -161,20 +165,15 @@ def checkpoint(connection: sqlite3.Connection) -> str | None:
 # -- the head ---------------------------------------------------------------------------------------------------------
 
 
-def save_head(connection: sqlite3.Connection, sealer: Sealer, head: Head) -> None:
-    """Make where the log ends part of the transaction."""
-    body = _head_body(head.sequence, head.hash)
-    value = f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
-    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))
+def load_head(connection: Session, sealer: Sealer, saved: tuple[int, str]) -> Head:
+    """Where the log ends: at this place, with this hash.
 
-
-def load_head(connection: sqlite3.Connection, sealer: Sealer) -> Head:
-    """Where the log ends. Reads the unfinished tiles and the events of the last one: no more, however long the log is.
+    Reads the unfinished tiles and the events of the last one: no more, however long the log is.
 
     Raises:
         TamperedRecord: the log does not end as it did when the broker wrote it last.
     """
-    sequence, last_hash = saved_head(connection, sealer)
+    sequence, last_hash = saved
     found = last_sequence(connection)
     if found != sequence:
         raise TamperedRecord(f"the log ends with {audit.event_id(found)}, and not with {audit.event_id(sequence)}")
@@ -189,35 +188,3 @@ def load_head(connection: sqlite3.Connection, sealer: Sealer) -> Head:
     if (following.sequence, following.hash) != (sequence, last_hash):
         raise TamperedRecord(f"{audit.event_id(sequence)} is not the event that the log ended with")
     return following.head
-
-
-def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> tuple[int, str]:
-    """The place and the hash of the last event, as they were committed with it.
-
-    Raises:
-        TamperedRecord: somebody else wrote them.
-    """
-    row = connection.execute("SELECT value FROM meta WHERE name = ?", (HEAD,)).fetchone()
-    body, _, mac = str(row[0] if row is not None else "").rpartition(" ")
-    sequence, _, last_hash = body.partition(" ")
-    try:
-        sealer.check(HEAD, body.encode("utf-8"), bytes.fromhex(mac))
-        return int(sequence), last_hash
-    except ValueError:
-        raise TamperedRecord("where the log ends was altered outside the broker") from None
-
-
-def grow_tree(connection: sqlite3.Connection, sealer: Sealer) -> None:
-    """Build the tree over a log that has none yet. Checks the log on the way.
-
-    Raises:
-        TamperedRecord: the log was altered.
-    """
-    following = audit.Replay()
-    for tiles in replay(connection, following, last_sequence(connection)):
-        put_tiles(connection, sealer, tiles)
-    save_head(connection, sealer, following.head)
-
-
-def _head_body(sequence: int, last_hash: str) -> str:
-    return f"{sequence} {last_hash}"
