@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.cluster.support import member
 from tests.support import BrokerProcess, problem
 
 LONG = "600"  # seconds; a test that waited for its end would fail
@@ -74,3 +75,29 @@ def test_nothing_drains_unless_it_is_told_to(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path / "data") as broker:
         assert broker.stop() == 0
         assert '"draining"' not in broker.log.read_text()
+
+
+def test_workers_drain_together_and_their_keeper_waits_for_them(database_url: str, tmp_path: Path) -> None:
+    settings = {"AGENTWRIT_WORKERS": "2", "AGENTWRIT_DRAIN_SECONDS": LONG}
+    with member(database_url, tmp_path / "data", **settings) as broker:
+        token = broker.app().agent()["access_token"]
+        tell(broker, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        # Each connection may be another worker's.
+        unready = 0
+        while unready < 20:
+            unready = unready + 1 if httpx2.get(f"{broker.url}/readyz", trust_env=False).status_code == 503 else 0
+            assert time.monotonic() < deadline
+        assert broker.is_valid(token)
+        tell(broker, signal.SIGTERM)
+        assert broker.process.wait(20) == 0
+
+
+def test_workers_stop_by_themselves_when_they_have_drained(database_url: str, tmp_path: Path) -> None:
+    settings = {"AGENTWRIT_WORKERS": "2", "AGENTWRIT_DRAIN_SECONDS": "1"}
+    with member(database_url, tmp_path / "data", **settings) as broker:
+        tell(broker, signal.SIGTERM)
+        assert broker.process.wait(20) == 0
+        said = broker.log.read_text()
+        assert said.count('"draining"') == 3  # the keeper, and each worker
+        assert "started again" not in said
