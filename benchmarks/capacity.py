@@ -37,7 +37,6 @@ class Figures:
     """What the model starts from."""
 
     create_us: float = _figure(670, "µs", "`create`: POST /v1/agents, one process")
-    rows_us: float = _figure(266, "µs", "`create`: the parts, without HTTP")
     end_us: float = _figure(400, "µs", "assumed: a release, one process")
     validate_us: float = _figure(43, "µs", "`validate`: a token seen before")
     unit_us: float = _figure(420, "µs", "processor time of `create`'s rows in PostgreSQL, 64 callers")
@@ -53,7 +52,7 @@ class Figures:
     token_s: float = _figure(300, "s", "the default of AGENTWRIT_DEFAULT_TTL")
     requests: float = _figure(1, "a second", "assumed: tokens that a verifier sees")
     answer_bytes: float = _figure(1500, "bytes", "assumed: a validation, both ways")
-    load: float = _figure(0.6, "", "chosen: how busy a part is at most")
+    busy: float = _figure(0.6, "", "chosen: how busy a part is at most")
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,11 @@ def validate_limit(figures: Figures) -> float:
 def plan(figures: Figures, size: Size, units_of_a_cell: float, validations: float) -> Plan:
     """What serves `size`, with verifiers that ask. A life is two units: its creation and its release."""
     is_embedded = size == SIZES[0]
-    cells = 1 if is_embedded else math.ceil(2 * size.agents / (units_of_a_cell * figures.load))
+    cells = 1 if is_embedded else math.ceil(2 * size.agents / (units_of_a_cell * figures.busy))
     of_a_cell = size.agents / cells
     asked = size.verifiers * figures.requests / cells
     work = of_a_cell * (figures.create_us + figures.end_us) * US + asked / validations
-    brokers = 1 if is_embedded else max(3, math.ceil(work / figures.load))
+    brokers = 1 if is_embedded else max(3, math.ceil(work / figures.busy))
     _, queries = (None, 0.0) if is_embedded else validating(figures, max(1.0, asked / brokers))
     ended = of_a_cell * (figures.token_s - min(figures.lifetime_s, figures.token_s))
     return Plan(
@@ -142,7 +141,10 @@ def plan(figures: Figures, size: Size, units_of_a_cell: float, validations: floa
 
 def report(figures: Figures) -> list[str]:
     """All that docs/scale.md shows, in lines."""
+    alone = 1 / ((figures.create_us + figures.end_us) * US)
     return [
+        f"one machine takes {alone:,.0f} agents a second that come and go, if it does nothing else",
+        "",
         *_writing(figures),
         "",
         *_validating(figures),
@@ -155,12 +157,12 @@ def report(figures: Figures) -> list[str]:
 
 def _writing(figures: Figures) -> list[str]:
     limit = cell_limit(figures)
-    lines = [f"one database takes {limit:,.0f} units a second, {limit / 2:,.0f} agents that come and go"]
+    lines = [f"one database takes {limit:,.0f} units a second, which is {limit / 2:,.0f} agents that come and go"]
     for brokers in (1, 3, 10):
         for share in (0.6, 0.9, 1.5):
             waits = writing(figures, limit * share, brokers)
             took = f"p50 {waits.p50 * 1e3:4.0f} ms, p99 {waits.p99 * 1e3:4.0f} ms"
-            lines.append(f"  {brokers:2} brokers, {share:4.0%} of that: {took}, {waits.refused:4.0%} turned away")
+            lines.append(f"  brokers: {brokers:2}, {share:4.0%} of that: {took}, {waits.refused:4.0%} turned away")
     return lines
 
 
@@ -177,19 +179,27 @@ def _validating(figures: Figures) -> list[str]:
 
 def _plans(figures: Figures) -> list[str]:
     units, validations = cell_limit(figures), validate_limit(figures)
+    heads = {"agents/s ": 10, "verifiers": 10, "cells": 7, "brokers": 9}
+    heads |= {"agents/s": 11, "barriers/s": 12, "log/day": 10, "memory": 13}
     lines = [
-        f"{'':14}{'agents/s':>9}{'verifiers':>11}{'cells':>7}{'brokers':>9}{'barriers/s':>12}{'log/day':>10}{'memory':>9}"
+        f"{'':34}{'in all':>16}{'of a cell':>33}{'of a broker':>13}",
+        f"{'':14}" + "".join(f"{name:>{width}}" for name, width in heads.items()),
     ]
     planned = [(size, plan(figures, size, units, validations)) for size in SIZES]
     for size, needed in planned:
         lines.append(
             f"{size.name:14}{size.agents:9,}{size.verifiers:11,}{needed.cells:7,}{needed.brokers:9,}"
-            f"{needed.queries:12,.0f}{needed.log_bytes / 1e9:7,.0f} GB{needed.resident / MIB:5,.0f} MiB"
+            f"{size.agents / needed.cells:11,.0f}{needed.queries:12,.0f}{needed.log_bytes / 1e9:7,.0f} GB"
+            f"{needed.resident / MIB:9,.0f} MiB"
         )
-    lines += ["", f"{'a verifier':14}{'follows':>14}{'all of them':>14}{'asks':>14}{'all of them':>14}"]
+    lines += [
+        "",
+        f"{'a verifier':14}{'follows':>12}{'all of them':>13}{'asks':>11}{'all of them':>13}{'follows from':>16}",
+    ]
     for size, needed in planned:
         told = (needed.following, needed.following * size.verifiers, needed.asking, needed.asking * size.verifiers)
-        lines.append(f"{size.name:14}" + "".join(f"{_bytes(figure):>14}" for figure in told))
+        columns = "".join(f"{_bytes(figure):>{width}}" for figure, width in zip(told, (12, 13, 11, 13), strict=True))
+        lines.append(f"{size.name:14}{columns}{needed.following / figures.answer_bytes:8,.0f} tokens/s")
     return lines
 
 
@@ -197,7 +207,7 @@ def _spreading() -> list[str]:
     lines = ["from a revocation to a verifier that asks for pages each second"]
     for caches in range(4):
         waits = queueing.spreading(SEED, caches=caches, max_age=1, poll=1, hop=0.02)
-        lines.append(f"  through {caches} caches: p50 {waits.p50:.1f} s, p99 {waits.p99:.1f} s")
+        lines.append(f"  caches between: {caches}, p50 {waits.p50:.1f} s, p99 {waits.p99:.1f} s")
     return lines
 
 
