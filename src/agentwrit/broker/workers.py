@@ -54,6 +54,7 @@ class Workers:
     async def stop(self) -> None:
         """Tell all to stop now, and wait until they have."""
         self._tell(signal.SIGINT)
+        os.close(self._stop_write)  # for those that were not yet listening to signals
         for process in self._processes.values():
             try:
                 async with asyncio.timeout(STOP_SECONDS):
@@ -61,7 +62,6 @@ class Workers:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        os.close(self._stop_write)
         os.close(self._stop_read)
 
     def _tell(self, number: signal.Signals) -> None:
