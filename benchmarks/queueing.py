@@ -57,7 +57,7 @@ def writing(
         taken += [now - at for at in batch]
         if waiting[broker]:
             turns.append(broker)
-    return _told(taken, now, refused / offered)
+    return _told(taken, now, refused / max(1, offered))
 
 
 def validating(
@@ -124,5 +124,7 @@ def _arrivals(chance: random.Random, rate: float, seconds: float) -> Iterator[fl
 
 
 def _told(taken: Sequence[float], seconds: float, refused: float) -> Waits:
-    ordered = sorted(taken)
-    return Waits(ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)], len(ordered) / seconds, refused)
+    ordered = sorted(taken) or [0.0]
+    return Waits(
+        ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)], len(taken) / max(seconds, 1e-9), refused
+    )

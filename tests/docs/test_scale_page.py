@@ -80,5 +80,11 @@ def test_figures_of_ones_own_take_the_place_of_ours() -> None:
             changed(FIGURES, [wrong])
 
 
+def test_where_nearly_nothing_is_asked_nearly_nothing_waits() -> None:
+    waits, queries = queueing.validating(1, rate=0.001, work=1, barrier=1, barrier_work=1)
+    assert (waits.p99, waits.rate, queries) == (0, 0, 0)
+    assert queueing.writing(1, rate=0.001, brokers=1, unit=1, fixed=1).refused == 0
+
+
 def test_the_same_seed_says_the_same() -> None:
     assert writing(FIGURES, 1_000, 3) == writing(FIGURES, 1_000, 3)
