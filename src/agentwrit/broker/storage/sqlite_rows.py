@@ -18,7 +18,7 @@ from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.operator import Operator
-from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation
+from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
 from agentwrit.domain.signing_key import StoredKey
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -102,6 +102,13 @@ class SqliteSnapshot:
         )
         for row in rows:
             yield self._open_revocation(*row)
+
+    def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
+        row = self._connection.execute(
+            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE kind = ? AND id = ?",
+            (kind.value, name),
+        ).fetchone()
+        return None if row is None else self._open_revocation(*row)
 
     def feed(self, first: int, last: int) -> Sequence[Revocation]:
         rows = self._connection.execute(
@@ -266,12 +273,9 @@ class SqliteTransaction(SqliteSnapshot):
         return cursor.rowcount == 1
 
     def revoke(self, revocation: Revocation) -> None:
-        row = self._connection.execute(
-            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE kind = ? AND id = ?",
-            (revocation.kind.value, revocation.id),
-        ).fetchone()
-        if row is not None:
-            revocation = self._open_revocation(*row).joined(revocation)
+        known = self.revocation(revocation.kind, revocation.id)
+        if known is not None:
+            revocation = known.joined(revocation)
         _, mac = self._sealer.seal("revocations", revocation)
         self._connection.execute(
             "INSERT OR REPLACE INTO revocations (kind, id, effective_at, last_exp, mac, seq) VALUES (?, ?, ?, ?, ?, ?)",
