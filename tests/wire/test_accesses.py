@@ -81,10 +81,10 @@ def test_what_was_done_is_taken_after_the_token_was_renewed_or_released(
 
 def test_what_was_refused_may_be_beyond_the_token(broker: BrokerProcess, server: ResourceServer, app: TestApp) -> None:
     token = agent_token(app)
-    tried = access(broker, token, "write:data:1", outcome="denied")
+    tried = access(broker, token, "read:data:1", "write:data:1", outcome="denied")
     assert server.taken(tried)["recorded"] == 1
     [event] = broker.events(event_type="resource_accessed", sid=tried["sid"], outcome="denied")
-    assert event["data"]["scope_granted"] == []
+    assert event["data"]["scope_granted"] == ["read:data:1", ""]
 
 
 @pytest.mark.parametrize(

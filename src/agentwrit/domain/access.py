@@ -123,14 +123,11 @@ def decide(
 
 
 def granted_as(used: Sequence[str], held: Sequence[str]) -> list[str]:
-    """The scopes of those held that made a use possible, the narrowest for each that was used."""
-    covering: dict[str, None] = {}
-    for one in used:
-        for candidate in (one, *held):
-            if candidate in held and scope.scope_is_subset([one], [candidate]):
-                covering[candidate] = None
-                break
-    return list(covering)
+    """For each scope that was used the one of those held that made it possible, the narrowest; empty where none did."""
+    return [
+        next((wide for wide in (one, *held) if wide in held and scope.scope_is_subset([one], [wide])), "")
+        for one in used
+    ]
 
 
 def report(accesses: Sequence[Access]) -> Mapping[str, object]:
