@@ -70,7 +70,7 @@ def test_it_is_a_table_too(shop: Shop) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].split("  ")[0] == "scope"
     assert lines[-1].split() == ["write:data:2", "2", "never"]
-    assert done.stderr == "agentwrit: 3 scopes: 2 were used, 1 never were\n"
+    assert done.stderr == "agentwrit: 3 scopes: 2 used, 1 never used\n"
 
 
 def test_it_looks_back_as_far_as_it_is_told(shop: Shop) -> None:

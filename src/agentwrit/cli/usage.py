@@ -46,4 +46,4 @@ def usage(app: str, since: str | None, never_used: bool, broker_url: str, is_jso
 
         print_table(("scope", "granted", "used", "last used", "used as"), map(row, scopes))
         granted, used = found.totals
-        say(f"{granted} scopes: {used} were used, {granted - used} never were")
+        say(f"{granted} scopes: {used} used, {granted - used} never used")
