@@ -1,6 +1,7 @@
 """Lies about what was done with tokens, and reports that are meant to fill the disk."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -135,3 +136,21 @@ def test_no_token_is_in_what_a_report_writes(broker: BrokerProcess, server: Reso
     [event] = broker.events(event_type="resource_accessed", sid=done["sid"])
     assert token not in str(event)
     assert server.token not in str(event)
+
+
+def test_a_report_that_is_made_many_times_at_once_is_recorded_once(
+    broker: BrokerProcess, server: ResourceServer, token: str
+) -> None:
+    done = access(broker, token)
+    with ThreadPoolExecutor(8) as threads:
+        receipts = list(threads.map(lambda _: server.taken(done, key="at-once"), range(32)))
+    assert receipts == [{"recorded": 1, "refused": []}] * 32
+    assert len(broker.events(event_type="resource_accessed", sid=done["sid"])) == 1
+
+
+def test_what_was_done_with_a_token_for_the_default_audience_is_reported_by_who_speaks_for_it(
+    broker: BrokerProcess,
+) -> None:
+    token = broker.app().agent()["access_token"]
+    assert ResourceServer(broker, "agentwrit").taken(access(broker, token))["recorded"] == 1
+    assert ResourceServer(broker, "agentwri", "agentwrit ", "*").reason(access(broker, token)) == "unknown_token"

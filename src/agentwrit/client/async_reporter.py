@@ -78,8 +78,10 @@ class _Telling:
 
     async def finish(self) -> None:
         if self._loop is asyncio.get_running_loop():
-            await asyncio.wait({self._task}, timeout=END_SECONDS)
-            self._task.cancel()
+            _, unfinished = await asyncio.wait({self._task}, timeout=END_SECONDS)
+            if unfinished:
+                self._task.cancel()
+                await asyncio.wait(unfinished)
 
     async def _run(self) -> None:
         work = reporting(self._reports, lambda: self._is_ending)

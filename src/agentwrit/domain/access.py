@@ -5,7 +5,8 @@ The rules:
 - An app reports on tokens that were for an audience whose resource server it is. The operator says which these are
   (`App.reports_for`); of others' tokens it can say nothing.
 - A token is named by its grant and its own id (`sid`, `jti`), as they were issued. Both are 128 random bits, which only
-  its app and whoever is shown it are told. An hour after its end nothing is taken on it any more.
+  its app and whoever is shown it are told. (Of a token that was renewed more than once since it is known that it was
+  issued, and not on which grant.) An hour after its end nothing is taken on it any more.
 - What was done (`success`) the token covered. What was refused (`denied`) may be beyond it.
 - It was done in the life of the token's grant, and not in the future, as far as clocks agree (`SKEW_SECONDS`).
 - What is the same but for its time is one access with a count, and the times of the first and the last.

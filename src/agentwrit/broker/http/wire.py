@@ -4,13 +4,13 @@ import base64
 import binascii
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
 from agentwrit.broker.services.agents import GrantTree
 from agentwrit.broker.services.issuing import IssuedToken
-from agentwrit.domain import base64url, delegation, launch_token, timestamps
+from agentwrit.domain import access, base64url, delegation, launch_token, timestamps
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
@@ -62,7 +62,7 @@ class ReportedAccess(msgspec.Struct, frozen=True):
 
 
 class ReportAccesses(msgspec.Struct, frozen=True):
-    accesses: list[ReportedAccess]
+    accesses: Annotated[list[ReportedAccess], msgspec.Meta(max_length=access.MAX_ACCESSES)]
 
 
 class RotateSecret(msgspec.Struct, frozen=True):

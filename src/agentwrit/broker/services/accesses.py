@@ -41,11 +41,9 @@ class AccessService:
         """Record what can be believed of a report, in one transaction. Made again under its key it is recorded once.
 
         Raises:
-            InvalidRequest: it is empty, or too long.
+            InvalidRequest: the key is none.
             Conflict: the idempotency key was used for another report.
         """
-        if not 0 < len(accesses) <= access.MAX_ACCESSES:
-            raise InvalidRequest(f"accesses takes 1 to {access.MAX_ACCESSES} of them")
         identity = _identify(caller, reporter, accesses, idempotency_key)
 
         def record(transaction: Transaction) -> tuple[Receipt, bool]:
