@@ -16,7 +16,16 @@ import pytest
 
 from agentwrit import AgentClaims, AgentWritError, AsyncVerifier, ProblemResponseError, ScopeDenied, Verifier
 from agentwrit.client.clock import Clock
-from agentwrit.client.reporting import GIVE_UP_SECONDS, MAX_WAITING, Reporting, Reports, Rest, Tell, reporting
+from agentwrit.client.reporting import (
+    GATHER_SECONDS,
+    GIVE_UP_SECONDS,
+    MAX_WAITING,
+    Reporting,
+    Reports,
+    Rest,
+    Tell,
+    reporting,
+)
 from agentwrit.errors import TransportError
 from agentwrit.models import ProblemDetail
 from tests.client.peer import answer, hang_up, never, peer
@@ -277,6 +286,15 @@ def test_it_rests_until_there_is_something_and_then_gathers_more(telling: Tellin
     assert isinstance(telling.steps.send(None), Rest)
     assert isinstance(telling.steps.send(None), Tell)
     assert telling.steps.send([]) == Rest(None)
+
+
+def test_what_comes_while_it_tells_is_gathered_too(telling: Telling) -> None:
+    telling.note("GET /1")
+    assert next(telling.steps) == Rest(GATHER_SECONDS)
+    for number in range(5):
+        assert isinstance(telling.steps.send(None), Tell)
+        assert telling.note(f"GET /while/{number}") == [False]
+        assert telling.steps.send([]) == Rest(GATHER_SECONDS)
 
 
 def test_a_full_batch_is_told_at_once(telling: Telling) -> None:

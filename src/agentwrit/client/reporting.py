@@ -120,6 +120,7 @@ class Reports:
         self._lock = threading.Lock()
         self._waiting: dict[_Access, _Times] = {}
         self._batch: _Batch | None = None
+        self._is_idle = False
 
     def note(self, claims: AgentClaims, used: str | Sequence[str], resource: str, outcome: Done) -> bool:
         """Note an access. Returns whether whoever tells it should be woken.
@@ -150,7 +151,14 @@ class Reports:
                 self.unreported += 1
                 return False
             self._waiting[done] = _Times(1, now, now)
-            return len(self._waiting) in (1, access.MAX_ACCESSES)
+            was_idle, self._is_idle = self._is_idle, False
+            return was_idle or len(self._waiting) == access.MAX_ACCESSES
+
+    def is_idle(self) -> bool:
+        """Whether there is nothing to tell. Then whoever asks is woken by the first access."""
+        with self._lock:
+            self._is_idle = not self.batches
+            return self._is_idle
 
     @property
     def batches(self) -> int:
@@ -189,7 +197,7 @@ class Reports:
 def reporting(reports: Reports, is_ending: Callable[[], bool]) -> Reporting:
     """Tell what there is to tell, until the end."""
     while True:
-        if not reports.batches and not is_ending():
+        if reports.is_idle() and not is_ending():
             yield Rest(None)
         if not reports.has_full_batch and not is_ending():
             yield Rest(GATHER_SECONDS)
