@@ -31,7 +31,8 @@ class Liveness:
         """Whether the token's grant was revoked by `now`: false for one that was merely superseded."""
         return self._index.is_grant_dead(kid, claims, now)
 
-    def forget(self, now: float) -> int:
-        """Drop what no unexpired token can meet any more. Returns how many entries are left."""
+    def forget(self, now: float) -> tuple[int, int]:
+        """Drop what no unexpired token can meet any more. Returns how many entries that were, and how many are left."""
+        before = len(self._index)
         self._index.forget(now)
-        return len(self._index)
+        return before - len(self._index), len(self._index)
