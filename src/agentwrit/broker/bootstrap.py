@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DATABASE_FILE, DataDirectory, read_master_key_text
+from agentwrit.broker.http.access_routes import AccessRoutes
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.app_routes import AppRoutes
@@ -32,6 +33,7 @@ from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services import state_check
+from agentwrit.broker.services.accesses import AccessService
 from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.audit import AuditService
@@ -317,6 +319,7 @@ async def open_on(
         *FeedRoutes(revocations, rings.feed).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
+        *AccessRoutes(AccessService(store, denials, authenticator)).resources(),
         *CheckpointRoutes(checkpoints, authenticator).resources(),
         *service_routes.resources(),
     ]

@@ -20,6 +20,7 @@ from agentwrit.cli import (
     revocation,
     scopes,
     tokens,
+    usage,
 )
 from agentwrit.cli.audit import NotGenuine
 from agentwrit.cli.output import say
@@ -40,6 +41,7 @@ agentwrit.add_command(agents.agents)
 agentwrit.add_command(agents.delegations)
 agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
+audit.audit.add_command(usage.usage)
 agentwrit.add_command(audit.audit)
 agentwrit.add_command(tokens.token)
 agentwrit.add_command(scopes.scope)
