@@ -71,14 +71,14 @@ def test_the_log_is_verified_in_three_ways_that_agree(
 ) -> None:
     export = str(tmp_path / "export.jsonl")
     assert run("audit", "export", "--output", export, "--key", key, **operator).returncode == 0
-    offline = run("audit", "verify", "--export", export, "--key", key)
+    offline = run("audit", "verify", export, "--key", key)
     assert offline.returncode == 0, offline
     assert offline.stderr == ""
     online = run("audit", "verify", "--key", key, **operator)
     database = run("audit", "verify", "--database", str(own.data_dir))
     counts = [int(re.findall(r"verified (\d+) events", done.stdout)[0]) for done in (offline, online, database)]
     assert 240 < counts[0] <= counts[1] <= counts[2]
-    as_json = json.loads(run("audit", "verify", "--export", export, "--key", key, "--json").stdout)
+    as_json = json.loads(run("audit", "verify", export, "--key", key, "--json").stdout)
     assert (as_json["verified"], as_json["events"]) == (True, counts[0])
 
 
@@ -90,20 +90,20 @@ def test_an_export_that_was_altered_is_named_with_exit_code_1(
     lines = export.read_text().splitlines(keepends=True)
     lines[7] = lines[7].replace("success", "denied")
     export.write_text("".join(lines))
-    one_line(run("audit", "verify", "--export", str(export), "--key", key), 1, "evt-000007 was altered")
-    shown = json.loads(run("audit", "verify", "--export", str(export), "--key", key, "--json").stdout)
+    one_line(run("audit", "verify", str(export), "--key", key), 1, "evt-000007 was altered")
+    shown = json.loads(run("audit", "verify", str(export), "--key", key, "--json").stdout)
     assert shown == {"verified": False, "error": "evt-000007 was altered"}
     export.write_text("".join(lines[:6]))
-    one_line(run("audit", "verify", "--export", str(export), "--key", key), 1, "evt-000006 to", "cut off")
+    one_line(run("audit", "verify", str(export), "--key", key), 1, "evt-000006 to", "cut off")
 
 
 def test_nothing_is_verified_without_a_key_that_somebody_holds(tmp_path: Path, operator: dict[str, str]) -> None:
     export = tmp_path / "export.jsonl"
     assert run("audit", "export", "--output", str(export), **operator).returncode == 0
-    one_line(run("audit", "verify", "--export", str(export)), 2, "--key")
-    one_line(run("audit", "verify", "--export", str(export), "--key", "nonsense"), 2, "--key")
+    one_line(run("audit", "verify", str(export)), 2, "--key")
+    one_line(run("audit", "verify", str(export), "--key", "nonsense"), 2, "--key")
     other = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
-    one_line(run("audit", "verify", "--export", str(export), "--key", other), 1, "not signed by a key")
+    one_line(run("audit", "verify", str(export), "--key", other), 1, "not signed by a key")
     one_line(run("audit", "verify", "--key", other, **operator), 1, "not signed by a key")
     online = run("audit", "verify", **operator)
     assert online.returncode == 0
@@ -207,7 +207,7 @@ def test_a_log_is_verified_by_all_its_keys_once_they_were_rotated_or_revoked(tmp
         [second] = set(run("audit", "keys", **operator).stdout.split()) - {first}
         one_line(run("audit", "verify", "--key", first, **operator), 1, "not signed by a key")
         assert run("audit", "verify", "--key", first, "--key", second, **operator).returncode == 0
-        assert run("audit", "verify", "--export", str(tmp_path / "log.jsonl"), "--key", first).returncode == 0
+        assert run("audit", "verify", str(tmp_path / "log.jsonl"), "--key", first).returncode == 0
         kid = json.loads(rotated.stdout)["active"]["kid"]
         assert run("keys", "revoke", kid, "--yes", **operator).returncode == 0
         known = set(run("audit", "keys", **operator).stdout.split())

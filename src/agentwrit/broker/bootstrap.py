@@ -17,6 +17,7 @@ from agentwrit.broker.data_directory import DATABASE_FILE, DataDirectory, read_m
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.app_routes import AppRoutes
+from agentwrit.broker.http.archive_routes import ArchiveRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
 from agentwrit.broker.http.checkpoint_routes import CheckpointRoutes
 from agentwrit.broker.http.edge import Edge
@@ -34,6 +35,7 @@ from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services import state_check
 from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
+from agentwrit.broker.services.archives import ArchiveService
 from agentwrit.broker.services.audit import AuditService
 from agentwrit.broker.services.authentication import Authenticator
 from agentwrit.broker.services.checkpoints import Checkpoints
@@ -49,6 +51,7 @@ from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.operators import OperatorService, set_secret
 from agentwrit.broker.services.possession import Possession
 from agentwrit.broker.services.registration import RegistrationService
+from agentwrit.broker.services.retention import Retention
 from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
@@ -201,6 +204,7 @@ async def open_on(
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
     await checkpoints.make()
+    archives = ArchiveService(store)
     metrics.feed_followers = lambda: revocations.follower_count
     service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
     resources = [
@@ -236,6 +240,7 @@ async def open_on(
         *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
         *CheckpointRoutes(checkpoints, authenticator).resources(),
+        *ArchiveRoutes(archives, authenticator).resources(),
         *service_routes.resources(),
     ]
     metrics_resource = service_routes.metrics_resource()
@@ -250,8 +255,12 @@ async def open_on(
             is_tls=config.is_tls,
         )
 
-    housekeeping = Housekeeping(store, clock, liveness, denials, key_service, metrics)
-    running = (revocations.run(), housekeeping.run(), checkpoints.run())
+    housekeeping = Housekeeping(store, clock, liveness, denials, key_service, archives, metrics)
+    running = [revocations.run(), housekeeping.run(), checkpoints.run()]
+    if config.audit_retention is not None and config.audit_archive is not None:
+        running.append(
+            Retention(store, clock, checkpoints, archives, config.audit_archive, config.audit_retention).run()
+        )
     tasks = [asyncio.create_task(work) for work in running]
     try:
         yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource), housekeeping=housekeeping)

@@ -13,6 +13,7 @@ from agentwrit.cli import (
     NOT_ASKED,
     agents,
     apps,
+    archive,
     audit,
     broker,
     dev,
@@ -41,6 +42,7 @@ agentwrit.add_command(agents.delegations)
 agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
 agentwrit.add_command(audit.audit)
+audit.audit.add_command(archive.archive)
 agentwrit.add_command(tokens.token)
 agentwrit.add_command(scopes.scope)
 agentwrit.add_command(dev.dev)

@@ -32,15 +32,16 @@ class AuditRoutes:
     async def events(self, exchange: Exchange) -> Answer:
         principal = await self._events.authorize(exchange.caller, exchange.bearer())
         query = _event_query(exchange)
-        events, total = await self._events.events(principal, query)
-        return json_answer(
-            {
-                "events": [audit.record(event) for event in events],
-                "total": total,
-                "offset": query.offset,
-                "limit": query.limit,
-            }
-        )
+        found = await self._events.events(principal, query)
+        members: dict[str, object] = {
+            "events": [audit.record(event) for event in found.events],
+            "total": found.total,
+            "offset": query.offset,
+            "limit": query.limit,
+        }
+        if found.pruned:
+            members["archived"] = audit.event_id(found.pruned)
+        return json_answer(members)
 
 
 def _event_query(exchange: Exchange) -> EventQuery:

@@ -48,6 +48,14 @@ class UpdateApp(msgspec.Struct, frozen=True):
     require_bound: bool | None = None
 
 
+class RecordArchive(msgspec.Struct, frozen=True):
+    first: str
+    last: str
+    root: str
+    file: str
+    sha256: str
+
+
 class RotateSecret(msgspec.Struct, frozen=True):
     overlap: int = 0
 

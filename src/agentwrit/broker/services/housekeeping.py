@@ -7,6 +7,7 @@ import structlog
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.metrics import Metrics
+from agentwrit.broker.services.archives import ArchiveService
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.keys import KeyService
 from agentwrit.broker.services.liveness import Liveness
@@ -29,6 +30,7 @@ class Housekeeping:
         liveness: Liveness,
         denials: DenialLog,
         keys: KeyService,
+        archives: ArchiveService,
         metrics: Metrics,
     ) -> None:
         self._store = store
@@ -36,6 +38,7 @@ class Housekeeping:
         self._liveness = liveness
         self._denials = denials
         self._keys = keys
+        self._archives = archives
         self._metrics = metrics
 
     async def run(self) -> None:
@@ -54,3 +57,4 @@ class Housekeeping:
         await self._keys.keep()
         while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
             pass
+        await self._archives.prune()

@@ -29,6 +29,7 @@ import msgspec
 
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import Draft, Event, Head
+from agentwrit.domain.audit_archive import Archive
 from agentwrit.domain.errors import AgentWritError, Refusal
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import FirstAnswer
@@ -190,6 +191,14 @@ class Snapshot(Protocol):
         """The sequence number of the newest event; 0 when there is none."""
         ...
 
+    def pruned(self) -> int:
+        """The sequence number of the last event that was archived and is no longer here; 0 when all are."""
+        ...
+
+    def archives(self, *, after: int = 0) -> Sequence[Archive]:
+        """The archives that hold events behind this sequence number, the oldest first."""
+        ...
+
     def entries(self, first: int, last: int) -> Sequence[bytes]:
         """The entries of the events from one place to another, both included, as far as they are there."""
         ...
@@ -245,6 +254,14 @@ class Transaction(Snapshot, Protocol):
 
     def put_checkpoint(self, size: int, note: str) -> None:
         """Keep the checkpoint of the log's first `size` events, in place of the one before."""
+        ...
+
+    def put_archive(self, archive: Archive) -> None:
+        """Keep in mind that these events were archived. They go with `prune`."""
+        ...
+
+    def prune(self) -> int:
+        """Remove the oldest tile's worth of events, if they were archived. Returns how many that is."""
         ...
 
     def purge(self, limit: int) -> int:

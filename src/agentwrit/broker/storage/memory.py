@@ -18,6 +18,7 @@ from agentwrit.broker.storage.base import (
 )
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
+from agentwrit.domain.audit_archive import Archive
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
@@ -117,6 +118,7 @@ class _Tables:
         self.tiles: dict[tuple[int, int], bytes] = {}
         self.log = {"head": audit.Head()}
         self.checkpoints: dict[str, str] = {}
+        self.archives: dict[int, Archive] = {}
 
 
 class _MemorySnapshot:
@@ -189,7 +191,13 @@ class _MemorySnapshot:
         return sum(event.sequence > behind for event in self._matching(query or EventQuery()))
 
     def event_head(self) -> int:
-        return len(self._tables.events)
+        return self._tables.log["head"].sequence
+
+    def pruned(self) -> int:
+        return min(self._tables.events, default=1) - 1
+
+    def archives(self, *, after: int = 0) -> Sequence[Archive]:
+        return [archive for archive in self._tables.archives.values() if archive.last > after]
 
     def entries(self, first: int, last: int) -> Sequence[bytes]:
         wanted = range(first, last + 1)
@@ -270,6 +278,19 @@ class _MemoryTransaction(_MemorySnapshot):
 
     def put_checkpoint(self, size: int, note: str) -> None:
         self._put(self._tables.checkpoints, "newest", note)
+
+    def put_archive(self, archive: Archive) -> None:
+        self._put(self._tables.archives, archive.last, archive)
+
+    def prune(self) -> int:
+        first = self.pruned() + 1
+        last = first + merkle.TILE_WIDTH - 1
+        if last > max(self._tables.archives, default=0):
+            return 0
+        for sequence in range(first, last + 1):
+            event = self._tables.events.pop(sequence)
+            self._undo_log.append(partial(self._tables.events.__setitem__, sequence, event))
+        return merkle.TILE_WIDTH
 
     def purge(self, limit: int) -> int:
         over, tables = int(self.now), self._tables

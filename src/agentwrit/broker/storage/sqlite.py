@@ -175,7 +175,7 @@ class SqliteStore:
 
         Returns the time that it made part of the transaction, or None where there is nothing to commit.
         """
-        changes, head = self._connection.total_changes, self._head
+        changes = self._connection.total_changes
         started = time.monotonic()
         waited = started - self._waiting[0].since if self._waiting else 0
         stop_at = started + min(max(BATCH_SECONDS, BATCH_SHARE * waited), MAX_BATCH_SECONDS)
@@ -191,8 +191,7 @@ class SqliteStore:
         if self._connection.total_changes == changes and now < self._saved_now + MAX_UNSAVED_SECONDS:
             return None
         sqlite_schema.save_high_water_mark(self._connection, now)
-        if self._head is not head:
-            sqlite_log.save_head(self._connection, self._sealer, self._head)
+        sqlite_log.save_head(self._connection, self._sealer, self._head)
         return now
 
     def _run_unit(

@@ -6,7 +6,7 @@ to behind the broker's back is therefore refused when the store is opened; what 
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -98,6 +98,22 @@ def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Ite
         yield onto.take(entry(row), row[0], row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
 
 
+def first_sequence(connection: sqlite3.Connection) -> int:
+    """The place of the oldest event that is there; 1 if there is none."""
+    [sequence] = connection.execute("SELECT coalesce(min(sequence), 1) FROM events").fetchone()
+    return int(sequence)
+
+
+def hash_at(connection: sqlite3.Connection, sequence: int) -> str | None:
+    """The hash of the event at a place. Where it was archived, the oldest event that is there says what it was."""
+    row = connection.execute(
+        "SELECT hash FROM events WHERE sequence = ?1 UNION ALL SELECT prev_hash FROM events"
+        " WHERE sequence = ?1 + 1 AND sequence = (SELECT min(sequence) FROM events)",
+        (sequence,),
+    ).fetchone()
+    return str(row[0]) if row is not None else None
+
+
 def last_sequence(connection: sqlite3.Connection) -> int:
     [sequence] = connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
     return int(sequence)
@@ -162,8 +178,9 @@ def checkpoint(connection: sqlite3.Connection) -> str | None:
 
 
 def save_head(connection: sqlite3.Connection, sealer: Sealer, head: Head) -> None:
-    """Make where the log ends part of the transaction."""
-    body = _head_body(head.sequence, head.hash)
+    """Make where the log ends part of the transaction, and up to where a checkpoint covers it."""
+    row = connection.execute("SELECT size FROM checkpoint").fetchone()
+    body = f"{head.sequence} {head.hash} {0 if row is None else row[0]}"
     value = f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
     connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))
 
@@ -174,16 +191,17 @@ def load_head(connection: sqlite3.Connection, sealer: Sealer) -> Head:
     Raises:
         TamperedRecord: the log does not end as it did when the broker wrote it last.
     """
-    sequence, last_hash = saved_head(connection, sealer)
+    sequence, last_hash, _ = saved_head(connection, sealer)
     found = last_sequence(connection)
     if found != sequence:
         raise TamperedRecord(f"the log ends with {audit.event_id(found)}, and not with {audit.event_id(sequence)}")
+    _check_beginning(connection)
     whole = sequence - sequence % merkle.TILE_WIDTH
     edge = merkle.edge_at(whole, lambda level, number: tile(connection, sealer, level, number))
-    before = connection.execute("SELECT hash FROM events WHERE sequence = ?", (whole,)).fetchone()
-    if whole and before is None:
+    before = hash_at(connection, whole) if whole else audit.GENESIS_HASH
+    if before is None:
         raise TamperedRecord(f"{audit.event_id(whole)} is missing")
-    following = audit.Replay(Head(before[0] if whole else audit.GENESIS_HASH, edge))
+    following = audit.Replay(Head(before, edge))
     for _ in replay(connection, following, sequence):
         pass
     if (following.sequence, following.hash) != (sequence, last_hash):
@@ -191,18 +209,33 @@ def load_head(connection: sqlite3.Connection, sealer: Sealer) -> Head:
     return following.head
 
 
-def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> tuple[int, str]:
-    """The place and the hash of the last event, as they were committed with it.
+def _check_beginning(connection: sqlite3.Connection) -> None:
+    [archived] = connection.execute("SELECT coalesce(max(last), 0) FROM archives").fetchone()
+    first = first_sequence(connection)
+    if first > archived + 1:
+        raise TamperedRecord(f"{audit.event_id(archived + 1)} to {audit.event_id(first - 1)} are missing")
+
+
+class SavedHead(NamedTuple):
+    """The place and the hash of the last event, and up to where a checkpoint covered the log at that time."""
+
+    sequence: int
+    hash: str
+    covered: int
+
+
+def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> SavedHead:
+    """Where the log ends, as it was committed with the last event.
 
     Raises:
         TamperedRecord: somebody else wrote them.
     """
     row = connection.execute("SELECT value FROM meta WHERE name = ?", (HEAD,)).fetchone()
     body, _, mac = str(row[0] if row is not None else "").rpartition(" ")
-    sequence, _, last_hash = body.partition(" ")
+    sequence, last_hash, covered = [*body.split(" "), "0", "0"][:3]  # it did not always say what was covered
     try:
         sealer.check(HEAD, body.encode("utf-8"), bytes.fromhex(mac))
-        return int(sequence), last_hash
+        return SavedHead(int(sequence), last_hash, int(covered))
     except ValueError:
         raise TamperedRecord("where the log ends was altered outside the broker") from None
 
@@ -217,7 +250,3 @@ def grow_tree(connection: sqlite3.Connection, sealer: Sealer) -> None:
     for tiles in replay(connection, following, last_sequence(connection)):
         put_tiles(connection, sealer, tiles)
     save_head(connection, sealer, following.head)
-
-
-def _head_body(sequence: int, last_hash: str) -> str:
-    return f"{sequence} {last_hash}"

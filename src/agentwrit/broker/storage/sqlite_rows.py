@@ -11,8 +11,9 @@ import msgspec
 from agentwrit.broker.storage import sqlite_log
 from agentwrit.broker.storage.base import EventQuery, GrantQuery
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.domain import audit
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
+from agentwrit.domain.audit_archive import Archive
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
@@ -151,6 +152,12 @@ class SqliteSnapshot:
 
     def event_head(self) -> int:
         return self._event_range()[1]
+
+    def pruned(self) -> int:
+        return self._event_range()[0] - 1
+
+    def archives(self, *, after: int = 0) -> Sequence[Archive]:
+        return self._all("archives", Archive, "last > ? ORDER BY last", after)
 
     def _events_where(self, query: EventQuery) -> "_Where":
         where = _Where()
@@ -295,6 +302,16 @@ class SqliteTransaction(SqliteSnapshot):
 
     def put_checkpoint(self, size: int, note: str) -> None:
         sqlite_log.put_checkpoint(self._connection, size, note)
+
+    def put_archive(self, archive: Archive) -> None:
+        self._put("archives", archive, "last", last=archive.last)
+
+    def prune(self) -> int:
+        pruned = self.pruned()
+        last = pruned + merkle.TILE_WIDTH
+        if pruned % merkle.TILE_WIDTH or not self.archives(after=last - 1):
+            return 0
+        return self._connection.execute("DELETE FROM events WHERE sequence <= ?", (last,)).rowcount
 
     def purge(self, limit: int) -> int:
         over = int(self.now)
