@@ -1,6 +1,8 @@
 """Archiving the audit log: what goes into files leaves the store, and everything can still be proven."""
 
+import contextlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import CLEAN, one_line, run
-from tests.support import ADMIN_SECRET, BrokerProcess, bearer, problem
+from tests.cli.support import AGENTWRIT, CLEAN, one_line, run
+from tests.support import ADMIN_SECRET, SOAK, BrokerProcess, bearer, problem
 
 TILE = 256
 
@@ -142,3 +144,41 @@ def test_nothing_but_the_next_part_of_the_log_is_taken_for_archived(archived: Ar
     problem(http.post("/v1/audit/archives", json=good), 401, "unauthorized")
     again = run("audit", "archive", "--before", "1d", "--to", str(archived.files), **operator(archived.broker))
     assert re.match("nothing to archive", again.stdout), again
+
+
+def test_killed_at_any_moment_of_archiving_nothing_is_lost(tmp_path: Path) -> None:
+    """The command or the broker, at random; the seed is printed when it fails."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    generator = random.Random(seed)
+    files = tmp_path / "archive"
+    with BrokerProcess(tmp_path / "data") as broker:
+        key = run("audit", "keys", **operator(broker)).stdout.strip()
+        for _ in range(3 * SOAK):
+            grow(broker, generator.randrange(200, 700))
+            archiving = subprocess.Popen(
+                [AGENTWRIT, "audit", "archive", "--before", "0s", "--to", str(files), "--key", key],
+                env={**CLEAN, **operator(broker)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                archiving.wait(generator.uniform(0.2, 1.5))
+            if generator.random() < 0.5:
+                broker.kill()
+                archiving.wait(60)
+            else:
+                archiving.kill()
+                archiving.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    broker.process.wait(generator.uniform(0, 6))  # housekeeping may be at it
+                broker.kill()
+            assert at_rest(broker).returncode == 0, at_rest(broker)
+            broker.start()
+            rest = tmp_path / "rest.jsonl"
+            assert run("audit", "export", "--output", str(rest), **operator(broker)).returncode == 0
+            after = json.loads(rest.read_bytes().partition(b"\n")[0])["after"]
+            parts = [path for path in sorted(files.glob("*.jsonl")) if int(path.stem.split("-")[2]) <= after]
+            whole = run("audit", "verify", *map(str, parts), str(rest), "--key", key, "--json")
+            shown = json.loads(whole.stdout)
+            assert (shown["verified"], shown["after"]) == (True, None), shown

@@ -6,12 +6,13 @@ to behind the broker's back is therefore refused when the store is opened; what 
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.domain import audit, canonical, merkle
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
 
@@ -26,6 +27,12 @@ _FIRST = -(2**63)  # who inserts events does not have to begin with 1
 _encode = msgspec.json.encode
 _decode_data = msgspec.json.Decoder(audit.Data).decode
 _INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
+
+# The members of an entry in the order of their names, which is that of RFC 8785: only `data` is left to be sorted.
+_MEMBERS = sorted("id" if name == "sequence" else name for name in EVENT_COLUMNS if name != "hash")
+_Members: Any = msgspec.defstruct("_Members", [(name, Any) for name in _MEMBERS])
+_pick_members = itemgetter(*(EVENT_COLUMNS.index("sequence" if name == "id" else name) for name in _MEMBERS))
+_encode_members = msgspec.json.Encoder(order="deterministic").encode
 
 HEAD: Final = "audit_head"  # its row in `meta`
 
@@ -56,14 +63,13 @@ def entry(row: tuple[Any, ...]) -> bytes:
     Raises:
         TamperedRecord: a column is not as the broker writes it.
     """
-    members = dict(zip(EVENT_COLUMNS, row, strict=True))
-    name = audit.event_id(members.pop("sequence"))
-    del members["hash"]
+    name = audit.event_id(row[0])
+    members = _Members(*_pick_members(row))
+    members.id = name
     try:
-        members["data"] = _decode_data(members["data"])
-        is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(members["data"]).decode() == row[_DATA_COLUMN]
-        members["id"] = name
-        form = canonical.encode_plain(members)
+        members.data = _decode_data(members.data)
+        is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(members.data).decode() == row[_DATA_COLUMN]
+        form = _encode_members(members)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise TamperedRecord(f"{name} was altered: {error}") from error
     if not is_ours:
