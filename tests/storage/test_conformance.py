@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import Any
 
 import msgspec
@@ -722,4 +723,4 @@ def test_archives_are_listed_from_the_one_that_holds_an_event_on(subject: Subjec
     first, second = make_archive(512), make_archive(768, 513)
     subject.write(lambda t: [t.put_archive(first), t.put_archive(second)])
     for after, expected in ((0, [first, second]), (511, [first, second]), (512, [second]), (768, [])):
-        assert list(subject.read(lambda s, after=after: s.archives(after=after))) == expected
+        assert list(subject.read(methodcaller("archives", after=after))) == expected

@@ -20,7 +20,7 @@ from agentwrit.domain.errors import ConfigurationError
 PREFIX: Final = "AGENTWRIT_"
 
 # Settings of the SDK and the command line, which share the prefix.
-CLIENT_NAMES: Final = frozenset({"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET"})
+CLIENT_NAMES: Final = frozenset({"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET", "SINK_AUTHORIZATION"})
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

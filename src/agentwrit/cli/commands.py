@@ -16,6 +16,7 @@ from agentwrit.cli import (
     archive,
     audit,
     broker,
+    deliver,
     dev,
     keys,
     revocation,
@@ -43,6 +44,7 @@ agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
 agentwrit.add_command(audit.audit)
 audit.audit.add_command(archive.archive)
+audit.audit.add_command(deliver.deliver)
 agentwrit.add_command(tokens.token)
 agentwrit.add_command(scopes.scope)
 agentwrit.add_command(dev.dev)
