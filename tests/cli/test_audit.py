@@ -57,6 +57,31 @@ def test_events_are_listed_as_a_table_and_as_lines_of_json(own: BrokerProcess, o
     one_line(run("audit", "events", "--type", "nonsense", **operator), 2, "event_type")
 
 
+def test_what_one_incident_touched_is_found_by_each_of_its_names(own: BrokerProcess, operator: dict[str, str]) -> None:
+    app = own.app()
+    parent, child = app.agent(task_id="incident"), app.agent(task_id="incident")
+    trace = {"traceparent": "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-request-id": "incident-1"}
+    body = {"delegate_to": child["agent_id"], "scope": ["read:data:1"]}
+    answer = own.http.post("/v1/delegate", json=body, headers={**bearer(parent["access_token"]), **trace})
+    assert answer.status_code == 200, answer.text
+    [delegated, issued] = own.events(request_id="incident-1")
+    for name, value in (
+        ("principal", parent["agent_id"]),
+        ("grant", issued["sid"]),
+        ("parent-grant", delegated["sid"]),
+        ("original-principal", parent["agent_id"]),
+        ("chain", issued["deleg_chain_hash"]),
+        ("token", issued["data"]["jti"]),
+        ("request", "incident-1"),
+        ("trace", "1af7651916cd43dd8448eb211c80319c"),
+        ("address", "127.0.0.1"),
+        ("route", "POST /v1/delegate"),
+        ("orch", "orchestrator"),
+    ):
+        lines = run("audit", "events", f"--{name}", value, "--since", delegated["timestamp"], "--json", **operator)
+        assert issued in [json.loads(line) for line in lines.stdout.splitlines()], (name, lines)
+
+
 def test_events_are_followed_as_they_come(own: BrokerProcess, operator: dict[str, str]) -> None:
     with terminal(["audit", "events", "--type", "app_registered", "--follow"], **operator) as following:
         following.wait_for("app_registered")

@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from tests.cli.support import AGENTWRIT, CLEAN, one_line, run
-from tests.e2e.test_archives import grow
+from tests.e2e.test_archives import grow, wait_until_removed
 from tests.e2e.test_tls import self_signed
 from tests.support import ADMIN_SECRET, BrokerProcess
 
@@ -208,3 +208,19 @@ def test_a_delivery_that_cannot_go_on_says_why(own: BrokerProcess, tmp_path: Pat
     one_line(run("audit", "deliver", *given, **environment(own)), 2, "it is another one")
     cursor.write_text("nonsense")
     one_line(run("audit", "deliver", *given, **environment(own)), 2, "no cursor")
+
+
+def test_events_that_were_archived_before_they_were_delivered_are_not_passed_over(
+    own: BrokerProcess, tmp_path: Path
+) -> None:
+    cursor, archives = str(tmp_path / "cursor"), str(tmp_path / "archives")
+    given = ("--to", f"file:{tmp_path / 'out.jsonl'}", "--cursor", cursor, "--once")
+    assert run("audit", "deliver", *given, **environment(own)).returncode == 0
+    grow(own, 300)
+    assert run("audit", "archive", "--before", "0s", "--to", archives, **environment(own)).returncode == 0
+    wait_until_removed(own, "evt-000256")
+    one_line(run("audit", "deliver", *given, **environment(own)), 2, "was archived before it was delivered", "--after")
+    Path(cursor).unlink()
+    again = (*given, "--after", "evt-000256")
+    assert run("audit", "deliver", *again, **environment(own)).returncode == 0
+    assert int(json.loads(Path(cursor).read_text())["delivered"][4:]) > 300

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.cli.support import CLEAN
 from tests.docs.test_documentation import shown
+from tests.e2e.test_archives import grow
 from tests.pages import check_printed
 from tests.support import ADMIN_SECRET, BrokerProcess
 
@@ -15,9 +16,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
 
 def test_the_page_on_the_audit_log_can_be_followed(tmp_path: Path) -> None:
     steps = shown(PAGE)
-    assert len(steps) == 10
+    assert len(steps) == 18
     with BrokerProcess(tmp_path / "agentwrit-data") as broker:
-        broker.app()
+        grow(broker, 520)
         environment = {
             **CLEAN,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -478,6 +478,13 @@ def test_an_event_is_read_back_as_it_was_recorded(subject: Subject) -> None:
         (EventQuery(since="1970-01-01T00:00:00.000000Z", until="9999-12-31T23:59:59.999999Z"), range(1, 13)),
         (EventQuery(after=4, limit=2, offset=1), [6, 7]),
         (EventQuery(outcome="denied", app_id="app-2"), [6, 12]),
+        (EventQuery(orch_id="orch-1"), [2, 7, 12]),
+        (EventQuery(resource="POST /2"), [3, 9]),
+        (EventQuery(deleg_chain_hash="hash-3"), [4, 10]),
+        (EventQuery(jti="jti-4"), [5]),
+        (EventQuery(parent_sid="sid-0"), [1, 4, 7, 10]),
+        (EventQuery(parent_sid="sid-0", outcome="denied"), [4, 10]),
+        (EventQuery(original_principal="nobody"), []),
         (EventQuery(agent_id=""), []),
         (EventQuery(limit=0), []),
         (EventQuery(offset=12), []),
@@ -492,6 +499,10 @@ def test_events_are_found_by_every_filter(subject: Subject, query: EventQuery, s
             agent_id=f"agent-{number % 4}",
             task_id=f"task-{number % 3}",
             app_id=f"app-{number % 3}",
+            orch_id=f"orch-{number % 5}",
+            resource=f"POST /{number % 6}",
+            deleg_chain_hash=f"hash-{number % 6}",
+            data={"jti": f"jti-{number}", "parent_sid": f"sid-{number % 3}"},
         )
         subject.write(recording(draft))
     assert [event.sequence for event in subject.read(lambda s: s.events(query))] == list(sequences)

@@ -647,3 +647,17 @@ def test_the_log_goes_on_where_it_ended(file: File) -> None:
     for entry in entries:
         grown.append(merkle.leaf_hash(entry))
     assert grown.edge == head.tree
+
+
+def test_whoever_looks_in_from_outside_and_leaves_takes_nothing_away(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: t.record(ISSUED))
+    assert store.read(lambda s: s.event_head()) == 1
+    before = file.path.with_name(file.path.name + "-wal").stat().st_ino
+    look_in = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM events'); c.close()"
+    subprocess.run([sys.executable, "-c", look_in, str(file.path)], check=True, timeout=60)
+    assert file.path.with_name(file.path.name + "-wal").stat().st_ino == before
+    store.write(lambda t: t.record(ISSUED))
+    assert store.read(lambda s: s.event_head()) == 2
+    file.close()
+    assert file.open().read(lambda s: s.event_head()) == 2

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,11 +43,34 @@ _output = click.option(
 )
 
 
+FILTERS: Final = {
+    "agent": ("agent_id", "AGENT", "what concerns this agent, by its SPIFFE id"),
+    "task": ("task_id", "TASK", "what concerns this task"),
+    "orch": ("orch_id", "ORCH", "what concerns agents of this orchestration"),
+    "type": ("event_type", "TYPE", "events of this type"),
+    "principal": ("principal", "WHO", "what this one did: admin, app:…, or an agent's SPIFFE id"),
+    "grant": ("sid", "SID", "what concerns this grant"),
+    "parent-grant": ("parent_sid", "SID", "what was delegated from this grant"),
+    "original-principal": ("original_principal", "AGENT", "what was delegated, at whatever depth, from this agent"),
+    "chain": ("deleg_chain_hash", "HASH", "what concerns this delegation chain"),
+    "token": ("jti", "JTI", "what concerns this token"),
+    "address": ("client_address", "ADDRESS", "what came from this address"),
+    "request": ("request_id", "ID", "what this request did"),
+    "trace": ("trace_id", "ID", "what happened in this trace"),
+    "route": ("resource", "ROUTE", "requests of this route, for example 'POST /v1/delegate'"),
+}
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for the fields of events that are compared as they are."""
+    for name, (field, metavar, what) in reversed(FILTERS.items()):
+        command = click.option(f"--{name}", field, metavar=metavar, help=f"Only {what}.")(command)
+    return command
+
+
 @audit.command()
-@click.option("--agent", metavar="AGENT", help="Only what concerns this agent, by its SPIFFE id.")
 @click.option("--app", metavar="APP", help="Only what concerns this app, by its id or name.")
-@click.option("--task", metavar="TASK", help="Only what concerns this task.")
-@click.option("--type", "event_type", metavar="TYPE", help="Only events of this type.")
+@_filters
 @click.option("--outcome", type=click.Choice(["success", "denied"]), help="Only what ended so.")
 @click.option("--since", metavar="TIME", help="Only from then on (RFC 3339).")
 @click.option("--until", metavar="TIME", help="Only until then (RFC 3339).")
@@ -57,29 +80,17 @@ _output = click.option(
 @options.broker_url
 @click.option("--json", "is_json", is_flag=True, help="A line of JSON for each event.")
 def events(
-    agent: str | None,
     app: str | None,
-    task: str | None,
-    event_type: str | None,
-    outcome: str | None,
-    since: str | None,
-    until: str | None,
     after: str | None,
     limit: int | None,
     follow: bool,
     broker_url: str,
     is_json: bool,
+    **filters: str | None,
 ) -> None:
-    """Show events, the oldest first."""
-    filters = {
-        "agent_id": agent,
-        "app_id": None if app is None else _app_id(broker_url, app),
-        "task_id": task,
-        "event_type": event_type,
-        "outcome": outcome,
-        "since": since,
-        "until": until,
-    }
+    """Show events, the oldest first. What was archived is in its file."""
+    if app is not None:
+        filters["app_id"] = _app_id(broker_url, app)
     with audit_log(broker_url) as log:
         found = _events(log, filters, after, limit, follow=follow)
         if is_json or follow:

@@ -7,7 +7,7 @@ from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.audit import MAX_LIMIT, AuditService
-from agentwrit.broker.storage.base import EQUAL_FIELDS, EventQuery
+from agentwrit.broker.storage.base import DATA_FIELDS, EQUAL_FIELDS, EventQuery
 from agentwrit.domain import audit, timestamps
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import InvalidRequest
@@ -46,11 +46,11 @@ class AuditRoutes:
 
 def _event_query(exchange: Exchange) -> EventQuery:
     """The filters. A bad one is an error: ignored, it would show more than was asked for."""
-    given = exchange.query(*EQUAL_FIELDS, "since", "until", "order", "limit", "offset", "after")
+    given = exchange.query(*EQUAL_FIELDS, *DATA_FIELDS, "since", "until", "order", "limit", "offset", "after")
     _choice(given, "event_type", EventType)
     _choice(given, "outcome", Outcome)
     return EventQuery(
-        **{name: given.get(name) for name in EQUAL_FIELDS},
+        **{name: given.get(name) for name in (*EQUAL_FIELDS, *DATA_FIELDS)},
         since=_time(given, "since"),
         until=_time(given, "until"),
         is_newest_first=_choice(given, "order", Order) == Order.DESCENDING,

@@ -61,8 +61,14 @@ EQUAL_FIELDS: Final = (
     "client_address",
     "request_id",
     "trace_id",
+    "orch_id",
+    "resource",
+    "deleg_chain_hash",
 )
 """What `EventQuery` compares with an event's field of the same name."""
+
+DATA_FIELDS: Final = ("jti", "parent_sid", "original_principal")
+"""What `EventQuery` compares with what an event's `data` has under the same name."""
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +88,12 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     client_address: str | None = None
     request_id: str | None = None
     trace_id: str | None = None
+    orch_id: str | None = None
+    resource: str | None = None
+    deleg_chain_hash: str | None = None
+    jti: str | None = None
+    parent_sid: str | None = None
+    original_principal: str | None = None
     since: str | None = None
     until: str | None = None
     is_newest_first: bool = False

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage.base import (
+    DATA_FIELDS,
     EQUAL_FIELDS,
     Denied,
     EventQuery,
@@ -216,6 +217,7 @@ class _MemorySnapshot:
             event
             for event in self._tables.events.values()
             if all(getattr(query, name) in (None, getattr(event, name)) for name in EQUAL_FIELDS)
+            and all(getattr(query, name) in (None, event.data.get(name)) for name in DATA_FIELDS)
             and (query.since is None or event.timestamp >= query.since)
             and (query.until is None or event.timestamp <= query.until)
         )

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from agentwrit.broker.storage import sqlite_log
-from agentwrit.broker.storage.base import EventQuery, GrantQuery
+from agentwrit.broker.storage.base import DATA_FIELDS, EventQuery, GrantQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
@@ -176,8 +176,13 @@ class SqliteSnapshot:
             ("client_address", query.client_address, "1"),
             ("request_id", query.request_id, "1"),
             ("trace_id", query.trace_id, "1"),
+            ("orch_id", query.orch_id, "1"),
+            ("resource", query.resource, "1"),
+            ("deleg_chain_hash", query.deleg_chain_hash, "1"),
         ):
             where.add(f"+{column} = ?" if where.has_conditions else f"{column} = ? AND {condition}", value)
+        for name in DATA_FIELDS:
+            where.add(f"data ->> '$.{name}' = ?", getattr(query, name))
         # Times rise with the numbers, so a time is a place in the log, which is found faster than a time.
         if query.since is not None:
             where.add("sequence >= ?", self._place(query.since, bisect_left))
