@@ -27,7 +27,6 @@ import uvloop
 from nacl.signing import SigningKey
 
 from agentwrit.broker import bootstrap, logs
-from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.domain import proof
@@ -111,8 +110,8 @@ async def profiled(calls: Iterable[Callable[[], Awaitable[object]]]) -> pstats.S
 async def measure(names: list[str], count: int = COUNT) -> None:
     """Profile `count` requests of each kind, and print what was found."""
     with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
-        config, clock, secret = Config(data_dir=Path(directory)), Clock(), secrets.token_hex(16)
-        async with bootstrap.open_store(config, clock) as (store, master_key):
+        config, secret = Config(data_dir=Path(directory)), secrets.token_hex(16)
+        async with bootstrap.open_store(config) as (store, clock, master_key):
             await set_secret(store, secret)
             async with bootstrap.open_on(store, clock, config, master_key, is_stopping=lambda: False) as broker:
                 ask = Asked(broker.app)

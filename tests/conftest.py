@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests import postgres
 from tests.support import BrokerProcess
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=100)
@@ -23,3 +24,17 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """A broker that tests share. Each test makes its own apps; none may change what others rely on."""
     with BrokerProcess(tmp_path_factory.mktemp("shared") / "data") as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server that tests share. Each makes its own database."""
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(postgres_server: str) -> Iterator[str]:
+    """The URL of a new, empty database."""
+    with postgres.database(postgres_server) as url:
+        yield url

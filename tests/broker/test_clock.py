@@ -1,9 +1,11 @@
 """Time that never runs backwards."""
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentwrit.broker.clock import CATCH_UP_RATE, Clock
+from agentwrit.broker.clock import CATCH_UP_RATE, Clock, DatabaseTime
 
 START = 1_800_000_000.0
 
@@ -67,3 +69,18 @@ def test_no_reading_is_below_a_mark_that_was_stored() -> None:
     assert clock.now() == START + 60 + 2 * CATCH_UP_RATE
     source.wait(1000)
     assert clock.now() == source.wall
+
+
+def test_the_time_of_a_database_stays_within_what_each_of_its_answers_allows() -> None:
+    told = DatabaseTime(1000.0, 10.0, 10.2)  # somewhere between 989.8 and 990 ahead of our clock
+    assert abs(ahead(told) - 989.9) < 0.001
+    told.observe(1010.0, 20.0, 20.5)  # from 989.5 to 990: it may be what it was
+    assert abs(ahead(told) - 989.9) < 0.001
+    told.observe(1020.0, 30.0, 30.01)  # from 989.99 to 990
+    assert abs(ahead(told) - 989.99) < 0.001
+    told.observe(1000.0, 40.0, 40.01)  # it was set back
+    assert abs(ahead(told) - 960.0) < 0.001
+
+
+def ahead(told: DatabaseTime) -> float:
+    return told() - time.monotonic()

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
+from agentwrit.broker.clock import Clock
 from agentwrit.broker.services import ending
 from agentwrit.broker.services.issuing import TokenIssuer
 from agentwrit.broker.services.liveness import Liveness
@@ -52,10 +53,10 @@ def cut_delegations_to_the_grants_end() -> None:
 def start_without_revocations() -> None:
     """What was revoked before a start is not loaded."""
 
-    async def load(cls: type[Liveness], store: Store, now: float) -> Liveness:
+    async def load(cls: type[Liveness], store: Store, clock: Clock) -> Liveness:
         index = RevocationIndex()
         store.listen(index.add)
-        return cls(index)
+        return cls(store, clock, index)
 
     loading: Any = classmethod(load)
     Liveness.load = loading  # type: ignore[method-assign]

@@ -4,9 +4,12 @@ from typing import Any
 
 import msgspec
 
+from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap, MasterKey
+from agentwrit.broker.services.keys import KeyRings, KeyService
 from agentwrit.domain import base64url, delegation, jws
 from agentwrit.domain import claims as claims_rules
+from agentwrit.domain.audit import EventType
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.signing_key import KeyPurpose, KeyState
 from tests.services.test_faults import Setup, run
@@ -136,6 +139,21 @@ def test_what_cannot_be_made_durable_is_503_and_not_done() -> None:
         body = {"level": "agent", "target": root["agent_id"]}
         assert (await made.http.post("/v1/revoke", json=body, headers=admin)).json()["count"] == 1
         assert not await made.is_valid(root["access_token"])
+
+    run(claim)
+
+
+def test_a_broker_follows_a_rotation_that_another_one_made_and_does_not_make_it_again() -> None:
+    async def claim(made: Setup) -> None:
+        wrap = KeyWrap(MasterKey.parse("00" * 32))
+        other = await KeyRings.load(made.store, wrap)
+        late = KeyService(made.store, other, wrap, Config(), made.clock)
+        made.time.now += 30 * 86_400
+        await made.housekeeping.round()
+        await late.keep()
+        assert other.access_tokens.signer.kid == (await signer(made)).kid
+        rotated = [event for event in made.events() if event.event_type == EventType.SIGNING_KEY_ROTATED]
+        assert len(rotated) == 2  # of tokens and of the feed, once each
 
     run(claim)
 

@@ -202,6 +202,18 @@ def test_validation_goes_on_without_a_writable_store() -> None:
     run(claim)
 
 
+def test_where_it_cannot_be_known_whether_a_token_was_revoked_the_answer_is_503_and_never_valid() -> None:
+    async def claim(made: Setup) -> None:
+        token = await made.agent()
+        made.failing = {"catch_up"}
+        problem(await made.http.post("/v1/token/validate", json={"token": token}), 503, "unavailable")
+        problem(await made.http.post("/v1/token/renew", headers=bearer(token)), 503, "unavailable")
+        made.failing = set()
+        assert await made.is_valid(token)
+
+    run(claim)
+
+
 def test_a_token_is_valid_to_the_second_before_its_exp_and_not_at_it() -> None:
     async def claim(made: Setup) -> None:
         token = await made.agent(max_ttl=10)

@@ -1,4 +1,4 @@
-"""Both stores, behind one fixture."""
+"""All stores, behind one fixture."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -10,6 +10,8 @@ import pytest
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.memory import MemoryStore
+from agentwrit.broker.storage.postgres import PostgresStore
+from agentwrit.broker.storage.postgres_schema import open_database
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
 from tests.domain.records import NOW
@@ -44,14 +46,18 @@ class Subject:
         return self.run(self.store.read(query))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     time = Time()
     with asyncio.Runner() as runner:
         store: Store
         if request.param == "memory":
             store = MemoryStore(time.clock())
-        else:
+        elif request.param == "sqlite":
             store = SqliteStore(tmp_path / "agentwrit.db", time.clock(), Sealer(b"s" * 32))
+        else:
+            sealer = Sealer(b"s" * 32)
+            opening = open_database(request.getfixturevalue("database_url"), sealer, "tests")
+            store = PostgresStore(opening, time.clock(), sealer)
         yield Subject(store, runner, time)
         runner.run(store.close())

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agentwrit.broker import bootstrap, server
-from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config, from_environment
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.domain.errors import AgentWritError, ConfigurationError, TamperedRecord
@@ -20,13 +19,20 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         if arguments.command == "serve":
-            server.serve(arguments.config, ready_fd=arguments.ready_fd, stop_fd=arguments.stop_on_eof)
+            server.serve(
+                arguments.config,
+                ready_fd=arguments.ready_fd,
+                stop_fd=arguments.stop_on_eof,
+                listen_fd=arguments.listen_fd,
+            )
         elif arguments.command == "health":
             return 0 if server.is_healthy(from_environment(arguments.config)) else 1
         elif arguments.command == "verify-audit":
             _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
         elif arguments.command == "verify-store":
             _verify_store(arguments.directory, from_environment(arguments.config))
+        elif arguments.command == "copy-store":
+            _copy_store(arguments.directory, arguments.to, from_environment(arguments.config))
         else:
             secret = asyncio.run(_init(from_environment(arguments.config)))
             _show(secret, print_env=arguments.print_env)
@@ -42,8 +48,8 @@ def main() -> int:
 async def _init(config: Config) -> str:
     """Make the operator's secret, or make it anew, and store its hash."""
     secret = secrets.token_hex(32)
-    async with bootstrap.open_store(config, Clock()) as (store, _):
-        await set_secret(store, secret)
+    async with bootstrap.open_store(config) as opened:
+        await set_secret(opened.store, secret)
     return secret
 
 
@@ -67,6 +73,18 @@ def _verify_store(directory: Path, config: Config) -> None:
     print(f"verified {count} events, and that everything else is as they say")
 
 
+def _copy_store(directory: Path, url: str | None, config: Config) -> None:
+    """Copy a data directory into a database, and say what was copied."""
+    url = url or config.database_url
+    if url is None:
+        raise ConfigurationError("where to copy it to is missing: give --to, or set AGENTWRIT_DATABASE_URL")
+    with ProgressBar() as progress:
+        counts = bootstrap.copy_store(directory, url, config, progress=progress)
+    print(f"copied {', '.join(f'{count} {table}' for table, count in counts.items() if count)}")
+    print(f"verified all {counts['events']} events where they are now")
+    print("Start brokers with AGENTWRIT_DATABASE_URL, and with the same master key in AGENTWRIT_MASTER_KEY.")
+
+
 def _show(secret: str, *, print_env: bool) -> None:
     if print_env:
         print(f"export AGENTWRIT_ADMIN_SECRET={secret}")
@@ -88,10 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
     verify_store = commands.add_parser("verify-store", help="check a data directory against its audit log")
     verify_store.add_argument("directory", type=Path, help="a data directory")
-    for command in (serving, init, health, verify, verify_store):
+    copying = commands.add_parser("copy-store", help="copy a data directory into a database")
+    copying.add_argument("directory", type=Path, help="a data directory that no broker uses")
+    copying.add_argument("--to", metavar="URL", help="an empty database; else that of AGENTWRIT_DATABASE_URL")
+    for command in (copying, serving, init, health, verify, verify_store):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")
+    serving.add_argument("--listen-fd", type=int, metavar="FD", help="be a worker, and take connections from this")
     init.add_argument("--print-env", action="store_true", help="print a line for the shell instead")
     return parser
 

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from starlette.types import ASGIApp
@@ -56,7 +56,7 @@ from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
-from agentwrit.broker.storage import sqlite_verification
+from agentwrit.broker.storage import sqlite_schema, sqlite_verification
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.storage.sealing import Sealer
@@ -86,16 +86,34 @@ class Broker:
     housekeeping: Housekeeping
 
 
+class OpenStore(NamedTuple):
+    """A store, the clock that it keeps, and the key that it is sealed with."""
+
+    store: Store
+    clock: Clock
+    master_key: MasterKey
+
+
 @contextlib.asynccontextmanager
-async def open_store(config: Config, clock: Clock) -> AsyncIterator[tuple[Store, MasterKey]]:
-    """The store in the data directory, which is ours alone for as long, and the key that it is sealed with.
+async def open_store(config: Config) -> AsyncIterator[OpenStore]:
+    """The store of these settings: a database that brokers share, or a data directory, which is ours alone for as long.
 
     Raises:
         ConfigurationError: the directory, the database or the master key cannot be used.
     """
+    opening = _open_embedded if config.database_url is None else _open_shared
+    with opening(config) as opened:
+        try:
+            yield opened
+        finally:
+            await opened.store.close()
+
+
+@contextlib.contextmanager
+def _open_embedded(config: Config) -> Iterator[OpenStore]:
     directory = DataDirectory(config.data_dir)
     try:
-        master_key = _master_key(config, directory)
+        master_key, clock = _master_key(config, directory), Clock()
         try:
             store = SqliteStore(directory.database, clock, Sealer(master_key.derive(ROW_MAC)))
         except OSError as error:
@@ -105,12 +123,45 @@ async def open_store(config: Config, clock: Clock) -> AsyncIterator[tuple[Store,
                 f"the audit log in {directory.database} was altered outside the broker ({error}):"
                 " keep the file as evidence, and put a backup in its place"
             ) from error
-        try:
-            yield store, master_key
-        finally:
-            await store.close()
+        yield OpenStore(store, clock, master_key)
     finally:
         directory.close()
+
+
+@contextlib.contextmanager
+def _open_shared(config: Config) -> Iterator[OpenStore]:
+    with _driver_of_postgres():
+        from agentwrit.broker.storage.postgres import PostgresStore
+        from agentwrit.broker.storage.postgres_schema import open_database
+    master_key = MasterKey.parse(config.master_key or "")
+    sealer = Sealer(master_key.derive(ROW_MAC))
+    try:
+        opening = open_database(config.database_url or "", sealer, cluster_name(config))
+    except TamperedRecord as error:
+        raise ConfigurationError(
+            f"the audit log in the database was altered outside the broker ({error}):"
+            " keep the database as evidence, and put a backup in its place"
+        ) from error
+    clock = Clock(opening.time)
+    yield OpenStore(PostgresStore(opening, clock, sealer), clock, master_key)
+
+
+def cluster_name(config: Config) -> str:
+    """What the brokers of one database have in common, besides the master key."""
+    return f"{config.issuer} in {config.trust_domain}"
+
+
+@contextlib.contextmanager
+def _driver_of_postgres() -> Iterator[None]:
+    """Around imports of what needs the driver, which is an extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise ConfigurationError(
+            "AGENTWRIT_DATABASE_URL needs the driver of PostgreSQL: pip install 'agentwrit[postgres]'"
+        ) from error
 
 
 def verify_audit_log(
@@ -144,6 +195,26 @@ def verify_store(path: Path, config: Config, *, progress: Progress) -> int:
     return count
 
 
+def copy_store(directory: Path, url: str, config: Config, *, progress: Progress) -> Mapping[str, int]:
+    """Copy a data directory that no broker uses into an empty database. Returns how many rows of each table.
+
+    Raises:
+        TamperedRecord: the data directory is not as the broker left it.
+        ConfigurationError: there is no database in it, or the other one cannot be used. Nothing was written.
+    """
+    with _driver_of_postgres():
+        from agentwrit.broker.storage import postgres_copy
+    database, sealer = _at_rest(directory, config)
+    if sealer is None or not database.is_file():
+        raise ConfigurationError(f"{directory} is no data directory of a broker: it has no database, or no master.key")
+    held = DataDirectory(directory)
+    try:
+        with contextlib.closing(sqlite_schema.open_database(database, sealer)) as source:
+            return postgres_copy.copy(source, url, sealer, cluster_name(config), progress=progress)
+    finally:
+        held.close()
+
+
 def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
     """The database in a data directory, or the file itself, and what its rows are sealed with if that is known."""
     database = path / DATABASE_FILE if path.is_dir() else path
@@ -153,13 +224,12 @@ def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
 
 @contextlib.asynccontextmanager
 async def open_broker(config: Config, *, is_stopping: Callable[[], bool]) -> AsyncIterator[Broker]:
-    """A broker over the store in the data directory.
+    """A broker over the store of these settings.
 
     Raises:
         ConfigurationError: something that it needs is missing or wrong.
     """
-    clock = Clock()
-    async with open_store(config, clock) as (store, master_key):
+    async with open_store(config) as (store, clock, master_key):
         await _require_operator(store, config)
         async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
             yield broker
@@ -188,7 +258,7 @@ async def open_on(
     rings = await KeyRings.load(store, wrap)
     keys = rings.access_tokens
     key_service = KeyService(store, rings, wrap, config, clock)
-    liveness = await Liveness.load(store, clock.now())
+    liveness = await Liveness.load(store, clock)
     denials = DenialLog(store, clock)
     metrics = Metrics()
     checker = PasswordChecker()
@@ -255,7 +325,7 @@ async def open_on(
             is_tls=config.is_tls,
         )
 
-    housekeeping = Housekeeping(store, clock, liveness, denials, key_service, archives, metrics)
+    housekeeping = Housekeeping(store, liveness, denials, key_service, archives, metrics)
     running = [revocations.run(), housekeeping.run(), checkpoints.run()]
     if config.audit_retention is not None and config.audit_archive is not None:
         running.append(

@@ -106,6 +106,14 @@ def _networks(value: object) -> tuple[Network, ...]:
         raise _BadValue("addresses or networks, for example 10.0.0.0/8, separated by commas") from None
 
 
+def _database_url(value: object) -> str | None:
+    if value == "":
+        return None
+    if not isinstance(value, str) or not value.startswith(("postgresql://", "postgres://")):
+        raise _BadValue("the URL of a PostgreSQL database: postgresql://user:password@host:5432/database")
+    return value
+
+
 def _setting(default: Any, read: Callable[[object], Any], *, secret: bool = False) -> Any:
     return field(default=default, repr=not secret, metadata={"read": read})
 
@@ -117,7 +125,7 @@ class Config:
     admin_secret: str | None = _setting(None, _optional_text, secret=True)
     master_key: str | None = _setting(None, _optional_text, secret=True)
     data_dir: Path = _setting(Path("agentwrit-data"), _path)
-    database_url: str | None = _setting(None, _optional_text, secret=True)
+    database_url: str | None = _setting(None, _database_url, secret=True)
     public_url: str | None = _setting(None, _url)
     host: str = _setting("127.0.0.1", _text)
     port: int = _setting(8080, _integer(0, 65535))
@@ -219,7 +227,12 @@ def _check_together(config: Config) -> None:
         raise ConfigurationError("AGENTWRIT_DEFAULT_TTL is larger than AGENTWRIT_MAX_TTL: lower it, or raise the other")
     if (config.audit_retention is None) != (config.audit_archive is None):
         raise ConfigurationError("AGENTWRIT_AUDIT_RETENTION and AGENTWRIT_AUDIT_ARCHIVE are set together or not at all")
-    if config.database_url is not None:
-        raise ConfigurationError("AGENTWRIT_DATABASE_URL: this version has the embedded store only; unset it")
-    if config.workers > 1:
-        raise ConfigurationError("AGENTWRIT_WORKERS: the embedded store serves one worker; set it to 1")
+    if config.database_url is not None and config.master_key is None:
+        raise ConfigurationError(
+            "AGENTWRIT_DATABASE_URL needs AGENTWRIT_MASTER_KEY, the same for all brokers of the database:"
+            " make one with `openssl rand -hex 32`"
+        )
+    if config.database_url is None and config.workers > 1:
+        raise ConfigurationError(
+            "AGENTWRIT_WORKERS: the embedded store serves one worker; set it to 1, or set AGENTWRIT_DATABASE_URL"
+        )

@@ -36,7 +36,9 @@ def configure(*, level: str, log_format: str) -> None:
 
 
 def _json_renderer() -> list[Processor]:
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    # Without local variables: tokens and secrets are among them.
+    frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
 
 
 def _line_renderer() -> list[Processor]:

@@ -24,6 +24,7 @@ from agentwrit._version import __version__
 from agentwrit.broker import bootstrap, logs
 from agentwrit.broker.config import Config, from_environment, unknown_variables
 from agentwrit.broker.http.protocol import KEEP_ALIVE_SECONDS, BoundedHttpProtocol
+from agentwrit.broker.workers import Workers
 from agentwrit.domain.errors import ConfigurationError
 
 BACKLOG: Final = 2048
@@ -49,10 +50,13 @@ class HttpServer(uvicorn.Server):
         self.is_listening.set()
 
 
-def serve(file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None = None) -> None:
+def serve(
+    file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None = None, listen_fd: int | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end.
 
     When the broker listens, one line of JSON with its `url` and `pid` is written to `ready_fd`, which is then closed.
+    `listen_fd`: a socket that listens already. Who is given one is a worker, and has no workers.
 
     Raises:
         ConfigurationError: it cannot start as it was told to.
@@ -63,15 +67,42 @@ def serve(file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None
         log.warning(line)
     _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, ready_fd, stop_fd))
+        if config.workers > 1 and listen_fd is None:
+            runner.run(_serve_with_workers(config, file, ready_fd, stop_fd))
+        else:
+            runner.run(_serve(config, ready_fd, stop_fd, listen_fd))
 
 
-async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> None:
+async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int | None, stop_fd: int | None) -> None:
+    stop = asyncio.Event()
+    _stop_on_request(stop, stop_fd)
+    async with bootstrap.open_store(config):
+        pass  # what is wrong with it is said here, once
+    with listen(config.host, config.port, "AGENTWRIT_PORT") as listener:
+        workers = Workers(config, file, listener)
+        keeping: asyncio.Task[None] | None = None
+        try:
+            await workers.start()
+            keeping = asyncio.create_task(workers.keep())
+            url = url_of(config, listener)
+            log.info("listening", url=url, version=__version__, workers=config.workers)
+            _announce(ready_fd, url)
+            await stop.wait()
+            log.info("stopping")
+        finally:
+            if keeping is not None:
+                keeping.cancel()
+            await workers.stop()
+    log.info("stopped")
+
+
+async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None, listen_fd: int | None) -> None:
     stop = asyncio.Event()
     _stop_on_request(stop, stop_fd)
     async with bootstrap.open_broker(config, is_stopping=stop.is_set) as broker:
         servers = [http_server(config, broker.app)]
-        listeners = [listen(config.host, config.port, "AGENTWRIT_PORT")]
+        given = None if listen_fd is None else socket.socket(fileno=listen_fd)
+        listeners = [given or listen(config.host, config.port, "AGENTWRIT_PORT")]
         if config.metrics_port is not None:
             servers.append(http_server(config, broker.metrics_app))
             listeners.append(listen(config.metrics_host, config.metrics_port, "AGENTWRIT_METRICS_PORT"))
@@ -85,7 +116,8 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None) -> N
         # What was loaded to get here stays: no garbage collection needs to look at it again.
         gc.collect()
         gc.freeze()
-        log.info("listening", url=url, version=__version__, data_dir=str(config.data_dir))
+        store = "PostgreSQL" if config.database_url is not None else str(config.data_dir)
+        log.info("listening", url=url, version=__version__, store=store)
         _announce(ready_fd, url)
         await stop.wait()
         log.info("stopping")

@@ -48,7 +48,7 @@ def verify_audit(database: str, keys: Sequence[str]) -> NoReturn:
 
 @click.group()
 def store() -> None:
-    """Look after the broker's data directory."""
+    """Look after the broker's store."""
 
 
 @store.command(name="verify")
@@ -61,6 +61,19 @@ def verify_store(directory: str, config: str | None) -> None:
     Changes nothing; the broker may be running. Exits with 1 where something is wrong, and says what.
     """
     _become("verify-store", config, "--", directory)
+
+
+@store.command(name="copy")
+@click.option("--from", "directory", required=True, type=click.Path(exists=True, file_okay=False), metavar="DIR")
+@click.option("--to", "url", metavar="URL", help="The database; else that of AGENTWRIT_DATABASE_URL.")
+@options.config_file
+def copy_store(directory: str, url: str | None, config: str | None) -> None:
+    """Copy the data directory DIR of a broker that is stopped into an empty PostgreSQL database.
+
+    Everything goes along: apps, live tokens, keys, and the audit log, which is verified where it arrives. Where
+    anything is wrong nothing is written.
+    """
+    _become("copy-store", config, *([f"--to={url}"] if url is not None else []), "--", directory)
 
 
 def _become(command: str, config: str | None, *arguments: str) -> NoReturn:

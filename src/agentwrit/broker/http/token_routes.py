@@ -64,7 +64,7 @@ class TokenRoutes:
                     if len(self._known_valid) > VALID_BODIES_REMEMBERED:
                         self._known_valid.popitem(last=False)
         elif not await self._tokens.is_alive(known[0]):
-            del self._known_valid[body]
+            self._known_valid.pop(body, None)  # another request that asked the same may have been first
             known = None
         self._validations["invalid" if known is None else "valid"] += 1
         return _INVALID if known is None else known[1]

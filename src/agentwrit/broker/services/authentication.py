@@ -145,24 +145,26 @@ class Authenticator:
 
         Raises:
             InvalidToken: it is not.
+            Unavailable: it cannot be known whether it was revoked.
         """
         principal = self.genuine(token)
-        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
+        if await self._liveness.is_dead(principal.kid, principal.claims):
             raise InvalidToken("the token has been revoked")
         return principal
 
     async def is_alive(self, principal: Principal) -> bool:
         """Whether a token that was alive still is."""
-        now = self._clock.now()
+        if await self._liveness.is_dead(principal.kid, principal.claims):
+            return False
         try:
-            self._check_still_genuine(principal, now)
+            self._check_still_genuine(principal, self._clock.now())
         except InvalidToken:
             return False
-        return not await self._liveness.is_dead(principal.kid, principal.claims, now)
+        return True
 
     async def is_grant_dead(self, principal: Principal) -> bool:
         """Whether the principal's grant has ended; a token that was merely superseded does not count."""
-        return await self._liveness.is_grant_dead(principal.kid, principal.claims, self._clock.now())
+        return await self._liveness.is_grant_dead(principal.kid, principal.claims)
 
     def presented(self, presented: Presented | None) -> Presenter:
         """Who presents a token, bound or not, if it is genuine and theirs. It may have been revoked.
@@ -257,7 +259,7 @@ class Authenticator:
         return await self._denials.record(StrangerDenied(TokenRevoked(), caller, event))
 
     async def _require_life(self, caller: Caller, principal: Principal) -> None:
-        if await self._liveness.is_dead(principal.kid, principal.claims, self._clock.now()):
+        if await self._liveness.is_dead(principal.kid, principal.claims):
             raise await self.revoked(caller, principal)
 
     def _check_still_genuine(self, principal: Principal, now: float) -> None:

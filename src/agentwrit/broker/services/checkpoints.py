@@ -55,7 +55,8 @@ class Checkpoints:
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             try:
-                await self.make()
+                if await self._store.is_in_charge():
+                    await self.make()
             except Unavailable as error:
                 log.warning("a checkpoint has to wait", reason=error.detail)
 

@@ -1,11 +1,12 @@
 """What has to be done now and then: forgetting what time has made meaningless, and writing counts that are due."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 import structlog
 
-from agentwrit.broker.clock import Clock
+from agentwrit.broker import memory
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.archives import ArchiveService
 from agentwrit.broker.services.denials import DenialLog
@@ -15,6 +16,7 @@ from agentwrit.broker.storage.base import Store
 from agentwrit.domain.errors import Unavailable
 
 INTERVAL_SECONDS: Final = 5
+MANY_ENTRIES: Final = 10_000  # some megabytes
 PURGE_ROWS: Final = 100  # a batch, so that no purge keeps others waiting
 
 log = structlog.get_logger("agentwrit.housekeeping")
@@ -26,7 +28,6 @@ class Housekeeping:
     def __init__(
         self,
         store: Store,
-        clock: Clock,
         liveness: Liveness,
         denials: DenialLog,
         keys: KeyService,
@@ -34,7 +35,6 @@ class Housekeeping:
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._clock = clock
         self._liveness = liveness
         self._denials = denials
         self._keys = keys
@@ -44,7 +44,9 @@ class Housekeeping:
     async def run(self) -> None:
         """Go on until cancelled. A store that is out of reach is tried again the next time."""
         while True:
-            await asyncio.sleep(INTERVAL_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL_SECONDS):
+                    await self._keys.is_behind.wait()
             try:
                 await self.round()
             except Unavailable as error:
@@ -52,9 +54,14 @@ class Housekeeping:
 
     async def round(self) -> None:
         """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it."""
-        self._metrics.revocation_entries = self._liveness.forget(self._clock.now())
+        forgotten, left = self._liveness.forget()
+        if forgotten >= MANY_ENTRIES:
+            await asyncio.to_thread(memory.give_back)
+        self._metrics.revocation_entries = left
         await self._denials.flush()
         await self._keys.keep()
+        if not await self._store.is_in_charge():
+            return
         while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
             pass
         await self._archives.prune()

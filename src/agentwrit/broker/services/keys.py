@@ -69,6 +69,9 @@ class KeyService:
         self._max_age = config.key_max_age
         self._longest_ttl = max(config.max_ttl, config.admin_token_ttl, app.MAX_TOKEN_TTL_SECONDS)
         self._lock = asyncio.Lock()  # so that the rings follow the commits in their order
+        self.is_behind = asyncio.Event()
+        """Set when a key was revoked, by another broker perhaps: `keep` follows."""
+        store.listen(self._announced)
 
     async def list(self) -> Sequence[StoredKey]:
         """All keys, the newest first, those that are gone included."""
@@ -143,20 +146,14 @@ class KeyService:
         return count
 
     async def keep(self) -> None:
-        """Do what is due: rotate keys that have signed for long enough, and let go of those that verify no more."""
-        now = self._clock.now()
-        keys = await self.list()
-        expired = [key for key in keys if key.state is KeyState.RETIRED and now >= key.verifies_until]
-        aged = [
-            key.purpose
-            for key in keys
-            if self._max_age and key.state is KeyState.ACTIVE and now >= key.active_since + self._max_age
-            if key.purpose is not KeyPurpose.AUDIT_CHECKPOINT
-        ]
-        if not expired and not aged:
-            return
+        """Do what is due, and follow what other brokers did.
+
+        Keys that have signed for long enough are rotated, those that verify no more let go of.
+        """
 
         def keep(transaction: Transaction) -> None:
+            # Found anew in here: another broker of this store may have just done it.
+            expired, aged = self._due(transaction.signing_keys(), transaction.now)
             for key in expired:
                 transaction.put_signing_key(signing_key.gone(key))
                 transaction.record(Draft(event_type=EventType.SIGNING_KEY_EXPIRED, principal=BROKER, data=_data(key)))
@@ -165,8 +162,20 @@ class KeyService:
                     self._rotate(transaction, Caller(), BROKER, purpose)
 
         async with self._lock:
-            await self._store.write(keep)
+            if any(self._due(await self.list(), self._clock.now())):
+                await self._store.write(keep)
             await self._follow()
+
+    def _due(self, keys: Sequence[StoredKey], now: float) -> tuple[Sequence[StoredKey], Sequence[KeyPurpose]]:
+        """The keys that verify no more, and the purposes whose key has signed for long enough."""
+        expired = [key for key in keys if key.state is KeyState.RETIRED and now >= key.verifies_until]
+        aged = [
+            key.purpose
+            for key in keys
+            if self._max_age and key.state is KeyState.ACTIVE and now >= key.active_since + self._max_age
+            if key.purpose is not KeyPurpose.AUDIT_CHECKPOINT
+        ]
+        return expired, aged
 
     def _rotate(self, transaction: Transaction, caller: Caller, principal: str, purpose: KeyPurpose) -> Rotation:
         before = _key(transaction, purpose, KeyState.ACTIVE)
@@ -193,7 +202,12 @@ class KeyService:
         """When the last token that can have been signed by now is over (Unix seconds)."""
         return max(transaction.last_exp(), int(transaction.now) + self._longest_ttl) + MARGIN_SECONDS
 
+    def _announced(self, revocations: Sequence[Revocation]) -> None:
+        if any(revocation.kind is RevocationKind.KEY for revocation in revocations):
+            self.is_behind.set()
+
     async def _follow(self) -> None:
+        self.is_behind.clear()
         self._rings.replace(await self.list())
 
 

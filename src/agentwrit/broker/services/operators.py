@@ -72,23 +72,37 @@ async def set_secret(store: Store, secret: str) -> bool:
             f"the operator's secret has fewer than {operator.MIN_SECRET_LENGTH} characters:"
             " make one with `agentwrit init`"
         )
-    known = await store.read(lambda snapshot: snapshot.operator(operator.SUBJECT))
-    if known is not None and (
-        known.password_hash == secret
-        or (not passwords.is_password_hash(secret) and passwords.matches(known.password_hash, secret))
-    ):
-        return False
-    password_hash = secret if passwords.is_password_hash(secret) else passwords.hash_password(secret)
+    password_hash: str | None = None
+    while True:
+        known = await store.read(lambda snapshot: snapshot.operator(operator.SUBJECT))
+        if known is not None and _is_secret_of(known, secret):
+            return False
+        if password_hash is None:
+            password_hash = secret if passwords.is_password_hash(secret) else passwords.hash_password(secret)
+        if await _replace_secret(store, known, password_hash):
+            return True
+        # Another broker has set one meanwhile: the same, if they were started together.
 
-    def put(transaction: Transaction) -> None:
+
+def _is_secret_of(known: Operator, secret: str) -> bool:
+    if passwords.is_password_hash(secret):
+        return known.password_hash == secret
+    return passwords.matches(known.password_hash, secret)
+
+
+async def _replace_secret(store: Store, known: Operator | None, password_hash: str) -> bool:
+    """Store a secret, unless the operator is no longer the one that is `known`. Returns whether it was stored."""
+
+    def put(transaction: Transaction) -> bool:
+        if transaction.operator(operator.SUBJECT) != known:
+            return False
         now = int(transaction.now)
-        before = transaction.operator(operator.SUBJECT)
-        revision = 1 if before is None else before.revision + 1
+        revision = 1 if known is None else known.revision + 1
         transaction.put_operator(
             Operator(
                 name=operator.SUBJECT,
                 password_hash=password_hash,
-                created_at=now if before is None else before.created_at,
+                created_at=now if known is None else known.created_at,
                 updated_at=now,
                 revision=revision,
             )
@@ -99,10 +113,10 @@ async def set_secret(store: Store, secret: str) -> bool:
             Draft(
                 event_type=EventType.ADMIN_SECRET_SET,
                 principal="broker",
-                detail="the operator's secret was set" if before is None else "the operator's secret was replaced",
+                detail="the operator's secret was set" if known is None else "the operator's secret was replaced",
                 data={"name": operator.SUBJECT, "revision": revision},
             )
         )
+        return True
 
-    await store.write(put)
-    return True
+    return await store.write(put)

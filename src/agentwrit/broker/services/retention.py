@@ -58,6 +58,8 @@ class Retention:
 
     async def round(self) -> bool:
         """Write one archive, if one is due. Returns whether it was."""
+        if not await self._store.is_in_charge():
+            return False
         archived, last = await self._store.read(self._due)
         if last == archived:
             return False

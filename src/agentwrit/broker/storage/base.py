@@ -13,7 +13,8 @@ Isolation
     `read` sees one committed state, at least as new as the last `write` that was answered when it began.
 Announcement
     The revocations of a commit are announced to the store's listener after they are durable and before any `write` of
-    that commit returns. So whoever was answered can rely on it that every later check knows.
+    that commit returns. Where brokers share a store, those of the others' commits are announced by the time that
+    `catch_up` returns. So whoever was answered can rely on it that every later check knows.
 Failure
     A store that cannot be reached or written raises `Unavailable`, and nothing was done. State that was altered behind
     the broker's back raises `TamperedRecord` when it is read.
@@ -309,7 +310,26 @@ class Store(Protocol):
         ...
 
     def listen(self, listener: RevocationListener) -> None:
-        """Announce the revocations of every later commit to `listener`; it must not fail and must not wait."""
+        """Announce the revocations of every later commit to `listener`; it must not fail and must not wait.
+
+        One may be announced twice.
+        """
+        ...
+
+    async def catch_up(self) -> None:
+        """Wait until every revocation that was committed before this call, by whichever broker, has been announced.
+
+        Raises:
+            Unavailable: it cannot be known whether there are any.
+        """
+        ...
+
+    async def is_in_charge(self) -> bool:
+        """Whether it is this broker that does, until it asks again, what one broker of a store has to do for all.
+
+        Raises:
+            Unavailable: it cannot be known.
+        """
         ...
 
     def is_writable(self) -> bool:

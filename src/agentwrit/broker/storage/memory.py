@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 
 class MemoryStore:
-    """The `Store` over dictionaries. `fault` is called with "begin", "commit" and "read", and may raise what it likes.
+    """The `Store` over dictionaries.
 
+    `fault` is called with "begin", "commit", "read" and "catch_up", and may raise what it likes.
     Raised at "commit" it undoes the unit, as a disk that is full does.
     """
 
@@ -71,6 +72,14 @@ class MemoryStore:
 
     def listen(self, listener: RevocationListener) -> None:
         self._listeners.append(listener)
+
+    async def catch_up(self) -> None:
+        """Nothing to wait for: all commits are ours. `fault` may still refuse."""
+        self._check_open()
+        self._fault("catch_up")
+
+    async def is_in_charge(self) -> bool:
+        return True
 
     def is_writable(self) -> bool:
         return self._is_writable and not self._is_closed

@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import sqlite_log, sqlite_schema
-from agentwrit.broker.storage.base import Denied, RevocationListener, Snapshot, Transaction
+from agentwrit.broker.storage import sql_log, sql_units, sqlite_rows, sqlite_schema
+from agentwrit.broker.storage.base import RevocationListener, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql_units import MAX_WAITING_UNITS, Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
@@ -29,7 +30,6 @@ from agentwrit.domain.revocation import Revocation
 T = TypeVar("T")
 
 LOCK_TIMEOUT_MS: Final = 5000  # for a lock that something outside the broker holds
-MAX_WAITING_UNITS: Final = 4096
 BATCH_SECONDS: Final = 0.004  # how long a batch may keep the event loop from everybody else
 BATCH_SHARE: Final = 0.5  # of the time that its first unit had to wait: a busy loop has to spare more
 MAX_BATCH_SECONDS: Final = 0.05
@@ -45,18 +45,6 @@ UNITS_OWN_FAULT: Final = (
 )
 
 
-class _Waiting(NamedTuple):
-    unit: Callable[[Transaction], Any]
-    answer: asyncio.Future[Any]
-    since: float
-
-
-class _Outcome(NamedTuple):
-    answer: asyncio.Future[Any]
-    value: Any
-    error: BaseException | None
-
-
 class SqliteStore:
     """The `Store` of one broker process in the file `path`, whose directory the caller has locked."""
 
@@ -65,7 +53,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._sealer = sealer
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._committer: asyncio.Task[None] | None = None
         self._listeners: list[RevocationListener] = []
         self._is_writable = True
@@ -76,7 +64,9 @@ class SqliteStore:
         self._readers: list[sqlite3.Connection] = []
         self._connection = sqlite_schema.open_database(path, sealer)
         try:
-            self._head = sqlite_log.load_head(self._connection, sealer)
+            self._head = sql_log.load_head(
+                self._connection, sealer, sqlite_rows.saved_head(self._connection, sealer).last
+            )
         except BaseException:
             self._connection.close()
             raise
@@ -89,7 +79,7 @@ class SqliteStore:
         if len(self._waiting) >= MAX_WAITING_UNITS:
             raise Unavailable("the broker is busy")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(unit, answer, time.monotonic()))
+        self._waiting.append(Waiting(unit, answer, time.monotonic()))
         if self._committer is None:
             self._committer = asyncio.create_task(self._commit_all())
         return await answer
@@ -104,6 +94,14 @@ class SqliteStore:
 
     def listen(self, listener: RevocationListener) -> None:
         self._listeners.append(listener)
+
+    async def catch_up(self) -> None:
+        """Nothing to wait for: all commits are ours."""
+        if self._is_closed:
+            raise Unavailable("the broker is stopping")
+
+    async def is_in_charge(self) -> bool:
+        return True
 
     def is_writable(self) -> bool:
         return self._is_writable and not self._is_closed
@@ -126,7 +124,7 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
-                outcomes: list[_Outcome] = []
+                outcomes: list[Outcome] = []
                 revocations: list[Revocation] = []
                 head = self._head
                 try:
@@ -138,7 +136,8 @@ class SqliteStore:
                     # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
                     self._is_writable = False
                     self._head = head
-                    _fail([outcome.answer for outcome in outcomes] or self._give_up_waiting(), error)
+                    answers = [outcome.answer for outcome in outcomes] or self._give_up_waiting()
+                    sql_units.fail(answers, "the store cannot be written", error)
                     await loop.run_in_executor(self._commit_thread, self._connection.rollback)
                     if not isinstance(error, sqlite3.Error):
                         raise
@@ -146,7 +145,7 @@ class SqliteStore:
                     self._is_writable = True
                     self._saved_now = self._saved_now if saved_now is None else saved_now
                     self._announce(revocations)
-                    _deliver(outcomes)
+                    sql_units.deliver(outcomes)
         finally:
             self._committer = None
 
@@ -170,7 +169,7 @@ class SqliteStore:
         self._waiting.clear()
         return answers
 
-    def _run_batch(self, outcomes: list[_Outcome], revocations: list[Revocation]) -> float | None:
+    def _run_batch(self, outcomes: list[Outcome], revocations: list[Revocation]) -> float | None:
         """Run waiting units in one transaction, for as long as the event loop can be spared.
 
         Returns the time that it made part of the transaction, or None where there is nothing to commit.
@@ -181,50 +180,27 @@ class SqliteStore:
         stop_at = started + min(max(BATCH_SECONDS, BATCH_SHARE * waited), MAX_BATCH_SECONDS)
         now = self._clock.now()
         while self._waiting:
-            unit, answer, _ = self._waiting.popleft()
-            if not answer.cancelled():
+            waiting = self._waiting.popleft()
+            if not waiting.answer.cancelled():
                 # Entered before it is run, so that it is answered even if the store fails under it.
-                outcomes.append(_Outcome(answer, None, None))
-                outcomes[-1] = self._run_unit(unit, answer, now, revocations)
+                outcomes.append(Outcome(waiting.answer, None, None))
+                outcomes[-1] = self._run_unit(waiting, now, revocations)
             if time.monotonic() >= stop_at:
                 break
         if self._connection.total_changes == changes and now < self._saved_now + MAX_UNSAVED_SECONDS:
             return None
         sqlite_schema.save_high_water_mark(self._connection, now)
-        sqlite_log.save_head(self._connection, self._sealer, self._head)
+        sqlite_rows.save_head(self._connection, self._sealer, self._head)
         return now
 
-    def _run_unit(
-        self,
-        unit: Callable[[Transaction], Any],
-        answer: asyncio.Future[Any],
-        now: float,
-        revocations: list[Revocation],
-    ) -> _Outcome:
-        self._connection.execute("SAVEPOINT unit")
-        transaction = SqliteTransaction(self._connection, self._sealer, self._head, now)
-        value: Any = None
-        failure: BaseException | None = None
-        try:
-            value = unit(transaction)
-        except Denied as denied:
-            failure = denied.error
-            transaction = self._undo(now)
-            for event in denied.events:
-                transaction.record(event)
-        except Exception as error:  # whatever a unit raises is its caller's to see, and no other's
-            if isinstance(error, sqlite3.Error) and not isinstance(error, UNITS_OWN_FAULT):
-                raise  # the store's failure: it takes the batch with it
-            failure = error
-            transaction = self._undo(now)
-        self._connection.execute("RELEASE unit")
+    def _run_unit(self, waiting: Waiting, now: float, revocations: list[Revocation]) -> Outcome:
+        def begin() -> SqliteTransaction:
+            return SqliteTransaction(self._connection, self._sealer, self._head, now)
+
+        outcome, transaction = sql_units.run(waiting, self._connection, begin, is_stores_fault=_is_stores_fault)
         self._head = transaction.head
         revocations.extend(transaction.revoked)
-        return _Outcome(answer, value, failure)
-
-    def _undo(self, now: float) -> SqliteTransaction:
-        self._connection.execute("ROLLBACK TO unit")
-        return SqliteTransaction(self._connection, self._sealer, self._head, now)
+        return outcome
 
     def _announce(self, revocations: list[Revocation]) -> None:
         if revocations:
@@ -247,19 +223,5 @@ class SqliteStore:
             connection.rollback()
 
 
-def _deliver(outcomes: list[_Outcome]) -> None:
-    for answer, value, error in outcomes:
-        if answer.cancelled():
-            continue
-        if error is None:
-            answer.set_result(value)
-        else:
-            answer.set_exception(error)
-
-
-def _fail(answers: list[asyncio.Future[Any]], error: BaseException) -> None:
-    for answer in answers:
-        if not answer.cancelled():
-            refusal = Unavailable("the store cannot be written")
-            refusal.__cause__ = error
-            answer.set_exception(refusal)
+def _is_stores_fault(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and not isinstance(error, UNITS_OWN_FAULT)

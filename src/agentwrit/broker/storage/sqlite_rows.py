@@ -1,370 +1,71 @@
-"""Rows of the SQLite schema, and the records that they hold."""
+"""Rows as the SQLite schema has them, and where the audit log ends there: a row of `meta`."""
 
 import sqlite3
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from typing import TypeVar
+from typing import Final, NamedTuple
 
-import msgspec
-
-from agentwrit.broker.storage import sqlite_log
-from agentwrit.broker.storage.base import DATA_FIELDS, EventQuery, GrantQuery
+from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.domain import audit, merkle
-from agentwrit.domain.app import App
-from agentwrit.domain.audit_archive import Archive
+from agentwrit.broker.storage.sql_rows import SqlSnapshot, SqlTransaction
+from agentwrit.domain import audit
+from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
-from agentwrit.domain.grant import Grant
-from agentwrit.domain.idempotency import FirstAnswer
-from agentwrit.domain.launch_token import LaunchToken
-from agentwrit.domain.operator import Operator
-from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation
-from agentwrit.domain.signing_key import StoredKey
 
-R = TypeVar("R", bound=msgspec.Struct)
-
-_BELOW = (
-    "WITH RECURSIVE below (sid) AS ("
-    "SELECT sid FROM grants WHERE parent_sid = ? AND parent_sid <> ''"
-    " UNION SELECT grants.sid FROM grants JOIN below ON parent_sid = below.sid AND parent_sid <> ''"
-    ") SELECT sid FROM below"
-)
-
-_IS_NOT_HEAD = "seq < (SELECT max(seq) FROM revocations)"
+HEAD: Final = "audit_head"  # its row in `meta`
 
 
-class SqliteSnapshot:
-    """The `Snapshot` of whatever transaction `connection` is in."""
-
-    def __init__(self, connection: sqlite3.Connection, sealer: Sealer) -> None:
-        self._connection = connection
-        self._sealer = sealer
-
-    def operator(self, name: str) -> Operator | None:
-        return self._one("operators", Operator, "name = ?", name, name=name)
-
-    def app(self, app_id: str) -> App | None:
-        return self._one("apps", App, "app_id = ?", app_id, app_id=app_id)
-
-    def app_by_client_id(self, client_id: str) -> App | None:
-        return self._one("apps", App, "client_id = ?", client_id, client_id=client_id)
-
-    def active_app_by_name(self, name: str) -> App | None:
-        return self._one("apps", App, "name = ? AND status <> 'inactive'", name, name=name)
-
-    def apps(self, *, limit: int | None = None, offset: int = 0) -> Sequence[App]:
-        return self._all("apps", App, "1 ORDER BY position LIMIT ? OFFSET ?", -1 if limit is None else limit, offset)
-
-    def app_count(self) -> int:
-        [count] = self._connection.execute("SELECT count(*) FROM apps").fetchone()
-        return int(count)
-
-    def launch_token(self, token_hash: bytes) -> LaunchToken | None:
-        return self._one("launch_tokens", LaunchToken, "token_hash = ?", token_hash, token_hash=token_hash)
-
-    def grant(self, sid: str) -> Grant | None:
-        return self._one("grants", Grant, "sid = ?", sid, sid=sid)
-
-    def grants(self, query: GrantQuery) -> Sequence[Grant]:
-        where = _Where()
-        if query.live_at is not None:
-            # "+": hardly any is over, so the index on exp is no way to the rest.
-            where.add("ended_at = 0 AND +exp > ?", query.live_at)
-        where.add("app_id = ?", query.app_id)
-        where.add("kind = ?", query.kind)
-        where.add("subject = ?", query.subject)
-        where.add("task_id = ? AND task_id <> ''", query.task_id)
-        where.add("orch_id = ?", query.orch_id)
-        where.add("jti = ?", query.jti)
-        where.add("sid = ?", query.sid)
-        where.add("(kid IN (?, '') OR parent_sid <> '')", query.signed_by)
-        where.add("parent_sid = ? AND parent_sid <> ''" if query.parent else "parent_sid = ?", query.parent)
-        where.add(f"sid IN ({_BELOW})", query.below)
-        where.add("rowid > (SELECT rowid FROM grants WHERE sid = ?)", query.after)
-        limit = -1 if query.limit is None else query.limit
-        found = self._all("grants", Grant, f"{where.sql} ORDER BY rowid LIMIT ?", *where.values, limit)
-        # The columns find the rows; what a row says is what its sealed body says.
-        return [grant for grant in found if query.matches(grant)]
-
-    def last_exp(self) -> int:
-        [exp] = self._connection.execute("SELECT coalesce(max(exp), 0) FROM grants").fetchone()
-        return int(exp)
-
-    def first_answer(self, key: bytes) -> FirstAnswer | None:
-        return self._one("first_answers", FirstAnswer, "key = ?", key, key=key)
-
-    def signing_keys(self) -> Sequence[StoredKey]:
-        return self._all("signing_keys", StoredKey, "1 ORDER BY created_at DESC, kid")
-
-    def revocations(self, now: float) -> Iterator[Revocation]:
-        rows = self._connection.execute(
-            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE last_exp > ?", (now,)
-        )
-        for row in rows:
-            yield self._open_revocation(*row)
-
-    def feed(self, first: int, last: int) -> Sequence[Revocation]:
-        rows = self._connection.execute(
-            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE seq BETWEEN ? AND ? ORDER BY seq",
-            (first, last),
-        )
-        return [self._open_revocation(*row) for row in rows]
-
-    def feed_head(self) -> int:
-        [head] = self._connection.execute("SELECT coalesce(max(seq), 0) FROM revocations").fetchone()
-        return int(head)
-
-    def feed_epoch(self) -> str:
-        [epoch] = self._connection.execute("SELECT value FROM meta WHERE name = 'feed_epoch'").fetchone()
-        return str(epoch)
-
-    def events(self, query: EventQuery) -> Sequence[audit.Event]:
-        where = self._events_where(query)
-        where.add("sequence < ?" if query.is_newest_first else "sequence > ?", query.after or None)
-        order = "DESC" if query.is_newest_first else "ASC"
-        rows = self._connection.execute(
-            f"{sqlite_log.SELECT_EVENTS} WHERE {where.sql} ORDER BY sequence {order} LIMIT ? OFFSET ?",
-            (*where.values, query.limit, query.offset),
-        )
-        return [sqlite_log.event(row) for row in rows]
-
-    def event_count(self, query: EventQuery | None = None, *, behind: int = 0) -> int:
-        where = self._events_where(query or EventQuery())
-        if not where.has_conditions and not behind:
-            # Numbered without a gap: the ends say it, and three million rows need not be counted.
-            first, last = self._event_range()
-            return last - first + 1 if last else 0
-        where.add("sequence > ?", behind or None)
-        [count] = self._connection.execute(
-            f"SELECT count(*) FROM events WHERE {where.sql}", tuple(where.values)
-        ).fetchone()
-        return int(count)
-
-    def entries(self, first: int, last: int) -> Sequence[bytes]:
-        return list(sqlite_log.entries(self._connection, first, last))
-
-    def tile(self, level: int, number: int) -> bytes:
-        return sqlite_log.tile(self._connection, self._sealer, level, number)
-
-    def checkpoint(self) -> str | None:
-        return sqlite_log.checkpoint(self._connection)
-
-    def event_head(self) -> int:
-        return self._event_range()[1]
-
-    def pruned(self) -> int:
-        return self._event_range()[0] - 1
-
-    def archives(self, *, after: int = 0) -> Sequence[Archive]:
-        return self._all("archives", Archive, "last > ? ORDER BY last", after)
-
-    def _events_where(self, query: EventQuery) -> "_Where":
-        where = _Where()
-        # An index of those that have a name at all can only be used by who asks for no others. And "+": where a filter
-        # is there that fewer events pass, the index of the others is no way to them.
-        is_for_denials = query.outcome == audit.Outcome.DENIED
-        for column, value, condition in (
-            ("agent_id", query.agent_id, "agent_id <> ''"),
-            ("task_id", query.task_id, "task_id <> ''"),
-            ("outcome", query.outcome if is_for_denials else None, "outcome = 'denied'"),
-            ("event_type", query.event_type, "1"),
-            ("app_id", query.app_id, "app_id <> ''"),
-            ("outcome", None if is_for_denials else query.outcome, "1"),
-            ("principal", query.principal, "1"),
-            ("sid", query.sid, "1"),
-            ("client_address", query.client_address, "1"),
-            ("request_id", query.request_id, "1"),
-            ("trace_id", query.trace_id, "1"),
-            ("orch_id", query.orch_id, "1"),
-            ("resource", query.resource, "1"),
-            ("deleg_chain_hash", query.deleg_chain_hash, "1"),
-        ):
-            where.add(f"+{column} = ?" if where.has_conditions else f"{column} = ? AND {condition}", value)
-        for name in DATA_FIELDS:
-            where.add(f"data ->> '$.{name}' = ?", getattr(query, name))
-        # Times rise with the numbers, so a time is a place in the log, which is found faster than a time.
-        if query.since is not None:
-            where.add("sequence >= ?", self._place(query.since, bisect_left))
-        if query.until is not None:
-            where.add("sequence < ?", self._place(query.until, bisect_right))
-        return where
-
-    def _place(self, timestamp: str, bisect: Callable[..., int]) -> int:
-        """The number of the first event that is not before, or with `bisect_right` after, this time."""
-        first, last = self._event_range()
-        numbers = range(first, last + 1)
-        return first + bisect(numbers, timestamp, key=self._timestamp)
-
-    def _timestamp(self, sequence: int) -> str:
-        [timestamp] = self._connection.execute(
-            "SELECT timestamp FROM events WHERE sequence >= ? ORDER BY sequence LIMIT 1", (sequence,)
-        ).fetchone()
-        return str(timestamp)
-
-    def _event_range(self) -> tuple[int, int]:
-        """The numbers of the oldest and the newest event; 1 and 0 when there is none."""
-        [first] = self._connection.execute("SELECT coalesce(min(sequence), 1) FROM events").fetchone()
-        [last] = self._connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
-        return int(first), int(last)
-
-    def _one(self, table: str, record_type: type[R], where: str, value: object, **key: object) -> R | None:
-        rows = self._all(table, record_type, where, value)
-        if not rows:
-            return None
-        # A genuine row in another's place is no better than a forged one.
-        if any(getattr(rows[0], name) != expected for name, expected in key.items()):
-            raise TamperedRecord(f"a row of {table} stands in another's place")
-        return rows[0]
-
-    def _all(self, table: str, record_type: type[R], where: str, *values: object) -> list[R]:
-        rows = self._connection.execute(f"SELECT body, mac FROM {table} WHERE {where}", values)
-        return [self._sealer.open(table, body, mac, record_type) for body, mac in rows]
-
-    def _open_revocation(self, kind: str, name: str, effective_at: int, last_exp: int, mac: bytes) -> Revocation:
-        columns = {"kind": kind, "id": name, "effective_at": effective_at, "last_exp": last_exp}
-        self._sealer.check("revocations", msgspec.json.encode(columns), mac)
-        return msgspec.convert(columns, Revocation)
+class SqliteSnapshot(SqlSnapshot):
+    GRANT_PLACE = "rowid"
+    UNINDEXED = "+"
+    MEMBER = "data ->> '$.{}'"
 
 
-class SqliteTransaction(SqliteSnapshot):
-    """The `Transaction` of the write transaction that `connection` is in. Knows the log's head and what it revoked."""
-
-    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, head: audit.Head, now: float) -> None:
-        super().__init__(connection, sealer)
-        self.head = head
-        self.now = now
-        self.revoked: list[Revocation] = []
-
-    def put_operator(self, operator: Operator) -> None:
-        self._put("operators", operator, "name", name=operator.name)
-
-    def put_app(self, app: App) -> None:
-        self._put(
-            "apps", app, "app_id", app_id=app.app_id, client_id=app.client_id, name=app.name, status=app.status.value
-        )
-
-    def put_launch_token(self, token: LaunchToken) -> None:
-        self._put("launch_tokens", token, "token_hash", token_hash=token.token_hash, expires_at=token.expires_at)
-
-    def put_grant(self, grant: Grant) -> None:
-        self._put(
-            "grants",
-            grant,
-            "sid",
-            sid=grant.sid,
-            kind=grant.kind.value,
-            app_id=grant.app_id,
-            ended_at=grant.ended_at,
-            exp=grant.exp,
-            subject=grant.subject,
-            task_id=grant.task_id,
-            orch_id=grant.orch_id,
-            jti=grant.jti,
-            parent_sid=grant.parent_sid,
-            kid=grant.kid,
-        )
-
-    def put_first_answer(self, answer: FirstAnswer) -> None:
-        self._put("first_answers", answer, "key", key=answer.key, expires_at=answer.expires_at)
-
-    def put_signing_key(self, key: StoredKey) -> None:
-        self._put("signing_keys", key, "kid", kid=key.kid, created_at=key.created_at)
-
-    def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
-        cursor = self._connection.execute(
-            "INSERT INTO nonces (nonce, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING", (nonce, expires_at)
-        )
-        return cursor.rowcount == 1
-
-    def revoke(self, revocation: Revocation) -> None:
-        row = self._connection.execute(
-            "SELECT kind, id, effective_at, last_exp, mac FROM revocations WHERE kind = ? AND id = ?",
-            (revocation.kind.value, revocation.id),
-        ).fetchone()
-        if row is not None:
-            revocation = self._open_revocation(*row).joined(revocation)
-        _, mac = self._sealer.seal("revocations", revocation)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO revocations (kind, id, effective_at, last_exp, mac, seq) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                revocation.kind.value,
-                revocation.id,
-                revocation.effective_at,
-                revocation.last_exp,
-                mac,
-                self.feed_head() + 1,
-            ),
-        )
-        self.revoked.append(revocation)
-
-    def record(self, draft: audit.Draft) -> None:
-        appended = audit.append(draft, self.head, now=self.now)
-        sqlite_log.put_event(self._connection, appended.event)
-        if appended.tiles:
-            sqlite_log.put_tiles(self._connection, self._sealer, appended.tiles)
-        self.head = appended.head
-
-    def put_checkpoint(self, size: int, note: str) -> None:
-        sqlite_log.put_checkpoint(self._connection, size, note)
-
-    def put_archive(self, archive: Archive) -> None:
-        self._put("archives", archive, "last", last=archive.last)
-
-    def prune(self) -> int:
-        pruned = self.pruned()
-        last = pruned + merkle.TILE_WIDTH
-        if pruned % merkle.TILE_WIDTH or not self.archives(after=last - 1):
-            return 0
-        return self._connection.execute("DELETE FROM events WHERE sequence <= ?", (last,)).rowcount
-
-    def purge(self, limit: int) -> int:
-        over = int(self.now)
-        count = 0
-        for table, key, column, before in (
-            ("nonces", "nonce", "expires_at", over),
-            ("launch_tokens", "token_hash", "expires_at", over),
-            ("first_answers", "key", "expires_at", over),
-            ("grants", "sid", "exp", over - RETENTION_SECONDS),
-            ("revocations", "(kind, id)", f"{_IS_NOT_HEAD} AND last_exp", over - RETENTION_SECONDS),
-        ):
-            columns = key.strip("()")
-            count += self._connection.execute(
-                f"DELETE FROM {table} WHERE {key} IN (SELECT {columns} FROM {table} WHERE {column} <= ? LIMIT ?)",
-                (before, limit - count),
-            ).rowcount
-        return count
-
-    def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
-        columns["body"], columns["mac"] = self._sealer.seal(table, record)
-        self._connection.execute(_upsert(table, key, tuple(columns)), tuple(columns.values()))
+class SqliteTransaction(SqlTransaction, SqliteSnapshot):
+    pass
 
 
-@cache
-def _upsert(table: str, key: str, columns: tuple[str, ...]) -> str:
-    changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != key)
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-        f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
-    )
+def save_head(connection: sqlite3.Connection, sealer: Sealer, head: Head) -> None:
+    """Make where the log ends part of the transaction, and up to where a checkpoint covers it."""
+    row = connection.execute("SELECT size FROM checkpoint").fetchone()
+    body = f"{head.sequence} {head.hash} {0 if row is None else row[0]}"
+    value = f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
+    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))
 
 
-class _Where:
-    """A conjunction of conditions; those without a value fall away."""
+class SavedHead(NamedTuple):
+    """The place and the hash of the last event, and up to where a checkpoint covered the log at that time."""
 
-    def __init__(self, *conditions: str) -> None:
-        self._conditions = list(conditions)
-        self.values: list[object] = []
-
-    def add(self, condition: str, value: object | None) -> None:
-        if value is not None:
-            self._conditions.append(condition)
-            self.values.append(value)
+    sequence: int
+    hash: str
+    covered: int
 
     @property
-    def has_conditions(self) -> bool:
-        return bool(self._conditions)
+    def last(self) -> tuple[int, str]:
+        return self.sequence, self.hash
 
-    @property
-    def sql(self) -> str:
-        return " AND ".join(self._conditions) or "1"
+
+def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> SavedHead:
+    """Where the log ends, as it was committed with the last event.
+
+    Raises:
+        TamperedRecord: somebody else wrote them.
+    """
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (HEAD,)).fetchone()
+    body, _, mac = str(row[0] if row is not None else "").rpartition(" ")
+    sequence, last_hash, covered = [*body.split(" "), "0", "0"][:3]  # it did not always say what was covered
+    try:
+        sealer.check(HEAD, body.encode("utf-8"), bytes.fromhex(mac))
+        return SavedHead(int(sequence), last_hash, int(covered))
+    except ValueError:
+        raise TamperedRecord("where the log ends was altered outside the broker") from None
+
+
+def grow_tree(connection: sqlite3.Connection, sealer: Sealer) -> None:
+    """Build the tree over a log that has none yet. Checks the log on the way.
+
+    Raises:
+        TamperedRecord: the log was altered.
+    """
+    following = audit.Replay()
+    for tiles in sql_log.replay(connection, following, sql_log.last_sequence(connection)):
+        sql_log.put_tiles(connection, sealer, tiles)
+    save_head(connection, sealer, following.head)

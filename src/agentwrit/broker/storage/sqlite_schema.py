@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker.storage import migrations, sqlite_log
+from agentwrit.broker.storage import migrations, sqlite_rows
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
@@ -79,7 +79,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, sealer: Sealer) -> None
             connection.executescript(f"BEGIN IMMEDIATE;\n{step.script}")
             if step.version == TREE_VERSION:
                 _check_seal(connection, sealer)
-                sqlite_log.grow_tree(connection, sealer)
+                sqlite_rows.grow_tree(connection, sealer)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {step.version}")
             connection.execute("COMMIT")

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker.storage import sqlite_log
+from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Snapshot
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, saved_head
 from agentwrit.domain import audit, checkpoint, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
@@ -79,13 +79,13 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 def _verify(
     connection: sqlite3.Connection, sealer: Sealer | None, keys: Sequence[VerifierKey], progress: Progress
 ) -> tuple[int, Checkpoint | None]:
-    signed = sqlite_log.checkpoint(connection)
+    signed = sql_log.checkpoint(connection)
     covered = _covered(connection, sealer, keys, signed)
-    total = sqlite_log.last_sequence(connection)
+    total = sql_log.last_sequence(connection)
     following = audit.Replay(_beginning(connection, sealer))
     if covered is not None and covered.size < following.sequence:
         raise TamperedRecord("the checkpoint is older than what was archived: the newest one was taken away")
-    for tiles in sqlite_log.replay(connection, following, 2**63 - 1):
+    for tiles in sql_log.replay(connection, following, 2**63 - 1):
         if tiles:
             _check_tiles(connection, sealer, tiles)
         if covered is not None and following.sequence == covered.size:
@@ -108,13 +108,13 @@ def _beginning(connection: sqlite3.Connection, sealer: Sealer | None) -> Head:
     Raises:
         TamperedRecord: a tile is not what the tree was built of.
     """
-    archived = sqlite_log.first_sequence(connection) - 1
-    before = sqlite_log.hash_at(connection, archived)
+    archived = sql_log.first_sequence(connection) - 1
+    before = sql_log.hash_at(connection, archived)
     if archived <= 0 or archived % merkle.TILE_WIDTH or before is None:
         return Head()  # what is missing then, the first event tells
     tree = merkle.Growth()
     for number in range(archived // merkle.TILE_WIDTH):
-        hashes = sqlite_log.kept_tile(connection, sealer, 0, number)
+        hashes = sql_log.kept_tile(connection, sealer, 0, number)
         if len(hashes) != merkle.FULL_TILE_BYTES:
             raise TamperedRecord(f"tile {number} of level 0 of the tree was altered")
         for at in range(0, merkle.FULL_TILE_BYTES, merkle.HASH_BYTES):
@@ -128,7 +128,7 @@ def _check_end(connection: sqlite3.Connection, sealer: Sealer, following: audit.
     Raises:
         TamperedRecord: its tail was replaced, or its newest checkpoint.
     """
-    saved = sqlite_log.saved_head(connection, sealer)
+    saved = saved_head(connection, sealer)
     if (saved.sequence, saved.hash) != (following.sequence, following.hash):
         raise TamperedRecord(f"the log does not end with {audit.event_id(following.sequence)}: its tail was replaced")
     if covered < saved.covered:
@@ -156,7 +156,7 @@ def _covered(
 def _check_tiles(connection: sqlite3.Connection, sealer: Sealer | None, tiles: Iterable[merkle.Tile]) -> None:
     """Compare tiles of the tree that was built anew with those that were kept; upper ones have grown since."""
     for built in tiles:
-        kept = sqlite_log.kept_tile(connection, sealer, built.level, built.number)
+        kept = sql_log.kept_tile(connection, sealer, built.level, built.number)
         if kept[: len(built.hashes)] == built.hashes:
             continue
         if built.level:

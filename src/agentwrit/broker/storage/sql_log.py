@@ -1,17 +1,18 @@
-"""The audit log in the SQLite schema: its events, the tiles of its tree, and where it ends.
+"""The audit log in the SQL schemas: its events, the tiles of its tree, and where it ends.
 
-With every commit that adds events the log's head is stored, under a MAC. A log whose tail was cut off, altered or added
-to behind the broker's back is therefore refused when the store is opened; what is wrong further back, `verify` finds.
+With every commit that adds events it is stored where the log ends, under a MAC. A log whose tail was cut off, altered
+or added to behind the broker's back is therefore refused when the store is opened; what is wrong further back, `verify`
+finds.
 """
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql import Session
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
@@ -34,10 +35,8 @@ _Members: Any = msgspec.defstruct("_Members", [(name, Any) for name in _MEMBERS]
 _pick_members = itemgetter(*(EVENT_COLUMNS.index("sequence" if name == "id" else name) for name in _MEMBERS))
 _encode_members = msgspec.json.Encoder(order="deterministic").encode
 
-HEAD: Final = "audit_head"  # its row in `meta`
 
-
-def put_event(connection: sqlite3.Connection, event: audit.Event) -> None:
+def put_event(connection: Session, event: audit.Event) -> None:
     columns = list(msgspec.structs.astuple(event))
     columns[_DATA_COLUMN] = _encode(event.data).decode()
     connection.execute(_INSERT_EVENT, columns)
@@ -77,12 +76,12 @@ def entry(row: tuple[Any, ...]) -> bytes:
     return form
 
 
-def rows(connection: sqlite3.Connection, first: int, last: int) -> Iterator[tuple[Any, ...]]:
+def rows(connection: Session, first: int, last: int) -> Iterator[tuple[Any, ...]]:
     """The rows of the events from one place to another, both included, as far as they are there."""
-    return connection.execute(f"{SELECT_EVENTS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence", (first, last))
+    return iter(connection.execute(f"{SELECT_EVENTS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence", (first, last)))
 
 
-def entries(connection: sqlite3.Connection, first: int, last: int) -> Iterator[bytes]:
+def entries(connection: Session, first: int, last: int) -> Iterator[bytes]:
     """The entries of the events from one place to another, both included, as far as they are there.
 
     In place of one that cannot be what the broker wrote stands what is there: whoever checks the log finds it.
@@ -94,7 +93,7 @@ def entries(connection: sqlite3.Connection, first: int, last: int) -> Iterator[b
             yield ascii(row).encode("ascii")[: audit.MAX_ENTRY_BYTES]
 
 
-def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Iterator[Sequence[merkle.Tile]]:
+def replay(connection: Session, onto: audit.Replay, last: int) -> Iterator[Sequence[merkle.Tile]]:
     """Follow the log up to `last`, event by event. Yields the tiles that are to be kept because of each.
 
     Raises:
@@ -104,23 +103,44 @@ def replay(connection: sqlite3.Connection, onto: audit.Replay, last: int) -> Ite
         yield onto.take(entry(row), row[0], row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
 
 
-def first_sequence(connection: sqlite3.Connection) -> int:
+def first_sequence(connection: Session) -> int:
     """The place of the oldest event that is there; 1 if there is none."""
     [sequence] = connection.execute("SELECT coalesce(min(sequence), 1) FROM events").fetchone()
     return int(sequence)
 
 
-def hash_at(connection: sqlite3.Connection, sequence: int) -> str | None:
+def hash_at(connection: Session, sequence: int) -> str | None:
     """The hash of the event at a place. Where it was archived, the oldest event that is there says what it was."""
     row = connection.execute(
-        "SELECT hash FROM events WHERE sequence = ?1 UNION ALL SELECT prev_hash FROM events"
-        " WHERE sequence = ?1 + 1 AND sequence = (SELECT min(sequence) FROM events)",
-        (sequence,),
+        "SELECT hash FROM events WHERE sequence = ? UNION ALL SELECT prev_hash FROM events"
+        " WHERE sequence = ? AND sequence = (SELECT min(sequence) FROM events)",
+        (sequence, sequence + 1),
     ).fetchone()
     return str(row[0]) if row is not None else None
 
 
-def last_sequence(connection: sqlite3.Connection) -> int:
+def beginning(connection: Session, sealer: Sealer) -> Head:
+    """Where the log was before the oldest event that is there.
+
+    Raises:
+        TamperedRecord: there is less than was archived.
+    """
+    _check_beginning(connection)
+    missing = first_sequence(connection) - 1
+    before = hash_at(connection, missing)
+    if missing <= 0 or before is None:
+        return Head()
+    return Head(before, merkle.edge_at(missing, lambda level, number: tile(connection, sealer, level, number)))
+
+
+def _check_beginning(connection: Session) -> None:
+    [archived] = connection.execute("SELECT coalesce(max(last), 0) FROM archives").fetchone()
+    first = first_sequence(connection)
+    if first > archived + 1:
+        raise TamperedRecord(f"{audit.event_id(archived + 1)} to {audit.event_id(first - 1)} are missing")
+
+
+def last_sequence(connection: Session) -> int:
     [sequence] = connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
     return int(sequence)
 
@@ -128,15 +148,16 @@ def last_sequence(connection: sqlite3.Connection) -> int:
 # -- the tree ---------------------------------------------------------------------------------------------------------
 
 
-def put_tiles(connection: sqlite3.Connection, sealer: Sealer, tiles: Iterable[merkle.Tile]) -> None:
-    connection.executemany(
-        "INSERT INTO tiles (level, number, hashes, mac) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (level, number) DO UPDATE SET hashes = excluded.hashes, mac = excluded.mac",
-        [(tile.level, tile.number, tile.hashes, sealer.mac("tiles", _tile_body(*tile))) for tile in tiles],
-    )
+def put_tiles(connection: Session, sealer: Sealer, tiles: Iterable[merkle.Tile]) -> None:
+    for tile in tiles:
+        connection.execute(
+            "INSERT INTO tiles (level, number, hashes, mac) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (level, number) DO UPDATE SET hashes = excluded.hashes, mac = excluded.mac",
+            (tile.level, tile.number, tile.hashes, sealer.mac("tiles", _tile_body(*tile))),
+        )
 
 
-def tile(connection: sqlite3.Connection, sealer: Sealer, level: int, number: int) -> bytes:
+def tile(connection: Session, sealer: Sealer, level: int, number: int) -> bytes:
     """The hashes of a tile, as far as there are any.
 
     Raises:
@@ -149,7 +170,7 @@ def tile(connection: sqlite3.Connection, sealer: Sealer, level: int, number: int
     return b"".join(map(merkle.leaf_hash, entries(connection, first, first + merkle.TILE_WIDTH - 1)))
 
 
-def kept_tile(connection: sqlite3.Connection, sealer: Sealer | None, level: int, number: int) -> bytes:
+def kept_tile(connection: Session, sealer: Sealer | None, level: int, number: int) -> bytes:
     """The hashes of a tile as they are stored, if they are. Without a sealer it is not known who wrote them.
 
     Raises:
@@ -170,11 +191,15 @@ def _tile_body(level: int, number: int, hashes: bytes) -> bytes:
     return f"{level}/{number}\n".encode("ascii") + hashes
 
 
-def put_checkpoint(connection: sqlite3.Connection, size: int, note: str) -> None:
-    connection.execute("INSERT OR REPLACE INTO checkpoint (one, size, note) VALUES (1, ?, ?)", (size, note))
+def put_checkpoint(connection: Session, size: int, note: str) -> None:
+    connection.execute(
+        "INSERT INTO checkpoint (one, size, note) VALUES (1, ?, ?)"
+        " ON CONFLICT (one) DO UPDATE SET size = excluded.size, note = excluded.note",
+        (size, note),
+    )
 
 
-def checkpoint(connection: sqlite3.Connection) -> str | None:
+def checkpoint(connection: Session) -> str | None:
     """The newest checkpoint, if there is one yet."""
     row = connection.execute("SELECT note FROM checkpoint").fetchone()
     return str(row[0]) if row is not None else None
@@ -183,21 +208,15 @@ def checkpoint(connection: sqlite3.Connection) -> str | None:
 # -- the head ---------------------------------------------------------------------------------------------------------
 
 
-def save_head(connection: sqlite3.Connection, sealer: Sealer, head: Head) -> None:
-    """Make where the log ends part of the transaction, and up to where a checkpoint covers it."""
-    row = connection.execute("SELECT size FROM checkpoint").fetchone()
-    body = f"{head.sequence} {head.hash} {0 if row is None else row[0]}"
-    value = f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
-    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))
+def load_head(connection: Session, sealer: Sealer, saved: tuple[int, str]) -> Head:
+    """Where the log ends: at this place, with this hash.
 
-
-def load_head(connection: sqlite3.Connection, sealer: Sealer) -> Head:
-    """Where the log ends. Reads the unfinished tiles and the events of the last one: no more, however long the log is.
+    Reads the unfinished tiles and the events of the last one: no more, however long the log is.
 
     Raises:
         TamperedRecord: the log does not end as it did when the broker wrote it last.
     """
-    sequence, last_hash, _ = saved_head(connection, sealer)
+    sequence, last_hash = saved
     found = last_sequence(connection)
     if found != sequence:
         raise TamperedRecord(f"the log ends with {audit.event_id(found)}, and not with {audit.event_id(sequence)}")
@@ -213,46 +232,3 @@ def load_head(connection: sqlite3.Connection, sealer: Sealer) -> Head:
     if (following.sequence, following.hash) != (sequence, last_hash):
         raise TamperedRecord(f"{audit.event_id(sequence)} is not the event that the log ended with")
     return following.head
-
-
-def _check_beginning(connection: sqlite3.Connection) -> None:
-    [archived] = connection.execute("SELECT coalesce(max(last), 0) FROM archives").fetchone()
-    first = first_sequence(connection)
-    if first > archived + 1:
-        raise TamperedRecord(f"{audit.event_id(archived + 1)} to {audit.event_id(first - 1)} are missing")
-
-
-class SavedHead(NamedTuple):
-    """The place and the hash of the last event, and up to where a checkpoint covered the log at that time."""
-
-    sequence: int
-    hash: str
-    covered: int
-
-
-def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> SavedHead:
-    """Where the log ends, as it was committed with the last event.
-
-    Raises:
-        TamperedRecord: somebody else wrote them.
-    """
-    row = connection.execute("SELECT value FROM meta WHERE name = ?", (HEAD,)).fetchone()
-    body, _, mac = str(row[0] if row is not None else "").rpartition(" ")
-    sequence, last_hash, covered = [*body.split(" "), "0", "0"][:3]  # it did not always say what was covered
-    try:
-        sealer.check(HEAD, body.encode("utf-8"), bytes.fromhex(mac))
-        return SavedHead(int(sequence), last_hash, int(covered))
-    except ValueError:
-        raise TamperedRecord("where the log ends was altered outside the broker") from None
-
-
-def grow_tree(connection: sqlite3.Connection, sealer: Sealer) -> None:
-    """Build the tree over a log that has none yet. Checks the log on the way.
-
-    Raises:
-        TamperedRecord: the log was altered.
-    """
-    following = audit.Replay()
-    for tiles in replay(connection, following, last_sequence(connection)):
-        put_tiles(connection, sealer, tiles)
-    save_head(connection, sealer, following.head)

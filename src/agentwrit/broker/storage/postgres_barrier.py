@@ -1,0 +1,171 @@
+"""The read barrier of brokers that share a database: what all of them committed before a check is known to it.
+
+At most one query is under way in a process. Whoever comes while it is waits for the next one, because that under way
+may have read before the commit that is asked about; so the database sees one query at a time, however many wait.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import psycopg
+import structlog
+
+from agentwrit.broker.clock import DatabaseTime
+from agentwrit.broker.storage import postgres_link
+from agentwrit.broker.storage.postgres_rows import State
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql_rows import SELECT_REVOCATIONS, open_revocation
+from agentwrit.domain.errors import TamperedRecord, Unavailable
+from agentwrit.domain.revocation import Revocation
+
+QUERY_SECONDS: Final = 2  # beyond that the answer is not known
+
+_SELECT_STATE: Final = b"SELECT state, extract(epoch FROM clock_timestamp())::float8 FROM cluster WHERE one = 1"
+_SELECT_NEW: Final = f"{SELECT_REVOCATIONS} WHERE seq > %s ORDER BY seq".encode("ascii")
+
+log = structlog.get_logger("agentwrit.storage")
+
+
+class News(NamedTuple):
+    """What a query found: the state, and the revocations that had not been announced."""
+
+    state: State
+    revocations: Sequence[Revocation]
+
+
+class Barrier:
+    """`announced` gives the number in the feed that all is known up to; `take` announces what is new."""
+
+    def __init__(
+        self,
+        url: str,
+        sealer: Sealer,
+        known: State,
+        database_time: DatabaseTime,
+        announced: Callable[[], int],
+        take: Callable[[News], None],
+    ) -> None:
+        self._url = url
+        self._sealer = sealer
+        self._time = database_time
+        self._announced = announced
+        self._take = take
+        self._known = known
+        self._is_lost = False
+        self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        self._next: asyncio.Future[None] | None = None
+        self._runner: asyncio.Task[None] | None = None
+
+    async def wait(self) -> None:
+        """Wait for a query that begins after this call.
+
+        Raises:
+            Unavailable: the database does not answer, or what it says is not what brokers left there.
+        """
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run())
+        await asyncio.shield(self._next)
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner
+        await self._disconnect()
+
+    async def _run(self) -> None:
+        try:
+            while self._next is not None:
+                waiting, self._next = self._next, None
+                try:
+                    self._take(await self._ask_again_if_lost())
+                except BaseException as error:
+                    # Whatever it is: everyone who waits is answered.
+                    _refuse(waiting, error)
+                    if not isinstance(error, (psycopg.Error, OSError, TamperedRecord)):
+                        self._refuse_next(error)
+                        raise
+                    self._say(error)
+                else:
+                    waiting.set_result(None)
+                    self._say(None)
+        finally:
+            self._runner = None
+
+    def _refuse_next(self, error: BaseException) -> None:
+        if self._next is not None:
+            _refuse(self._next, error)
+            self._next = None
+
+    def _say(self, error: psycopg.Error | OSError | TamperedRecord | None) -> None:
+        """Log that the database was lost, or is there again: once, however many ask meanwhile."""
+        if error is not None and not self._is_lost:
+            log.warning("the database does not say what was revoked", reason=postgres_link.reason(error))
+        elif error is None and self._is_lost:
+            log.info("the database says again what was revoked")
+        self._is_lost = error is not None
+
+    async def _ask_again_if_lost(self) -> News:
+        is_from_before = self._connection is not None
+        started = time.monotonic()
+        try:
+            return await self._ask()
+        except psycopg.OperationalError:
+            await self._disconnect()
+            if not is_from_before or time.monotonic() >= started + QUERY_SECONDS:
+                raise
+        except BaseException:
+            await self._disconnect()
+            raise
+        # The server may have been restarted since that connection was used.
+        return await self._ask()
+
+    async def _ask(self) -> News:
+        if self._connection is None:
+            self._connection = await postgres_link.connect_async(self._url)
+        with _limited(self._connection):
+            before = time.monotonic()
+            row = await (await self._connection.execute(_SELECT_STATE)).fetchone()
+            if row is not None:
+                self._time.observe(row[1], before, time.monotonic())
+            state = State.opened(row, self._sealer)
+            state.check_follows(self._known)
+            new = []
+            if state.feed_head > self._announced():
+                rows = await (await self._connection.execute(_SELECT_NEW, (self._announced(),))).fetchall()
+                new = [open_revocation(self._sealer, *row) for row in rows]
+        self._known = state
+        return News(state, new)
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.close()
+
+
+def _refuse(waiting: asyncio.Future[None], error: BaseException) -> None:
+    refusal = Unavailable("the store cannot be read")
+    refusal.__cause__ = error
+    waiting.set_exception(refusal)
+    waiting.exception()  # whoever waited may be gone
+
+
+@contextlib.contextmanager
+def _limited(connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
+    """Break the connection off when what is asked takes too long: that ends the waiting, whatever the server does."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as own:
+
+        def break_off() -> None:
+            with contextlib.suppress(OSError):
+                own.shutdown(socket.SHUT_RDWR)
+
+        timer = asyncio.get_running_loop().call_later(QUERY_SECONDS, break_off)
+        try:
+            yield
+        finally:
+            timer.cancel()

@@ -1,0 +1,113 @@
+"""Moving up: a stopped SQLite store, row by row, into an empty PostgreSQL database.
+
+Rows go over as they are, with their MACs, so the database is sealed under the same master key. All is one transaction:
+where anything is wrong nothing is written.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from agentwrit.broker.storage import postgres_schema, sql_log, sqlite_rows, sqlite_schema
+from agentwrit.broker.storage.postgres_link import Link, escaped
+from agentwrit.broker.storage.postgres_rows import SELECT_STATE, State
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.domain import audit
+from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
+from agentwrit.domain.errors import ConfigurationError, TamperedRecord
+
+
+class _Table(NamedTuple):
+    name: str
+    columns: Sequence[str]
+    order: str
+
+
+_SEALED = ("body", "mac")
+_GRANT = ("sid", "kind", "app_id", "ended_at", "exp", "subject", "task_id", "orch_id", "jti", "parent_sid", "kid")
+
+TABLES: Final = (
+    _Table("operators", ("name", *_SEALED), "name"),
+    _Table("apps", ("app_id", "client_id", "name", "status", *_SEALED), "position"),
+    _Table("launch_tokens", ("token_hash", "expires_at", *_SEALED), "token_hash"),
+    _Table("nonces", ("nonce", "expires_at"), "nonce"),
+    _Table("grants", (*_GRANT, *_SEALED), "rowid"),
+    _Table("first_answers", ("key", "expires_at", *_SEALED), "key"),
+    _Table("revocations", ("kind", "id", "effective_at", "last_exp", "mac", "seq"), "seq"),
+    _Table("signing_keys", ("kid", "created_at", *_SEALED), "kid"),
+    _Table("events", sql_log.EVENT_COLUMNS, "sequence"),
+    _Table("tiles", ("level", "number", "hashes", "mac"), "level, number"),
+    _Table("checkpoint", ("one", "size", "note"), "one"),
+    _Table("archives", ("last", *_SEALED), "last"),
+)
+
+
+def copy(
+    source: sqlite3.Connection, url: str, sealer: Sealer, cluster: str, *, progress: Progress = unwatched
+) -> dict[str, int]:
+    """Copy the database behind `source`, whose directory the caller has locked. Returns how many rows of each table.
+
+    Raises:
+        ConfigurationError: the database cannot be used, or is not empty.
+        TamperedRecord: what was copied is not what a broker left.
+    """
+    link = postgres_schema.connect(url)
+    try:
+        with link.connection.transaction():
+            postgres_schema.prepare(link, sealer, cluster)
+            link.execute("SET LOCAL statement_timeout = 0")
+            link.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            if State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), sealer) != State():
+                raise ConfigurationError("the database is in use already: copy into one that no broker was started on")
+            counts = {table.name: _copy_table(source, link, table) for table in TABLES}
+            _move_state(source, link, sealer)
+            _verify(link, sealer, progress)
+            return counts
+    except psycopg.Error as error:
+        raise postgres_schema.unusable(error) from error
+    finally:
+        link.close()
+
+
+def _copy_table(source: sqlite3.Connection, link: Link, table: _Table) -> int:
+    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
+        sql.Identifier(table.name), sql.SQL(", ").join(map(sql.Identifier, table.columns))
+    )
+    count = 0
+    with link.connection.cursor() as cursor, cursor.copy(statement) as copying:
+        for row in source.execute(f"SELECT {', '.join(table.columns)} FROM {table.name} ORDER BY {table.order}"):
+            copying.write_row([escaped(value) for value in row])
+            count += 1
+    [[found]] = link.execute(f"SELECT count(*) FROM {table.name}").fetchall()
+    if found != count:
+        raise TamperedRecord(f"{found} of {count} rows of {table.name} arrived")
+    return count
+
+
+def _move_state(source: sqlite3.Connection, link: Link, sealer: Sealer) -> None:
+    """What is not in the tables: where the log ends, the time, and the name of the feed's history."""
+    sequence, last_hash = sqlite_rows.saved_head(source, sealer).last
+    [feed_head] = source.execute("SELECT coalesce(max(seq), 0) FROM revocations").fetchone()
+    state = State(sequence, last_hash, feed_head, sqlite_schema.load_high_water_mark(source))
+    link.execute("UPDATE cluster SET state = ? WHERE one = 1", (state.sealed(sealer),))
+    [epoch] = source.execute("SELECT value FROM meta WHERE name = 'feed_epoch'").fetchone()
+    link.execute("UPDATE meta SET value = ? WHERE name = 'feed_epoch'", (epoch,))
+
+
+def _verify(link: Link, sealer: Sealer, progress: Progress) -> None:
+    """Check the audit log from the first event that was not archived to its last, as it has arrived."""
+    state = State.opened(link.execute(SELECT_STATE).fetchone(), sealer)
+    following = audit.Replay(sql_log.beginning(link, sealer))
+    while following.sequence < state.sequence:
+        before = following.sequence
+        for _ in sql_log.replay(link, following, before + PROGRESS_EVENTS):
+            pass
+        if following.sequence == before:
+            raise TamperedRecord(f"{audit.event_id(before + 1)} is missing")
+        progress(following.sequence, state.sequence)
+    if (following.sequence, following.hash) != (state.sequence, state.hash):
+        raise TamperedRecord(f"the log does not end with {audit.event_id(state.sequence)}")
+    sql_log.load_head(link, sealer, (state.sequence, state.hash))

@@ -1,0 +1,80 @@
+"""Units of work that wait, and running one of them inside of a transaction that several share."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple, TypeVar
+
+from agentwrit.broker.storage.base import Denied, Transaction
+from agentwrit.broker.storage.sql import Session
+from agentwrit.broker.storage.sql_rows import SqlTransaction
+from agentwrit.domain.errors import Unavailable
+
+S = TypeVar("S", bound=SqlTransaction)
+
+MAX_WAITING_UNITS: Final = 4096
+
+
+class Waiting(NamedTuple):
+    """A unit that somebody waits for. `since`: of the monotonic clock."""
+
+    unit: Callable[[Transaction], Any]
+    answer: asyncio.Future[Any]
+    since: float
+
+
+class Outcome(NamedTuple):
+    """What a unit came to, to be told once it is durable."""
+
+    answer: asyncio.Future[Any]
+    value: Any
+    error: BaseException | None
+
+
+def run(
+    waiting: Waiting, session: Session, begin: Callable[[], S], *, is_stores_fault: Callable[[Exception], bool]
+) -> tuple[Outcome, S]:
+    """Run a unit in a savepoint. Returns what it came to, and the transaction with what is left of it.
+
+    `begin` gives a transaction that goes on from where the last unit ended. What the unit raises is its caller's to
+    see, and no other's, unless it is the store's fault: that takes the batch with it, and is raised.
+    """
+    session.execute("SAVEPOINT unit")
+    transaction = begin()
+    value: Any = None
+    failure: BaseException | None = None
+    try:
+        value = waiting.unit(transaction)
+    except Denied as denied:
+        failure = denied.error
+        session.execute("ROLLBACK TO unit")
+        transaction = begin()
+        for event in denied.events:
+            transaction.record(event)
+    except Exception as error:
+        if is_stores_fault(error):
+            raise
+        failure = error
+        session.execute("ROLLBACK TO unit")
+        transaction = begin()
+    session.execute("RELEASE unit")
+    return Outcome(waiting.answer, value, failure), transaction
+
+
+def deliver(outcomes: Iterable[Outcome]) -> None:
+    """Tell those who wait what their units came to."""
+    for answer, value, error in outcomes:
+        if answer.cancelled():
+            continue
+        if error is None:
+            answer.set_result(value)
+        else:
+            answer.set_exception(error)
+
+
+def fail(answers: Iterable[asyncio.Future[Any]], detail: str, error: BaseException) -> None:
+    """Tell those who wait that the store is out of order."""
+    for answer in answers:
+        if not answer.cancelled():
+            refusal = Unavailable(detail)
+            refusal.__cause__ = error
+            answer.set_exception(refusal)

