@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
@@ -16,6 +16,7 @@ from agentwrit.cli.output import say
 if TYPE_CHECKING:
     import ssl
 
+    from agentwrit.delivery.following import Cursor
     from agentwrit.delivery.sinks import Sink
 
 AUTHORIZATION: Final = "AGENTWRIT_SINK_AUTHORIZATION"
@@ -56,22 +57,23 @@ def deliver(
     https:// receiver gets JSON arrays by POST, with the header Authorization that AGENTWRIT_SINK_AUTHORIZATION holds,
     and a batch has arrived when it answers 2xx. A syslog receiver has to close each connection when it has read it.
     """
-    from agentwrit.delivery.following import Cursor, Delivery
+    from agentwrit.delivery.following import Delivery
 
-    place = _cursor(Path(cursor), after, Cursor)
+    place = _cursor(Path(cursor), after)
     sink = _sink(to, form, ca, rotate_bytes, keep, hostname=urlsplit(broker_url).hostname or "-")
     with audit_log(broker_url) as log:
         Delivery(log, sink, place, batch=batch, say=say).run(once=once)
     return 0
 
 
-def _cursor(path: Path, after: str | None, kind: "Callable[[Path], Any]") -> Any:
-    cursor = kind(path)
+def _cursor(path: Path, after: str | None) -> "Cursor":
+    from agentwrit.delivery.following import Cursor
+    from agentwrit.domain.audit import parse_event_id
+
+    cursor = Cursor(path)
     if after is not None:
         if cursor.sequence:
             raise click.UsageError(f"--after is for a new cursor, and {path} has delivered events")
-        from agentwrit.domain.audit import parse_event_id
-
         try:
             cursor.sequence = parse_event_id(after)
         except ValueError:

@@ -22,7 +22,7 @@ from agentwrit.broker.storage.base import EventQuery, Snapshot, Store
 from agentwrit.domain import audit_archive, audit_export, checkpoint, merkle, timestamps
 from agentwrit.domain.audit import Head
 from agentwrit.domain.audit_export import Ending
-from agentwrit.domain.errors import TamperedRecord, Unavailable
+from agentwrit.domain.errors import Refusal, TamperedRecord
 from agentwrit.domain.note import VerifierKey
 
 INTERVAL_SECONDS: Final = 60
@@ -52,7 +52,7 @@ class Retention:
             try:
                 while await self.round():
                     pass
-            except (Unavailable, OSError, TamperedRecord) as error:
+            except (Refusal, OSError, TamperedRecord) as error:
                 log.error("the audit log cannot be archived", directory=str(self._directory), reason=str(error))
             await asyncio.sleep(INTERVAL_SECONDS)
 
@@ -87,7 +87,7 @@ class Retention:
         size = checkpoint.unverified(signed).size
 
         def frame(snapshot: Snapshot) -> tuple[Head, Sequence[bytes]]:
-            [first] = snapshot.entries(archived + 1, archived + 1)
+            first = b"".join(snapshot.entries(archived + 1, archived + 1))
             start = audit_archive.beginning(first, archived, snapshot.tile)
             return start, merkle.consistency_proof(last, size, snapshot.tile)
 
