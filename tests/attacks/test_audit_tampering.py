@@ -21,7 +21,7 @@ from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.jws import Ed25519Signer
 from agentwrit.domain.note import VerifierKey
 from tests.cli.support import AGENTWRIT, CLEAN
-from tests.support import BrokerProcess
+from tests.support import BrokerProcess, problem
 
 THIEF = Ed25519Signer(b"t" * 32)
 
@@ -300,6 +300,17 @@ def test_an_end_of_the_log_that_was_edited_is_found(copy: Copy, statement: str) 
     assert copy.verify().returncode == 1
 
 
+def test_a_checkpoint_that_was_deleted_or_put_back_is_found_by_the_master_key(copy: Copy) -> None:
+    earlier = copy.original.earlier
+    size = checkpoint.unverified(earlier).size
+    copy.edit(lambda db: db.execute("UPDATE checkpoint SET size = ?, note = ?", (size, earlier)))
+    found = copy.verify()
+    assert (found.returncode, "was deleted, or replaced by an older" in found.stderr) == (1, True), found
+    copy.sql("DELETE FROM checkpoint")
+    found = copy.verify()
+    assert (found.returncode, "was deleted, or replaced by an older" in found.stderr) == (1, True), found
+
+
 @pytest.mark.parametrize("statement", ["DELETE FROM events WHERE sequence > 260", "UPDATE events SET detail = 'x'"])
 def test_a_broker_does_not_go_on_from_a_tail_that_it_did_not_write(copy: Copy, statement: str) -> None:
     """It would sign what it finds."""
@@ -322,3 +333,16 @@ def test_a_file_that_is_damaged_is_no_genuine_log(copy: Copy) -> None:
     found = copy.verify()
     assert found.returncode == 1, found
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("level", "path"),
+    [(0, "proof/consistency?old=130&new=300"), (1, "proof/inclusion?event=evt-000300"), (0, "tile/0/000")],
+)
+def test_a_tile_that_was_edited_proves_nothing_and_the_log_says_why(copy: Copy, level: int, path: str) -> None:
+    with BrokerProcess(copy.path) as broker:
+        copy.sql(f"UPDATE tiles SET hashes = zeroblob(length(hashes)) WHERE level = {level} AND number = 0")
+        refused = problem(broker.http.get(f"/v1/audit/{path}"), 503, "unavailable")
+        assert "altered" in refused["detail"]
+        assert "the store was altered outside the broker" in broker.log.read_text()
+        assert broker.http.get("/v1/health").status_code == 200

@@ -57,6 +57,31 @@ def test_events_are_listed_as_a_table_and_as_lines_of_json(own: BrokerProcess, o
     one_line(run("audit", "events", "--type", "nonsense", **operator), 2, "event_type")
 
 
+def test_what_one_incident_touched_is_found_by_each_of_its_names(own: BrokerProcess, operator: dict[str, str]) -> None:
+    app = own.app()
+    parent, child = app.agent(task_id="incident"), app.agent(task_id="incident")
+    trace = {"traceparent": "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-request-id": "incident-1"}
+    body = {"delegate_to": child["agent_id"], "scope": ["read:data:1"]}
+    answer = own.http.post("/v1/delegate", json=body, headers={**bearer(parent["access_token"]), **trace})
+    assert answer.status_code == 200, answer.text
+    [delegated, issued] = own.events(request_id="incident-1")
+    for name, value in (
+        ("principal", parent["agent_id"]),
+        ("grant", issued["sid"]),
+        ("parent-grant", delegated["sid"]),
+        ("original-principal", parent["agent_id"]),
+        ("chain", issued["deleg_chain_hash"]),
+        ("token", issued["data"]["jti"]),
+        ("request", "incident-1"),
+        ("trace", "1af7651916cd43dd8448eb211c80319c"),
+        ("address", "127.0.0.1"),
+        ("route", "POST /v1/delegate"),
+        ("orch", "orchestrator"),
+    ):
+        lines = run("audit", "events", f"--{name}", value, "--since", delegated["timestamp"], "--json", **operator)
+        assert issued in [json.loads(line) for line in lines.stdout.splitlines()], (name, lines)
+
+
 def test_events_are_followed_as_they_come(own: BrokerProcess, operator: dict[str, str]) -> None:
     with terminal(["audit", "events", "--type", "app_registered", "--follow"], **operator) as following:
         following.wait_for("app_registered")
@@ -71,14 +96,14 @@ def test_the_log_is_verified_in_three_ways_that_agree(
 ) -> None:
     export = str(tmp_path / "export.jsonl")
     assert run("audit", "export", "--output", export, "--key", key, **operator).returncode == 0
-    offline = run("audit", "verify", "--export", export, "--key", key)
+    offline = run("audit", "verify", export, "--key", key)
     assert offline.returncode == 0, offline
     assert offline.stderr == ""
     online = run("audit", "verify", "--key", key, **operator)
     database = run("audit", "verify", "--database", str(own.data_dir))
     counts = [int(re.findall(r"verified (\d+) events", done.stdout)[0]) for done in (offline, online, database)]
     assert 240 < counts[0] <= counts[1] <= counts[2]
-    as_json = json.loads(run("audit", "verify", "--export", export, "--key", key, "--json").stdout)
+    as_json = json.loads(run("audit", "verify", export, "--key", key, "--json").stdout)
     assert (as_json["verified"], as_json["events"]) == (True, counts[0])
 
 
@@ -90,20 +115,20 @@ def test_an_export_that_was_altered_is_named_with_exit_code_1(
     lines = export.read_text().splitlines(keepends=True)
     lines[7] = lines[7].replace("success", "denied")
     export.write_text("".join(lines))
-    one_line(run("audit", "verify", "--export", str(export), "--key", key), 1, "evt-000007 was altered")
-    shown = json.loads(run("audit", "verify", "--export", str(export), "--key", key, "--json").stdout)
+    one_line(run("audit", "verify", str(export), "--key", key), 1, "evt-000007 was altered")
+    shown = json.loads(run("audit", "verify", str(export), "--key", key, "--json").stdout)
     assert shown == {"verified": False, "error": "evt-000007 was altered"}
     export.write_text("".join(lines[:6]))
-    one_line(run("audit", "verify", "--export", str(export), "--key", key), 1, "evt-000006 to", "cut off")
+    one_line(run("audit", "verify", str(export), "--key", key), 1, "evt-000006 to", "cut off")
 
 
 def test_nothing_is_verified_without_a_key_that_somebody_holds(tmp_path: Path, operator: dict[str, str]) -> None:
     export = tmp_path / "export.jsonl"
     assert run("audit", "export", "--output", str(export), **operator).returncode == 0
-    one_line(run("audit", "verify", "--export", str(export)), 2, "--key")
-    one_line(run("audit", "verify", "--export", str(export), "--key", "nonsense"), 2, "--key")
+    one_line(run("audit", "verify", str(export)), 2, "--key")
+    one_line(run("audit", "verify", str(export), "--key", "nonsense"), 2, "--key")
     other = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
-    one_line(run("audit", "verify", "--export", str(export), "--key", other), 1, "not signed by a key")
+    one_line(run("audit", "verify", str(export), "--key", other), 1, "not signed by a key")
     one_line(run("audit", "verify", "--key", other, **operator), 1, "not signed by a key")
     online = run("audit", "verify", **operator)
     assert online.returncode == 0
@@ -207,7 +232,7 @@ def test_a_log_is_verified_by_all_its_keys_once_they_were_rotated_or_revoked(tmp
         [second] = set(run("audit", "keys", **operator).stdout.split()) - {first}
         one_line(run("audit", "verify", "--key", first, **operator), 1, "not signed by a key")
         assert run("audit", "verify", "--key", first, "--key", second, **operator).returncode == 0
-        assert run("audit", "verify", "--export", str(tmp_path / "log.jsonl"), "--key", first).returncode == 0
+        assert run("audit", "verify", str(tmp_path / "log.jsonl"), "--key", first).returncode == 0
         kid = json.loads(rotated.stdout)["active"]["kid"]
         assert run("keys", "revoke", kid, "--yes", **operator).returncode == 0
         known = set(run("audit", "keys", **operator).stdout.split())

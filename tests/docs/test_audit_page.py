@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.cli.support import CLEAN
 from tests.docs.test_documentation import shown
+from tests.e2e.test_archives import grow
 from tests.pages import blocks, check_printed
 from tests.support import ADMIN_SECRET, BrokerProcess
 
@@ -16,9 +17,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
 def test_the_page_on_the_audit_log_can_be_followed(tmp_path: Path) -> None:
     steps = shown(PAGE)
     [service] = blocks(PAGE, "python")
-    assert len(steps) == 12
+    assert len(steps) == 20
     with BrokerProcess(tmp_path / "agentwrit-data") as broker:
         shop = broker.app("read:data:*", "write:data:*", name="shop", audiences=["orders"])
+        grow(broker, 520, shop)
         environment = {
             **CLEAN,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from agentwrit.broker.storage.base import Denied, EventQuery, GrantQuery, Snapsh
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import AppStatus
 from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.audit_archive import Archive
 from agentwrit.domain.errors import NotFound, ScopeViolation, Unavailable
 from agentwrit.domain.grant import EndReason, Grant, GrantKind, ended
 from agentwrit.domain.idempotency import FirstAnswer
@@ -476,6 +478,13 @@ def test_an_event_is_read_back_as_it_was_recorded(subject: Subject) -> None:
         (EventQuery(since="1970-01-01T00:00:00.000000Z", until="9999-12-31T23:59:59.999999Z"), range(1, 13)),
         (EventQuery(after=4, limit=2, offset=1), [6, 7]),
         (EventQuery(outcome="denied", app_id="app-2"), [6, 12]),
+        (EventQuery(orch_id="orch-1"), [2, 7, 12]),
+        (EventQuery(resource="POST /2"), [3, 9]),
+        (EventQuery(deleg_chain_hash="hash-3"), [4, 10]),
+        (EventQuery(jti="jti-4"), [5]),
+        (EventQuery(parent_sid="sid-0"), [1, 4, 7, 10]),
+        (EventQuery(parent_sid="sid-0", outcome="denied"), [4, 10]),
+        (EventQuery(original_principal="nobody"), []),
         (EventQuery(agent_id=""), []),
         (EventQuery(limit=0), []),
         (EventQuery(offset=12), []),
@@ -490,6 +499,10 @@ def test_events_are_found_by_every_filter(subject: Subject, query: EventQuery, s
             agent_id=f"agent-{number % 4}",
             task_id=f"task-{number % 3}",
             app_id=f"app-{number % 3}",
+            orch_id=f"orch-{number % 5}",
+            resource=f"POST /{number % 6}",
+            deleg_chain_hash=f"hash-{number % 6}",
+            data={"jti": f"jti-{number}", "parent_sid": f"sid-{number % 3}"},
         )
         subject.write(recording(draft))
     assert [event.sequence for event in subject.read(lambda s: s.events(query))] == list(sequences)
@@ -684,3 +697,49 @@ def test_the_newest_checkpoint_is_kept(subject: Subject) -> None:
     for size in (3, 7):
         subject.write(lambda t: t.put_checkpoint(size, f"the first {size}"))  # noqa: B023  # written at once
         assert subject.read(lambda s: s.checkpoint()) == f"the first {size}"
+
+
+# -- archives ---------------------------------------------------------------------------------------------------------
+
+
+def make_archive(last: int, first: int = 1) -> Archive:
+    return Archive(
+        first=first, last=last, root="r", file=f"{first}-{last}", sha256="s", archived_at=NOW, event=last + 1
+    )
+
+
+def test_events_go_a_tile_at_a_time_as_far_as_they_were_archived(subject: Subject) -> None:
+    subject.write(lambda t: [t.record(ISSUED) for _ in range(900)])
+    head = subject.write(lambda t: t.head)
+    assert subject.write(lambda t: t.prune()) == 0
+    subject.write(lambda t: t.put_archive(make_archive(512)))
+    assert [subject.write(lambda t: t.prune()) for _ in range(3)] == [256, 256, 0]
+    assert subject.read(lambda s: (s.pruned(), s.event_head(), s.event_count())) == (512, 900, 388)
+    assert subject.read(lambda s: [event.sequence for event in s.events(EventQuery(limit=2))]) == [513, 514]
+    assert subject.read(lambda s: s.entries(500, 514)) == subject.read(lambda s: s.entries(513, 514))
+    assert subject.write(lambda t: t.head) == head
+    assert len(subject.read(lambda s: s.tile(0, 1))) == merkle.FULL_TILE_BYTES
+    since = subject.read(lambda s: s.events(EventQuery(limit=1)))[0].timestamp
+    assert subject.read(lambda s: s.event_count(EventQuery(since=since))) == 388
+
+
+def test_what_goes_comes_back_with_a_unit_that_fails(subject: Subject) -> None:
+    subject.write(lambda t: [t.record(ISSUED) for _ in range(300)])
+    before = subject.read(lambda s: s.entries(1, 300))
+
+    def fail(transaction: Transaction) -> None:
+        transaction.put_archive(make_archive(256))
+        assert transaction.prune() == 256
+        raise NotFound("no")
+
+    with pytest.raises(NotFound):
+        subject.write(fail)
+    assert subject.read(lambda s: s.entries(1, 300)) == before
+    assert subject.read(lambda s: (s.pruned(), list(s.archives()))) == (0, [])
+
+
+def test_archives_are_listed_from_the_one_that_holds_an_event_on(subject: Subject) -> None:
+    first, second = make_archive(512), make_archive(768, 513)
+    subject.write(lambda t: [t.put_archive(first), t.put_archive(second)])
+    for after, expected in ((0, [first, second]), (511, [first, second]), (512, [second]), (768, [])):
+        assert list(subject.read(methodcaller("archives", after=after))) == expected

@@ -584,13 +584,18 @@ def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQu
     assert not any(step.startswith("SCAN grants") for step in plan), plan
 
 
+WITHOUT_TREE = "DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives;"
+
+
 def test_a_log_from_before_there_was_a_tree_gets_its_tree(file: File) -> None:
     store = file.open()
     store.write(lambda t: [t.record(ISSUED) for _ in range(600)])
     head, tiles = store.write(lambda t: (t.head, [t.tile(0, 0), t.tile(0, 1), t.tile(1, 0)]))
     file.close()
     with sqlite3.connect(file.path) as connection:
-        connection.executescript("DROP TABLE tiles; DROP TABLE checkpoint; DELETE FROM meta WHERE name = 'audit_head';")
+        connection.executescript(
+            "DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives; DELETE FROM meta WHERE name = 'audit_head';"
+        )
         connection.execute(f"PRAGMA user_version = {TREE_VERSION - 1}")
     connection.close()
     store = file.open()
@@ -601,7 +606,9 @@ def test_a_log_from_before_there_was_a_tree_gets_none_if_it_is_not_whole(file: F
     file.open().write(lambda t: [t.record(ISSUED) for _ in range(30)])
     file.close()
     with sqlite3.connect(file.path) as connection:
-        connection.executescript("DROP TABLE tiles; DROP TABLE checkpoint; DELETE FROM events WHERE sequence = 7;")
+        connection.executescript(
+            "DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives; DELETE FROM events WHERE sequence = 7;"
+        )
         connection.execute(f"PRAGMA user_version = {TREE_VERSION - 1}")
     connection.close()
     for _ in range(2):
@@ -640,3 +647,17 @@ def test_the_log_goes_on_where_it_ended(file: File) -> None:
     for entry in entries:
         grown.append(merkle.leaf_hash(entry))
     assert grown.edge == head.tree
+
+
+def test_whoever_looks_in_from_outside_and_leaves_takes_nothing_away(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: t.record(ISSUED))
+    assert store.read(lambda s: s.event_head()) == 1
+    before = file.path.with_name(file.path.name + "-wal").stat().st_ino
+    look_in = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM events'); c.close()"
+    subprocess.run([sys.executable, "-c", look_in, str(file.path)], check=True, timeout=60)
+    assert file.path.with_name(file.path.name + "-wal").stat().st_ino == before
+    store.write(lambda t: t.record(ISSUED))
+    assert store.read(lambda s: s.event_head()) == 2
+    file.close()
+    assert file.open().read(lambda s: s.event_head()) == 2

@@ -18,6 +18,7 @@ from agentwrit.broker.http.access_routes import AccessRoutes
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.app_routes import AppRoutes
+from agentwrit.broker.http.archive_routes import ArchiveRoutes
 from agentwrit.broker.http.audit_routes import AuditRoutes
 from agentwrit.broker.http.checkpoint_routes import CheckpointRoutes
 from agentwrit.broker.http.edge import Edge
@@ -36,6 +37,7 @@ from agentwrit.broker.services import state_check
 from agentwrit.broker.services.accesses import AccessService
 from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
+from agentwrit.broker.services.archives import ArchiveService
 from agentwrit.broker.services.audit import AuditService
 from agentwrit.broker.services.authentication import Authenticator
 from agentwrit.broker.services.checkpoints import Checkpoints
@@ -51,6 +53,7 @@ from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.operators import OperatorService, set_secret
 from agentwrit.broker.services.possession import Possession
 from agentwrit.broker.services.registration import RegistrationService
+from agentwrit.broker.services.retention import Retention
 from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
@@ -285,6 +288,7 @@ async def open_on(
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
     await checkpoints.make()
+    archives = ArchiveService(store)
     metrics.feed_followers = lambda: revocations.follower_count
     service_routes = ServiceRoutes(store, keys, metrics, is_draining=is_draining)
     resources = [
@@ -321,6 +325,7 @@ async def open_on(
         *AuditRoutes(AuditService(store, authenticator)).resources(),
         *AccessRoutes(AccessService(store, denials, authenticator)).resources(),
         *CheckpointRoutes(checkpoints, authenticator).resources(),
+        *ArchiveRoutes(archives, authenticator).resources(),
         *service_routes.resources(),
     ]
     metrics_resource = service_routes.metrics_resource()
@@ -336,8 +341,12 @@ async def open_on(
             is_draining=is_draining,
         )
 
-    housekeeping = Housekeeping(store, liveness, denials, key_service, metrics)
-    running = (revocations.run(), housekeeping.run(), checkpoints.run())
+    housekeeping = Housekeeping(store, liveness, denials, key_service, archives, metrics)
+    running = [revocations.run(), housekeeping.run(), checkpoints.run()]
+    if config.audit_retention is not None and config.audit_archive is not None:
+        running.append(
+            Retention(store, clock, checkpoints, archives, config.audit_archive, config.audit_retention).run()
+        )
     tasks = [asyncio.create_task(work) for work in running]
     try:
         yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource), housekeeping=housekeeping)

@@ -20,7 +20,7 @@ from agentwrit.domain.errors import ConfigurationError
 PREFIX: Final = "AGENTWRIT_"
 
 # Settings of the SDK and the command line, which share the prefix.
-CLIENT_NAMES: Final = frozenset({"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET"})
+CLIENT_NAMES: Final = frozenset({"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET", "SINK_AUTHORIZATION"})
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -140,6 +140,8 @@ class Config:
     admin_token_ttl: int = _setting(300, _integer(1, 86_400))
     drain_seconds: int = _setting(0, _integer(0, 3600))
     key_max_age: int = _setting(30 * 86_400, _integer(0, 3650 * 86_400))
+    audit_retention: int | None = _setting(None, _integer(1, 36_500))
+    audit_archive: Path | None = _setting(None, _optional_path)
     trusted_proxies: tuple[Network, ...] = _setting((), _networks)
     tls_cert: Path | None = _setting(None, _optional_path)
     tls_key: Path | None = _setting(None, _optional_path)
@@ -224,6 +226,8 @@ def _check_together(config: Config) -> None:
         raise ConfigurationError("AGENTWRIT_TLS_CLIENT_CA needs AGENTWRIT_TLS_CERT and AGENTWRIT_TLS_KEY")
     if config.default_ttl > config.max_ttl:
         raise ConfigurationError("AGENTWRIT_DEFAULT_TTL is larger than AGENTWRIT_MAX_TTL: lower it, or raise the other")
+    if (config.audit_retention is None) != (config.audit_archive is None):
+        raise ConfigurationError("AGENTWRIT_AUDIT_RETENTION and AGENTWRIT_AUDIT_ARCHIVE are set together or not at all")
     if config.database_url is not None and config.master_key is None:
         raise ConfigurationError(
             "AGENTWRIT_DATABASE_URL needs AGENTWRIT_MASTER_KEY, the same for all brokers of the database:"

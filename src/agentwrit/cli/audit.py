@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,8 @@ from agentwrit.progress import ProgressBar
 
 if TYPE_CHECKING:
     from agentwrit.client.audit_log import AuditLog
+    from agentwrit.domain.audit import Head
+    from agentwrit.domain.audit_export import Progress, Verified
     from agentwrit.domain.note import VerifierKey
 
 PAGE: Final = 1000
@@ -33,7 +35,7 @@ def audit() -> None:
     """
 
 
-_keys = click.option(
+keys_option = click.option(
     "--key", "keys", multiple=True, metavar="KEY", help="A key of checkpoints that you hold; repeatable."
 )
 _output = click.option(
@@ -41,11 +43,34 @@ _output = click.option(
 )
 
 
+FILTERS: Final = {
+    "agent": ("agent_id", "AGENT", "what concerns this agent, by its SPIFFE id"),
+    "task": ("task_id", "TASK", "what concerns this task"),
+    "orch": ("orch_id", "ORCH", "what concerns agents of this orchestration"),
+    "type": ("event_type", "TYPE", "events of this type"),
+    "principal": ("principal", "WHO", "what this one did: admin, app:…, or an agent's SPIFFE id"),
+    "grant": ("sid", "SID", "what concerns this grant"),
+    "parent-grant": ("parent_sid", "SID", "what was delegated from this grant"),
+    "original-principal": ("original_principal", "AGENT", "what was delegated, at whatever depth, from this agent"),
+    "chain": ("deleg_chain_hash", "HASH", "what concerns this delegation chain"),
+    "token": ("jti", "JTI", "what concerns this token"),
+    "address": ("client_address", "ADDRESS", "what came from this address"),
+    "request": ("request_id", "ID", "what this request did"),
+    "trace": ("trace_id", "ID", "what happened in this trace"),
+    "route": ("resource", "ROUTE", "requests of this route, for example 'POST /v1/delegate'"),
+}
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for the fields of events that are compared as they are."""
+    for name, (field, metavar, what) in reversed(FILTERS.items()):
+        command = click.option(f"--{name}", field, metavar=metavar, help=f"Only {what}.")(command)
+    return command
+
+
 @audit.command()
-@click.option("--agent", metavar="AGENT", help="Only what concerns this agent, by its SPIFFE id.")
 @click.option("--app", metavar="APP", help="Only what concerns this app, by its id or name.")
-@click.option("--task", metavar="TASK", help="Only what concerns this task.")
-@click.option("--type", "event_type", metavar="TYPE", help="Only events of this type.")
+@_filters
 @click.option("--outcome", type=click.Choice(["success", "denied"]), help="Only what ended so.")
 @click.option("--since", metavar="TIME", help="Only from then on (RFC 3339).")
 @click.option("--until", metavar="TIME", help="Only until then (RFC 3339).")
@@ -55,30 +80,18 @@ _output = click.option(
 @options.broker_url
 @click.option("--json", "is_json", is_flag=True, help="A line of JSON for each event.")
 def events(
-    agent: str | None,
     app: str | None,
-    task: str | None,
-    event_type: str | None,
-    outcome: str | None,
-    since: str | None,
-    until: str | None,
     after: str | None,
     limit: int | None,
     follow: bool,
     broker_url: str,
     is_json: bool,
+    **filters: str | None,
 ) -> None:
-    """Show events, the oldest first."""
-    filters = {
-        "agent_id": agent,
-        "app_id": None if app is None else _app_id(broker_url, app),
-        "task_id": task,
-        "event_type": event_type,
-        "outcome": outcome,
-        "since": since,
-        "until": until,
-    }
-    with _log(broker_url) as log:
+    """Show events, the oldest first. What was archived is in its file."""
+    if app is not None:
+        filters["app_id"] = _app_id(broker_url, app)
+    with audit_log(broker_url) as log:
         found = _events(log, filters, after, limit, follow=follow)
         if is_json or follow:
             for event in found:
@@ -90,69 +103,100 @@ def events(
 
 @audit.command()
 @_output
-@_keys
+@keys_option
 @options.broker_url
 def export(output: str, keys: tuple[str, ...], broker_url: str) -> int:
-    """Write the whole log with its checkpoint, as lines of JSON, checking it on the way."""
+    """Write the log with its checkpoint, as lines of JSON, checking it on the way: all that was not archived."""
     from agentwrit.domain import audit_export, checkpoint
+    from agentwrit.domain.audit import Replay
 
-    with _log(broker_url) as log, _checking() as progress, click.open_file(output, "wb") as file:
-        held = _held(keys) or log.verifier_keys()
+    with audit_log(broker_url) as log, checking() as progress, click.open_file(output, "wb") as file:
+        believed = held(keys) or log.verifier_keys()
         signed = log.checkpoint()
-        covered = checkpoint.read(signed, held)
-        for line in audit_export.write(signed, log.checked_entries(covered, progress=progress)):
+        covered = checkpoint.read(signed, believed)
+        start = log.beginning(log.archives().removed, covered)
+        entries = log.checked_entries(covered, Replay(start), progress=progress)
+        for line in audit_export.write(signed, entries, start=start):
             file.write(line)
-    say(f"exported {covered.size} events")
+    say(f"exported {_counted(covered.size, start)}")
     return 0
 
 
 @audit.command()
-@click.option("--export", "exported", type=click.Path(exists=True, dir_okay=False), help="Check this export instead.")
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False))
 @click.option("--database", type=click.Path(exists=True), help="Check this data directory or database file instead.")
-@_keys
+@keys_option
 @options.broker_url
 @options.as_json
-def verify(exported: str | None, database: str | None, keys: tuple[str, ...], broker_url: str, is_json: bool) -> int:
+def verify(files: tuple[str, ...], database: str | None, keys: tuple[str, ...], broker_url: str, is_json: bool) -> int:
     """Check that no event was altered, dropped, moved or cut off.
 
-    Asks the broker for its log; or checks an export, for which the log's key has to be given; or a data directory or
-    database file, with the broker stopped or running. In a data directory the master key tells more: without it, give
-    --key.
+    Asks the broker for its log; or checks each FILE, an export or an archive, for which the log's key has to be given,
+    and that each begins where the one before it ends; or a data directory or database file, with the broker stopped or
+    running. In a data directory the master key tells more: without it, give --key.
     """
-    if exported is not None and database is not None:
-        raise click.UsageError("give --export or --database, not both")
+    if files and database is not None:
+        raise click.UsageError("give files or --database, not both")
     if database is not None:
         broker.verify_audit(database, keys)
-    from agentwrit.domain import audit_export
+    from agentwrit.domain.audit import event_id
 
-    with _checking(is_json=is_json) as progress:
-        if exported is not None:
+    with checking(is_json=is_json) as progress:
+        if files:
             if not keys:
                 raise click.UsageError("give the log's key with --key: `agentwrit audit keys` shows it")
-            with Path(exported).open("rb") as file:
-                verified = audit_export.verify(file, _held(keys), progress=progress)
+            verified = _verify_files(files, held(keys), progress)
         else:
-            with _log(broker_url) as log:
+            with audit_log(broker_url) as log:
                 if not keys:
                     say("the keys are those that the broker itself names: give --key to rely on your own")
-                verified = log.verify(_held(keys) or log.verifier_keys(), progress=progress)
-    count, covered = verified.checkpoint.size - verified.after, verified.checkpoint
+                verified = log.verify(held(keys) or log.verifier_keys(), progress=progress)
+    covered, start, end = verified.checkpoint, verified.start, verified.end
     if is_json:
-        print_json({"verified": True, "events": count, "origin": covered.origin, "root": covered.root.hex()})
+        print_json(
+            {
+                "verified": True,
+                "events": verified.size,
+                "after": event_id(start.sequence) if start.sequence else None,
+                "last": event_id(end.sequence) if end.sequence else None,
+                "origin": covered.origin,
+                "root": covered.root.hex(),
+            }
+        )
     else:
-        say_out(f"verified {count} events of {covered.origin}")
+        say_out(f"verified {_counted(end.sequence, start)} of {covered.origin}")
     return 0
+
+
+def _verify_files(files: Sequence[str], keys: "Sequence[VerifierKey]", progress: "Progress") -> "Verified":
+    """What exports and archives show that follow one another."""
+    from agentwrit.domain import audit_export
+
+    def verified(name: str) -> "Verified":
+        with Path(name).open("rb") as file:
+            return audit_export.verify(file, keys, progress=progress)
+
+    whole = verified(files[0])
+    for name in files[1:]:
+        following = verified(name)
+        audit_export.check_joined(whole, following)
+        whole = following._replace(start=whole.start)
+    return whole
 
 
 @audit.command()
 @click.argument("event")
+@click.option(
+    "--archive", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Where EVENT is, if archived."
+)
 @_output
-@_keys
+@keys_option
 @options.broker_url
-def prove(event: str, output: str, keys: tuple[str, ...], broker_url: str) -> int:
+def prove(event: str, archive: str | None, output: str, keys: tuple[str, ...], broker_url: str) -> int:
     """Write a proof that EVENT is in the log, which anyone with the log's key can check (C2SP tlog-proof)."""
-    with _log(broker_url) as log, _checking():
-        proof = log.prove(event, _held(keys) or log.verifier_keys())
+    with audit_log(broker_url) as log, checking():
+        entry = None if archive is None else _archived_entry(Path(archive), event)
+        proof = log.prove(event, held(keys) or log.verifier_keys(), entry=entry)
     with click.open_file(output, "w", encoding="utf-8") as file:
         file.write(proof)
     return 0
@@ -160,15 +204,15 @@ def prove(event: str, output: str, keys: tuple[str, ...], broker_url: str) -> in
 
 @audit.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@_keys
+@keys_option
 def check(file: str, keys: tuple[str, ...]) -> int:
     """Check the proof in FILE, and show the event that it proves."""
     from agentwrit.domain import audit_proof
 
     if not keys:
         raise click.UsageError("give the log's key with --key: `agentwrit audit keys` shows it")
-    with _checking(), click.open_file(file, encoding="utf-8", errors="replace") as stream:
-        proven = audit_proof.check(stream.read(audit_proof.MAX_BYTES + 1), _held(keys))
+    with checking(), click.open_file(file, encoding="utf-8", errors="replace") as stream:
+        proven = audit_proof.check(stream.read(audit_proof.MAX_BYTES + 1), held(keys))
     print_json(json.loads(proven.entry))
     say(f"this event is in the log of {proven.checkpoint.origin}, among its first {proven.checkpoint.size}")
     return 0
@@ -176,7 +220,7 @@ def check(file: str, keys: tuple[str, ...]) -> int:
 
 @audit.command()
 @click.argument("file", type=click.Path(dir_okay=False))
-@_keys
+@keys_option
 @options.broker_url
 def witness(file: str, keys: tuple[str, ...], broker_url: str) -> int:
     """Remember in FILE the last checkpoint of the log, and refuse one that does not continue it.
@@ -186,8 +230,8 @@ def witness(file: str, keys: tuple[str, ...], broker_url: str) -> int:
     """
     from agentwrit.cli.witness import Witness
 
-    with _checking(), _public_log(broker_url) as log:
-        seen = Witness(Path(file)).look(log, _held(keys))
+    with checking(), _public_log(broker_url) as log:
+        seen = Witness(Path(file)).look(log, held(keys))
     say_out(f"{seen.origin}: {seen.size} events, consistent")
     return 0
 
@@ -213,6 +257,24 @@ def checkpoint(broker_url: str) -> None:
     with _public_log(broker_url) as log:
         for line in log.checkpoint().splitlines():
             say_out(line)
+
+
+def _counted(last: int, start: "Head") -> str:
+    from agentwrit.domain.audit import event_id
+
+    behind = f", those behind {event_id(start.sequence)}," if start.sequence else ""
+    return f"{last - start.sequence} events{behind}"
+
+
+def _archived_entry(archive: Path, event: str) -> bytes:
+    from agentwrit.domain import audit_export
+
+    wanted = f',"id":{json.dumps(event)},'.encode()
+    with archive.open("rb") as file:
+        found = next((line for line in file if wanted in line), None)
+    if found is None:
+        raise click.UsageError(f"{event} is not in {archive}")
+    return audit_export.entry(found)
 
 
 def _app_id(broker_url: str, app: str) -> str:
@@ -254,7 +316,7 @@ def _row(event: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
-def _held(keys: Sequence[str]) -> "list[VerifierKey]":
+def held(keys: Sequence[str]) -> "list[VerifierKey]":
     from agentwrit.domain.note import VerifierKey
 
     try:
@@ -264,7 +326,7 @@ def _held(keys: Sequence[str]) -> "list[VerifierKey]":
 
 
 @contextlib.contextmanager
-def _checking(*, is_json: bool = False) -> Iterator[ProgressBar]:
+def checking(*, is_json: bool = False) -> Iterator[ProgressBar]:
     """Work that may find that something is not what was signed."""
     from agentwrit.domain.errors import TamperedRecord
 
@@ -281,7 +343,7 @@ class NotGenuine(click.ClickException):
     """Something is not what was signed."""
 
 
-def _log(broker_url: str) -> "AuditLog":
+def audit_log(broker_url: str) -> "AuditLog":
     from agentwrit.client.audit_log import AuditLog
 
     return AuditLog(broker_url, options.admin_secret())

@@ -13,8 +13,10 @@ from agentwrit.cli import (
     NOT_ASKED,
     agents,
     apps,
+    archive,
     audit,
     broker,
+    deliver,
     dev,
     keys,
     revocation,
@@ -43,6 +45,8 @@ agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
 audit.audit.add_command(usage.usage)
 agentwrit.add_command(audit.audit)
+audit.audit.add_command(archive.archive)
+audit.audit.add_command(deliver.deliver)
 agentwrit.add_command(tokens.token)
 agentwrit.add_command(scopes.scope)
 agentwrit.add_command(dev.dev)

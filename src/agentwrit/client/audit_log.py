@@ -8,24 +8,36 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from agentwrit.client import steps
 from agentwrit.client.driver import Connected, Driver
 from agentwrit.client.exchange import MAX_ANSWER_BYTES, HttpRequest, HttpResponse, Secret, Steps
 from agentwrit.client.policy import Login
-from agentwrit.domain import audit, audit_proof, checkpoint, merkle, tiles
-from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, Verified, unwatched
+from agentwrit.domain import audit, audit_archive, audit_export, audit_proof, checkpoint, merkle, tiles
+from agentwrit.domain.audit import Head
+from agentwrit.domain.audit_export import PROGRESS_EVENTS, Ending, Progress, Verified, unwatched
 from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import TamperedRecord
+from agentwrit.domain.merkle import TileReader
 from agentwrit.domain.note import VerifierKey
 from agentwrit.domain.tiles import EntryBundle, HashTile
 from agentwrit.errors import TransportError
 
+if TYPE_CHECKING:
+    from agentwrit.archive_files import Checked
+
 AUDIT: Final = "/v1/audit"
 MAX_BUNDLE_BYTES: Final = merkle.TILE_WIDTH * (audit.MAX_ENTRY_BYTES + 2)
 FETCHED_AHEAD: Final = 4  # bundles: while one is checked the broker reads the next
+
+
+class Archives(NamedTuple):
+    """Up to where the log was archived, and up to where the broker no longer has it."""
+
+    archived: int
+    removed: int
 
 
 class AuditLog(Connected):
@@ -78,13 +90,41 @@ class AuditLog(Connected):
                 yield from entries[passed_over:]
                 passed_over = 0
 
+    def archives(self) -> "Archives":
+        """What was archived, and up to where the events are gone."""
+        answer = steps.read_object(self._ask(f"{AUDIT}/archives"))
+        try:
+            listed, removed = answer["archives"], answer["removed"]
+            archived = audit.parse_event_id(listed[-1]["last"]) if listed else 0
+            return Archives(archived, 0 if removed is None else audit.parse_event_id(removed))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise TransportError("the answer does not list archives: is this a broker?") from None
+
+    def record_archive(self, archived: "Checked") -> None:
+        """Tell the broker that these events are durable elsewhere, so that it removes them."""
+        body = {**archived._asdict(), "first": audit.event_id(archived.first), "last": audit.event_id(archived.last)}
+        self._ask(f"{AUDIT}/archives", method="POST", body=body)
+
+    def beginning(self, after: int, covered: Checkpoint) -> Head:
+        """Where the log was before the event behind `after`, as its tiles say: what covers the log shows it is true."""
+        if not after:
+            return Head()
+        [entry] = self.entries(after + 1, after=after)
+        return audit_archive.beginning(entry, after, self._tiles(covered))
+
+    def archive(self, signed: str, covered: Checkpoint, after: int, last: int) -> Iterator[bytes]:
+        """The lines of the archive of the events behind `after`, up to `last`. `signed`: the checkpoint `covered`."""
+        proof = merkle.consistency_proof(last, covered.size, self._tiles(covered))
+        start = self.beginning(after, covered)
+        return audit_export.write(signed, self.entries(last, after=after), start=start, ending=Ending(last, proof))
+
     def consistency_proof(self, old: int, new: int) -> list[bytes]:
         """The proof that the log of `new` events continues that of `old`."""
         query = urlencode({"old": old, "new": new})
         return _hashes(steps.read_object(self._ask(f"{AUDIT}/proof/consistency?{query}")))
 
-    def prove(self, event_id: str, keys: Sequence[VerifierKey]) -> str:
-        """A proof of one event, which is checked before it is given away.
+    def prove(self, event_id: str, keys: Sequence[VerifierKey], *, entry: bytes | None = None) -> str:
+        """A proof of one event, which is checked before it is given away. `entry`: the event's, if it was archived.
 
         Raises:
             TamperedRecord: the proof that came does not hold.
@@ -94,30 +134,37 @@ class AuditLog(Connected):
         index, signed = answer.get("index"), answer.get("checkpoint")
         if not isinstance(index, int) or not isinstance(signed, str) or event_id != audit.event_id(index + 1):
             raise TransportError("the answer is no proof of this event: is this a broker?")
-        [entry] = self.entries(index + 1, after=index)
+        if entry is None:
+            [entry] = self.entries(index + 1, after=index)
         proof = audit_proof.write(entry, index, _hashes(answer), signed)
         audit_proof.check(proof, keys)
         return proof
 
     def verify(self, keys: Sequence[VerifierKey], *, progress: Progress = unwatched) -> Verified:
-        """Check the whole log against its newest checkpoint.
+        """Check the log that the broker still has against its newest checkpoint.
 
         Raises:
             TamperedRecord: it is not as it was signed. Names the first event that is wrong.
         """
         covered = checkpoint.read(self.checkpoint(), keys)
-        for _ in self.checked_entries(covered, progress=progress):
+        start = self.beginning(self.archives().removed, covered)
+        replay = audit.Replay(start)
+        for _ in self.checked_entries(covered, replay, progress=progress):
             pass
-        return Verified(0, covered)
+        return Verified(start, replay.head, covered)
 
-    def checked_entries(self, covered: Checkpoint, *, progress: Progress = unwatched) -> Iterator[bytes]:
+    def checked_entries(
+        self, covered: Checkpoint, replay: audit.Replay, *, progress: Progress = unwatched
+    ) -> Iterator[bytes]:
         """The entries that a checkpoint covers, each once it has been seen to follow the one before.
+
+        `replay`: where the log begins that the broker still has, and in the end where it ends.
 
         Raises:
             TamperedRecord: the log is not the one that was signed. Names the first event that is wrong.
         """
-        replay, before = audit.Replay(), b""
-        for entry in self.entries(covered.size):
+        before = b""
+        for entry in self.entries(covered.size, after=replay.sequence):
             try:
                 replay.take_entry(entry)
             except TamperedRecord:
@@ -129,6 +176,14 @@ class AuditLog(Connected):
             before = entry
             yield entry
         replay.check_covered(covered.size, covered.root)
+        replay.check_beginning()
+
+    def _tiles(self, covered: Checkpoint) -> TileReader:
+        def read(level: int, number: int) -> bytes:
+            tile = HashTile(level, number, merkle.width(level, number, covered.size))
+            return self._ask(f"{AUDIT}/tile/{tile.path}").body
+
+        return read
 
     def _check_kept(self, sequence: int, entry: bytes) -> None:
         """Whether this is the entry of the event `sequence` whose hash the broker keeps.
@@ -144,8 +199,10 @@ class AuditLog(Connected):
     def _bundle(self, bundle: EntryBundle) -> bytes:
         return self._ask(f"{AUDIT}/tile/{quote(bundle.path)}", max_bytes=MAX_BUNDLE_BYTES).body
 
-    def _ask(self, path: str, *, method: str = "GET", max_bytes: int = MAX_ANSWER_BYTES) -> HttpResponse:
-        request = HttpRequest(method, path, is_idempotent=True, max_bytes=max_bytes)
+    def _ask(
+        self, path: str, *, method: str = "GET", body: object = None, max_bytes: int = MAX_ANSWER_BYTES
+    ) -> HttpResponse:
+        request = HttpRequest(method, path, json=body, is_idempotent=True, max_bytes=max_bytes)
         return self._driver.run(_ask(request, is_operator=self._is_operator))
 
 

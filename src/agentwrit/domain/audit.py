@@ -28,6 +28,7 @@ GENESIS_HASH: Final = "0" * 64
 MAX_ENTRY_BYTES: Final = 65_535  # C2SP tlog-tiles: what the length before an entry can say
 
 _KEPT_OF_A_LIST: Final = 8
+_REWRITTEN: Final = "the history was rewritten: the events are not those that the checkpoint was signed over"
 
 Data = dict[str, str | int | list[str]]
 
@@ -69,6 +70,7 @@ class EventType(StrEnum):
     SIGNING_KEY_ROTATED = "signing_key_rotated"
     SIGNING_KEY_EXPIRED = "signing_key_expired"
     SIGNING_KEY_REVOKED = "signing_key_revoked"
+    AUDIT_ARCHIVED = "audit_archived"
 
 
 class Outcome(StrEnum):
@@ -233,11 +235,16 @@ def verify(events: Iterable[Event], *, start: Head = Head()) -> int:  # noqa: B0
 
 
 class Replay:
-    """A log, followed event by event from `head` on, and checked."""
+    """A log, followed event by event from `head` on, and checked.
+
+    `archived`: up to where the events that were seen say that the log was archived.
+    """
 
     def __init__(self, head: Head = Head()) -> None:  # noqa: B008  # an immutable value
         self.sequence = head.sequence
         self.hash = head.hash
+        self.archived = 0
+        self._missing = head.sequence
         self._tree = merkle.Growth(head.tree)
 
     @property
@@ -263,6 +270,8 @@ class Replay:
         if prev_hash != self.hash:
             raise TamperedRecord(f"{event_id(expected)} does not follow the event before it: one of them was altered")
         self.sequence, self.hash = expected, found
+        if _SAYS_ARCHIVED in form:
+            self.archived = max(self.archived, _archived_by(form))
         return self._tree.append(merkle.leaf_hash(form))
 
     def take_event(self, event: Event) -> Sequence[merkle.Tile]:
@@ -288,13 +297,58 @@ class Replay:
         Raises:
             TamperedRecord: it is not: its tail was cut off, or its history was rewritten.
         """
-        if self.sequence < size:
-            missing = f"{event_id(self.sequence + 1)} to {event_id(size)}"
-            raise TamperedRecord(f"the log ends with {event_id(self.sequence)}: {missing} were cut off")
+        self._check_reached(size)
         if self.sequence > size or self._tree.edge.root() != root:
-            raise TamperedRecord(
-                "the history was rewritten: the events are not those that the checkpoint was signed over"
-            )
+            raise TamperedRecord(_REWRITTEN)
+
+    def check_continued(self, last: int, size: int, root: bytes, proof: Sequence[bytes]) -> None:
+        """Check that what ends here, with the event `last`, is the beginning of the log of this size and root.
+
+        Raises:
+            TamperedRecord: it is not.
+        """
+        self._check_reached(last)
+        try:
+            merkle.check_consistency(last, size, proof, self._tree.edge.root(), root)
+        except TamperedRecord:
+            raise TamperedRecord(_REWRITTEN) from None
+
+    def _check_reached(self, last: int) -> None:
+        if self.sequence < last:
+            missing = f"{event_id(self.sequence + 1)} to {event_id(last)}"
+            raise TamperedRecord(f"the log ends with {event_id(self.sequence)}: {missing} were cut off")
+
+    def check_beginning(self) -> None:
+        """Check that the log lacks no event at its beginning but those that it says were archived.
+
+        Raises:
+            TamperedRecord: it lacks others.
+        """
+        if self._missing > self.archived:
+            missing = f"{event_id(self.archived + 1)} to {event_id(self._missing)}"
+            raise TamperedRecord(f"{missing} are missing, and no event says that they were archived")
+
+
+def _archived_by(form: bytes) -> int:
+    """Up to where the log was archived, as an entry says that speaks of it; 0 if it says nothing."""
+    try:
+        return parse_event_id(_read_archived(form).data.last)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return 0
+
+
+_SAYS_ARCHIVED: Final = b'"event_type":"%b"' % EventType.AUDIT_ARCHIVED.encode()
+
+
+class _ArchivedData(msgspec.Struct, frozen=True):
+    last: str
+
+
+class _Archived(msgspec.Struct, frozen=True):
+    data: _ArchivedData
+
+
+_read_archived = msgspec.json.Decoder(_Archived).decode
 
 
 class _Place(msgspec.Struct, frozen=True):

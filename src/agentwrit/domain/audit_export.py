@@ -6,12 +6,14 @@ The rules:
   begins (behind the event `after`, whose hash is `prev_hash` and up to where the tree's right edge was `edge`).
 - Then comes every event up to the size of the checkpoint, as the broker shows it, in order and without a gap. Nothing
   follows.
+- An export that ends before that is an archive (`agentwrit.domain.audit_archive`): its header says with which event
+  (`last`), and has the proof that the log of the checkpoint continues it (`proof`).
 - Each line has one spelling. An export in which any byte is another does not verify.
 """
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -23,6 +25,7 @@ from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.note import VerifierKey
 
 FORMAT: Final = "agentwrit-audit-export-v1"
+ARCHIVE_FORMAT: Final = "agentwrit-audit-archive-v1"
 PROGRESS_EVENTS: Final = 1024
 
 Progress = Callable[[int, int], None]
@@ -39,26 +42,68 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     after: int
     prev_hash: str
     edge: list[str]
+    last: int | None = None
+    proof: list[str] | None = None
+
+
+class Ending(NamedTuple):
+    """Where an archive ends: with the event `last`, and `proof` shows that its checkpoint's log continues it."""
+
+    last: int
+    proof: Sequence[bytes]
 
 
 class Verified(NamedTuple):
-    """What was shown to be genuine: the events behind `after`, up to the checkpoint's size."""
+    """What was shown to be genuine: the events behind `start`, up to `end`, in the log of the checkpoint."""
 
-    after: int
+    start: Head
+    end: Head
     checkpoint: Checkpoint
+
+    @property
+    def size(self) -> int:
+        """How many events these are."""
+        return self.end.sequence - self.start.sequence
 
 
 def unwatched(done: int, total: int) -> None:
     """A Progress for nobody."""
 
 
-def write(signed: str, entries: Iterable[bytes], *, start: Head = audit.Head()) -> Iterator[bytes]:  # noqa: B008
-    """The lines of an export. `signed`: the checkpoint, `entries`: those from `start` to its size."""
-    yield _header_line(signed, start)
-    for entry in entries:
-        # `hash` has its place before `id`, and in no string can a quotation mark stand alone: this is the member.
-        at = entry.rindex(_ID) + 1
-        yield b'%b"hash":"%b",%b\n' % (entry[:at], hashlib.sha256(entry).hexdigest().encode(), entry[at:])
+def write(
+    signed: str,
+    entries: Iterable[bytes],
+    *,
+    start: Head = audit.Head(),  # noqa: B008  # an immutable value
+    ending: Ending | None = None,
+) -> Iterator[bytes]:
+    """The lines of an export, or of an archive if it has an `ending`.
+
+    `signed`: the checkpoint, `entries`: those from `start` to its size, or to the ending.
+    """
+    yield header(signed, start, ending)
+    yield from map(line, entries)
+
+
+def line(entry: bytes) -> bytes:
+    """The line of an event."""
+    # `hash` has its place before `id`, and in no string can a quotation mark stand alone: this is the member.
+    at = entry.rindex(_ID) + 1
+    return b'%b"hash":"%b",%b\n' % (entry[:at], hashlib.sha256(entry).hexdigest().encode(), entry[at:])
+
+
+def entry(text: bytes) -> bytes:
+    """The entry of the event in a line.
+
+    Raises:
+        TamperedRecord: it holds none.
+    """
+    try:
+        record = _read_record(text)
+        record.pop("hash", None)
+        return canonical.encode_plain(record)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise TamperedRecord("a line holds no event") from None
 
 
 def verify(lines: Iterable[bytes], keys: Iterable[VerifierKey], *, progress: Progress = unwatched) -> Verified:
@@ -68,51 +113,86 @@ def verify(lines: Iterable[bytes], keys: Iterable[VerifierKey], *, progress: Pro
         TamperedRecord: it is not as the broker signed it. Names the first event that is wrong.
     """
     rest = iter(lines)
-    header, start = _read_header(next(rest, b""))
-    covered = checkpoint.read(header.checkpoint, keys)
+    signed, start, ending = _read_header(next(rest, b""))
+    covered = checkpoint.read(signed, keys)
+    last = covered.size if ending is None else ending.last
     replay = audit.Replay(start)
-    for line in rest:
-        if replay.sequence == covered.size:
-            raise TamperedRecord(f"there is more than the checkpoint covers, behind {audit.event_id(covered.size)}")
-        _take(replay, line)
+    for text in rest:
+        if replay.sequence == last:
+            raise TamperedRecord(f"there is more than the checkpoint covers, behind {audit.event_id(last)}")
+        _take(replay, text)
         if replay.sequence % PROGRESS_EVENTS == 0:
-            progress(replay.sequence - start.sequence, covered.size - start.sequence)
-    replay.check_covered(covered.size, covered.root)
-    return Verified(start.sequence, covered)
+            progress(replay.sequence - start.sequence, last - start.sequence)
+    if ending is None:
+        replay.check_covered(covered.size, covered.root)
+    else:
+        replay.check_continued(ending.last, covered.size, covered.root, ending.proof)
+    return Verified(start, replay.head, covered)
+
+
+def check_joined(before: Verified, then: Verified) -> None:
+    """Check that one export or archive begins where the other has ended.
+
+    Raises:
+        TamperedRecord: it does not.
+    """
+    if then.start == before.end:
+        return
+    ends, begins = audit.event_id(before.end.sequence), audit.event_id(then.start.sequence + 1)
+    if then.start.sequence == before.end.sequence:
+        raise TamperedRecord(f"{begins} does not follow {ends}: they are of two histories")
+    raise TamperedRecord(f"{begins} does not follow {ends}: a file is missing, or they are not in their order")
 
 
 def _line(members: dict[str, object]) -> bytes:
     return canonical.encode_plain(members) + b"\n"
 
 
-def _header_line(signed: str, start: Head) -> bytes:
-    edge = [base64.b64encode(hashes).decode("ascii") for hashes in start.tree.tiles]
-    return _line(
-        {"format": FORMAT, "checkpoint": signed, "after": start.sequence, "prev_hash": start.hash, "edge": edge}
-    )
+def header(signed: str, start: Head, ending: Ending | None = None) -> bytes:
+    """The first line."""
+    members: dict[str, object] = {
+        "format": FORMAT if ending is None else ARCHIVE_FORMAT,
+        "checkpoint": signed,
+        "after": start.sequence,
+        "prev_hash": start.hash,
+        "edge": _encoded(start.tree.tiles),
+    }
+    if ending is not None:
+        members |= {"last": ending.last, "proof": _encoded(ending.proof)}
+    return _line(members)
 
 
-def _read_header(line: bytes) -> tuple[_Header, Head]:
+def _encoded(values: Iterable[bytes]) -> list[str]:
+    return [base64.b64encode(value).decode("ascii") for value in values]
+
+
+def _decoded(texts: Iterable[str]) -> tuple[bytes, ...]:
+    return tuple(base64.b64decode(text, validate=True) for text in texts)
+
+
+def _read_header(text: bytes) -> tuple[str, Head, Ending | None]:
+    """The checkpoint, where the file begins, and how it ends if it is an archive."""
     try:
-        header = msgspec.json.decode(line, type=_Header)
-        edge = merkle.Edge(header.after, tuple(base64.b64decode(hashes, validate=True) for hashes in header.edge))
+        found = msgspec.json.decode(text, type=_Header)
+        edge = merkle.Edge(found.after, _decoded(found.edge))
+        ending = None if found.last is None else Ending(found.last, _decoded(found.proof or ()))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         raise TamperedRecord("the first line is not the header of an export") from None
     widths = [len(hashes) for hashes in edge.tiles]
-    expected = [(header.after >> (8 * level)) % merkle.TILE_WIDTH * merkle.HASH_BYTES for level in range(len(widths))]
-    is_whole = widths == expected and header.after >> (8 * len(widths)) == 0 and widths
-    start = Head(header.prev_hash, edge)
-    if header.format != FORMAT or not is_whole or line != _header_line(header.checkpoint, start):
+    expected = [(found.after >> (8 * level)) % merkle.TILE_WIDTH * merkle.HASH_BYTES for level in range(len(widths))]
+    is_whole = widths == expected and found.after >> (8 * len(widths)) == 0 and widths
+    start = Head(found.prev_hash, edge)
+    if not is_whole or text != header(found.checkpoint, start, ending):
         raise TamperedRecord("the first line is not the header of an export")
-    return header, start
+    return found.checkpoint, start, ending
 
 
-def _take(replay: audit.Replay, line: bytes) -> None:
+def _take(replay: audit.Replay, text: bytes) -> None:
     """Go on by the event in a line."""
     expected = audit.event_id(replay.sequence + 1)
     try:
-        record = _read_record(line)
-        is_canonical = line == _line(record)
+        record = _read_record(text)
+        is_canonical = text == _line(record)
         claimed, prev_hash = record.pop("hash", None), record.get("prev_hash")
         sequence, form = audit.parse_event_id(str(record.get("id"))), canonical.encode_plain(record)
     except (msgspec.DecodeError, ValueError, RecursionError):

@@ -7,7 +7,7 @@ from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.audit import MAX_LIMIT, AuditService
-from agentwrit.broker.storage.base import EQUAL_FIELDS, EventQuery
+from agentwrit.broker.storage.base import DATA_FIELDS, EQUAL_FIELDS, EventQuery
 from agentwrit.domain import audit, timestamps
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import InvalidRequest
@@ -32,24 +32,25 @@ class AuditRoutes:
     async def events(self, exchange: Exchange) -> Answer:
         principal = await self._events.authorize(exchange.caller, exchange.bearer())
         query = _event_query(exchange)
-        events, total = await self._events.events(principal, query)
-        return json_answer(
-            {
-                "events": [audit.record(event) for event in events],
-                "total": total,
-                "offset": query.offset,
-                "limit": query.limit,
-            }
-        )
+        found = await self._events.events(principal, query)
+        members: dict[str, object] = {
+            "events": [audit.record(event) for event in found.events],
+            "total": found.total,
+            "offset": query.offset,
+            "limit": query.limit,
+        }
+        if found.pruned:
+            members["archived"] = audit.event_id(found.pruned)
+        return json_answer(members)
 
 
 def _event_query(exchange: Exchange) -> EventQuery:
     """The filters. A bad one is an error: ignored, it would show more than was asked for."""
-    given = exchange.query(*EQUAL_FIELDS, "since", "until", "order", "limit", "offset", "after")
+    given = exchange.query(*EQUAL_FIELDS, *DATA_FIELDS, "since", "until", "order", "limit", "offset", "after")
     _choice(given, "event_type", EventType)
     _choice(given, "outcome", Outcome)
     return EventQuery(
-        **{name: given.get(name) for name in EQUAL_FIELDS},
+        **{name: given.get(name) for name in (*EQUAL_FIELDS, *DATA_FIELDS)},
         since=_time(given, "since"),
         until=_time(given, "until"),
         is_newest_first=_choice(given, "order", Order) == Order.DESCENDING,

@@ -14,7 +14,7 @@ from agentwrit.broker.http.admission import BUSY, Admission
 from agentwrit.broker.http.exchange import Answer, Exchange, Header
 from agentwrit.broker.http.routing import Router
 from agentwrit.broker.metrics import Metrics
-from agentwrit.domain.errors import InternalError, NotFound, Refusal
+from agentwrit.domain.errors import InternalError, NotFound, Refusal, TamperedRecord, Unavailable
 
 UNKNOWN_ROUTE: Final = "unknown"
 
@@ -33,6 +33,12 @@ _IS_COUNTED: Final = "agentwrit.is_counted"
 # Asked many times a second by machines; their counts say what their lines would.
 _QUIET_ROUTES: Final = frozenset(
     {"/v1/health", "/livez", "/readyz", "/v1/metrics", "/v1/token/validate", "/oauth2/introspect"}
+)
+
+_ALTERED: Final = Unavailable(
+    "what this needs was altered in the store, outside the broker",
+    retry_after=60,
+    hint="`agentwrit store verify` says what; keep the file as evidence, and put a backup in its place",
 )
 
 log = structlog.get_logger("agentwrit.http")
@@ -90,6 +96,10 @@ class Edge:
                 answer = await handler(exchange)
             except Refusal as refusal:
                 answer = _problem(refusal, scope, exchange)
+            except TamperedRecord as altered:  # no defect of ours: somebody has to look at the store
+                fields = _fields(scope, route, exchange)
+                log.error("the store was altered outside the broker", reason=str(altered), **fields)
+                answer = _problem(_ALTERED, scope, exchange)
             except Exception:  # a defect: the log gets the trace, the caller gets its number
                 log.exception("internal error", **_fields(scope, route, exchange))
                 error = InternalError("the broker failed; its log has the details under this request id")

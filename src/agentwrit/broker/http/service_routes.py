@@ -75,7 +75,7 @@ class ServiceRoutes:
         """How many events there are, or None if the store does not say, or not soon."""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
-                return await self._store.read(lambda snapshot: snapshot.event_count())
+                return await self._store.read(lambda snapshot: snapshot.event_head())
         except (Unavailable, TimeoutError):
             return None
 

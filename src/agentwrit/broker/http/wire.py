@@ -65,6 +65,14 @@ class ReportAccesses(msgspec.Struct, frozen=True):
     accesses: Annotated[list[ReportedAccess], msgspec.Meta(max_length=access.MAX_ACCESSES)]
 
 
+class RecordArchive(msgspec.Struct, frozen=True):
+    first: str
+    last: str
+    root: str
+    file: str
+    sha256: str
+
+
 class RotateSecret(msgspec.Struct, frozen=True):
     overlap: int = 0
 

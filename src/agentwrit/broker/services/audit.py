@@ -17,9 +17,18 @@ MAX_LIMIT: Final = 1000
 TOTALS_REMEMBERED: Final = 256
 
 
-class _Total(NamedTuple):
-    """How many events match, of those up to `head`."""
+class Found(NamedTuple):
+    """A page of events, how many match in all, and up to where the log was archived: those are no longer here."""
 
+    events: Sequence[Event]
+    total: int
+    pruned: int
+
+
+class _Total(NamedTuple):
+    """How many events match, of those behind `pruned` and up to `head`."""
+
+    pruned: int
     head: int
     matching: int
 
@@ -30,7 +39,7 @@ class AuditService:
     def __init__(self, store: Store, authenticator: Authenticator) -> None:
         self._store = store
         self._authenticator = authenticator
-        # The log only grows, so what was counted once stays counted: a million need not be counted for each page.
+        # What was counted once stays counted until some of it is archived: a million need not be counted for each page.
         self._totals: OrderedDict[EventQuery, _Total] = OrderedDict()
 
     async def authorize(self, caller: Caller, token: str | None) -> Principal:
@@ -42,20 +51,22 @@ class AuditService:
         required = {GrantKind.OPERATOR: operator.AUDIT_SCOPE, GrantKind.APP: app.AUDIT_SCOPE}
         return await self._authenticator.require(caller, token, required)
 
-    async def events(self, principal: Principal, query: EventQuery) -> tuple[Sequence[Event], int]:
-        """The events that match and that `principal` may see, and how many there are in all."""
+    async def events(self, principal: Principal, query: EventQuery) -> Found:
+        """The events that match and that `principal` may see."""
         if principal.kind is not GrantKind.OPERATOR:
             query = msgspec.structs.replace(query, app_id=principal.app_id)
 
         filters = msgspec.structs.replace(query, is_newest_first=False, after=0, limit=0, offset=0)
-        known = self._totals.pop(filters, _Total(0, 0))
+        remembered = self._totals.pop(filters, _Total(0, 0, 0))
 
         def find(snapshot: Snapshot) -> tuple[Sequence[Event], _Total]:
+            pruned = snapshot.pruned()
+            known = remembered if remembered.pruned == pruned else _Total(pruned, 0, 0)
             count = known.matching + snapshot.event_count(filters, behind=known.head)
-            return snapshot.events(query), _Total(snapshot.event_head(), count)
+            return snapshot.events(query), _Total(pruned, snapshot.event_head(), count)
 
         events, total = await self._store.read(find)
         self._totals[filters] = total
         if len(self._totals) > TOTALS_REMEMBERED:
             self._totals.popitem(last=False)
-        return events, total.matching
+        return Found(events, total.matching, total.pruned)

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.services import archives
 from agentwrit.broker.storage.base import Snapshot, Store, Transaction
 from agentwrit.domain import checkpoint, merkle, note, tiles
 from agentwrit.domain.checkpoint import Checkpoint
@@ -147,7 +148,14 @@ class Checkpoints:
             NotFound: there are not so many events.
         """
         first = of.number * merkle.TILE_WIDTH + 1
-        found = await self._store.read(lambda snapshot: snapshot.entries(first, first + of.width - 1))
+
+        def find(snapshot: Snapshot) -> Sequence[bytes]:
+            archived = archives.where(snapshot, first)
+            if archived is not None:
+                raise NotFound("these events were archived", hint=archived)
+            return snapshot.entries(first, first + of.width - 1)
+
+        found = await self._store.read(find)
         if len(found) != of.width:
             raise NotFound("there is no such bundle of entries")
         return tiles.bundle(found)

@@ -8,6 +8,7 @@ import structlog
 
 from agentwrit.broker import memory
 from agentwrit.broker.metrics import Metrics
+from agentwrit.broker.services.archives import ArchiveService
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.keys import KeyService
 from agentwrit.broker.services.liveness import Liveness
@@ -30,12 +31,14 @@ class Housekeeping:
         liveness: Liveness,
         denials: DenialLog,
         keys: KeyService,
+        archives: ArchiveService,
         metrics: Metrics,
     ) -> None:
         self._store = store
         self._liveness = liveness
         self._denials = denials
         self._keys = keys
+        self._archives = archives
         self._metrics = metrics
 
     async def run(self) -> None:
@@ -61,3 +64,4 @@ class Housekeeping:
             return
         while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
             pass
+        await self._archives.prune()

@@ -30,6 +30,7 @@ import msgspec
 
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import Draft, Event, Head
+from agentwrit.domain.audit_archive import Archive
 from agentwrit.domain.errors import AgentWritError, Refusal
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import FirstAnswer
@@ -61,8 +62,14 @@ EQUAL_FIELDS: Final = (
     "client_address",
     "request_id",
     "trace_id",
+    "orch_id",
+    "resource",
+    "deleg_chain_hash",
 )
 """What `EventQuery` compares with an event's field of the same name."""
+
+DATA_FIELDS: Final = ("jti", "parent_sid", "original_principal")
+"""What `EventQuery` compares with what an event's `data` has under the same name."""
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +89,12 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     client_address: str | None = None
     request_id: str | None = None
     trace_id: str | None = None
+    orch_id: str | None = None
+    resource: str | None = None
+    deleg_chain_hash: str | None = None
+    jti: str | None = None
+    parent_sid: str | None = None
+    original_principal: str | None = None
     since: str | None = None
     until: str | None = None
     is_newest_first: bool = False
@@ -195,6 +208,14 @@ class Snapshot(Protocol):
         """The sequence number of the newest event; 0 when there is none."""
         ...
 
+    def pruned(self) -> int:
+        """The sequence number of the last event that was archived and is no longer here; 0 when all are."""
+        ...
+
+    def archives(self, *, after: int = 0) -> Sequence[Archive]:
+        """The archives that hold events behind this sequence number, the oldest first."""
+        ...
+
     def entries(self, first: int, last: int) -> Sequence[bytes]:
         """The entries of the events from one place to another, both included, as far as they are there."""
         ...
@@ -250,6 +271,14 @@ class Transaction(Snapshot, Protocol):
 
     def put_checkpoint(self, size: int, note: str) -> None:
         """Keep the checkpoint of the log's first `size` events, in place of the one before."""
+        ...
+
+    def put_archive(self, archive: Archive) -> None:
+        """Keep in mind that these events were archived. They go with `prune`."""
+        ...
+
+    def prune(self) -> int:
+        """Remove the oldest tile's worth of events, if they were archived. Returns how many that is."""
         ...
 
     def purge(self, limit: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage.base import (
+    DATA_FIELDS,
     EQUAL_FIELDS,
     Denied,
     EventQuery,
@@ -18,6 +19,7 @@ from agentwrit.broker.storage.base import (
 )
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
+from agentwrit.domain.audit_archive import Archive
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
@@ -126,6 +128,7 @@ class _Tables:
         self.tiles: dict[tuple[int, int], bytes] = {}
         self.log = {"head": audit.Head()}
         self.checkpoints: dict[str, str] = {}
+        self.archives: dict[int, Archive] = {}
 
 
 class _MemorySnapshot:
@@ -201,7 +204,13 @@ class _MemorySnapshot:
         return sum(event.sequence > behind for event in self._matching(query or EventQuery()))
 
     def event_head(self) -> int:
-        return len(self._tables.events)
+        return self._tables.log["head"].sequence
+
+    def pruned(self) -> int:
+        return min(self._tables.events, default=1) - 1
+
+    def archives(self, *, after: int = 0) -> Sequence[Archive]:
+        return [archive for archive in self._tables.archives.values() if archive.last > after]
 
     def entries(self, first: int, last: int) -> Sequence[bytes]:
         wanted = range(first, last + 1)
@@ -220,6 +229,7 @@ class _MemorySnapshot:
             event
             for event in self._tables.events.values()
             if all(getattr(query, name) in (None, getattr(event, name)) for name in EQUAL_FIELDS)
+            and all(getattr(query, name) in (None, event.data.get(name)) for name in DATA_FIELDS)
             and (query.since is None or event.timestamp >= query.since)
             and (query.until is None or event.timestamp <= query.until)
         )
@@ -282,6 +292,19 @@ class _MemoryTransaction(_MemorySnapshot):
 
     def put_checkpoint(self, size: int, note: str) -> None:
         self._put(self._tables.checkpoints, "newest", note)
+
+    def put_archive(self, archive: Archive) -> None:
+        self._put(self._tables.archives, archive.last, archive)
+
+    def prune(self) -> int:
+        first = self.pruned() + 1
+        last = first + merkle.TILE_WIDTH - 1
+        if last > max(self._tables.archives, default=0):
+            return 0
+        for sequence in range(first, last + 1):
+            event = self._tables.events.pop(sequence)
+            self._undo_log.append(partial(self._tables.events.__setitem__, sequence, event))
+        return merkle.TILE_WIDTH
 
     def purge(self, limit: int) -> int:
         over, tables = int(self.now), self._tables

@@ -41,6 +41,7 @@ TABLES: Final = (
     _Table("events", sql_log.EVENT_COLUMNS, "sequence"),
     _Table("tiles", ("level", "number", "hashes", "mac"), "level, number"),
     _Table("checkpoint", ("one", "size", "note"), "one"),
+    _Table("archives", ("last", *_SEALED), "last"),
 )
 
 
@@ -88,7 +89,7 @@ def _copy_table(source: sqlite3.Connection, link: Link, table: _Table) -> int:
 
 def _move_state(source: sqlite3.Connection, link: Link, sealer: Sealer) -> None:
     """What is not in the tables: where the log ends, the time, and the name of the feed's history."""
-    sequence, last_hash = sqlite_rows.saved_head(source, sealer)
+    sequence, last_hash = sqlite_rows.saved_head(source, sealer).last
     [feed_head] = source.execute("SELECT coalesce(max(seq), 0) FROM revocations").fetchone()
     state = State(sequence, last_hash, feed_head, sqlite_schema.load_high_water_mark(source))
     link.execute("UPDATE cluster SET state = ? WHERE one = 1", (state.sealed(sealer),))
@@ -97,9 +98,9 @@ def _move_state(source: sqlite3.Connection, link: Link, sealer: Sealer) -> None:
 
 
 def _verify(link: Link, sealer: Sealer, progress: Progress) -> None:
-    """Check the audit log from its first event to its last, as it has arrived."""
+    """Check the audit log from the first event that was not archived to its last, as it has arrived."""
     state = State.opened(link.execute(SELECT_STATE).fetchone(), sealer)
-    following = audit.Replay()
+    following = audit.Replay(sql_log.beginning(link, sealer))
     while following.sequence < state.sequence:
         before = following.sequence
         for _ in sql_log.replay(link, following, before + PROGRESS_EVENTS):

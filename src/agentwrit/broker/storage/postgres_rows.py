@@ -58,6 +58,7 @@ class State(NamedTuple):
 class PostgresSnapshot(SqlSnapshot):
     GRANT_PLACE = "place"
     UNINDEXED = ""
+    MEMBER = "data::json ->> '{}'"
 
 
 class PostgresTransaction(SqlTransaction, PostgresSnapshot):

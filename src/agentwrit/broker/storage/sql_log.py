@@ -6,13 +6,14 @@ finds.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
 
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
-from agentwrit.domain import audit, canonical, merkle
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
 
@@ -27,6 +28,12 @@ _FIRST = -(2**63)  # who inserts events does not have to begin with 1
 _encode = msgspec.json.encode
 _decode_data = msgspec.json.Decoder(audit.Data).decode
 _INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
+
+# The members of an entry in the order of their names, which is that of RFC 8785: only `data` is left to be sorted.
+_MEMBERS = sorted("id" if name == "sequence" else name for name in EVENT_COLUMNS if name != "hash")
+_Members: Any = msgspec.defstruct("_Members", [(name, Any) for name in _MEMBERS])
+_pick_members = itemgetter(*(EVENT_COLUMNS.index("sequence" if name == "id" else name) for name in _MEMBERS))
+_encode_members = msgspec.json.Encoder(order="deterministic").encode
 
 
 def put_event(connection: Session, event: audit.Event) -> None:
@@ -55,14 +62,13 @@ def entry(row: tuple[Any, ...]) -> bytes:
     Raises:
         TamperedRecord: a column is not as the broker writes it.
     """
-    members = dict(zip(EVENT_COLUMNS, row, strict=True))
-    name = audit.event_id(members.pop("sequence"))
-    del members["hash"]
+    name = audit.event_id(row[0])
+    members = _Members(*_pick_members(row))
+    members.id = name
     try:
-        members["data"] = _decode_data(members["data"])
-        is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(members["data"]).decode() == row[_DATA_COLUMN]
-        members["id"] = name
-        form = canonical.encode_plain(members)
+        members.data = _decode_data(members.data)
+        is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(members.data).decode() == row[_DATA_COLUMN]
+        form = _encode_members(members)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise TamperedRecord(f"{name} was altered: {error}") from error
     if not is_ours:
@@ -95,6 +101,43 @@ def replay(connection: Session, onto: audit.Replay, last: int) -> Iterator[Seque
     """
     for row in rows(connection, onto.sequence + 1 if onto.sequence else _FIRST, last):
         yield onto.take(entry(row), row[0], row[_PREV_HASH_COLUMN], row[_HASH_COLUMN])
+
+
+def first_sequence(connection: Session) -> int:
+    """The place of the oldest event that is there; 1 if there is none."""
+    [sequence] = connection.execute("SELECT coalesce(min(sequence), 1) FROM events").fetchone()
+    return int(sequence)
+
+
+def hash_at(connection: Session, sequence: int) -> str | None:
+    """The hash of the event at a place. Where it was archived, the oldest event that is there says what it was."""
+    row = connection.execute(
+        "SELECT hash FROM events WHERE sequence = ? UNION ALL SELECT prev_hash FROM events"
+        " WHERE sequence = ? AND sequence = (SELECT min(sequence) FROM events)",
+        (sequence, sequence + 1),
+    ).fetchone()
+    return str(row[0]) if row is not None else None
+
+
+def beginning(connection: Session, sealer: Sealer) -> Head:
+    """Where the log was before the oldest event that is there.
+
+    Raises:
+        TamperedRecord: there is less than was archived.
+    """
+    _check_beginning(connection)
+    missing = first_sequence(connection) - 1
+    before = hash_at(connection, missing)
+    if missing <= 0 or before is None:
+        return Head()
+    return Head(before, merkle.edge_at(missing, lambda level, number: tile(connection, sealer, level, number)))
+
+
+def _check_beginning(connection: Session) -> None:
+    [archived] = connection.execute("SELECT coalesce(max(last), 0) FROM archives").fetchone()
+    first = first_sequence(connection)
+    if first > archived + 1:
+        raise TamperedRecord(f"{audit.event_id(archived + 1)} to {audit.event_id(first - 1)} are missing")
 
 
 def last_sequence(connection: Session) -> int:
@@ -177,12 +220,13 @@ def load_head(connection: Session, sealer: Sealer, saved: tuple[int, str]) -> He
     found = last_sequence(connection)
     if found != sequence:
         raise TamperedRecord(f"the log ends with {audit.event_id(found)}, and not with {audit.event_id(sequence)}")
+    _check_beginning(connection)
     whole = sequence - sequence % merkle.TILE_WIDTH
     edge = merkle.edge_at(whole, lambda level, number: tile(connection, sealer, level, number))
-    before = connection.execute("SELECT hash FROM events WHERE sequence = ?", (whole,)).fetchone()
-    if whole and before is None:
+    before = hash_at(connection, whole) if whole else audit.GENESIS_HASH
+    if before is None:
         raise TamperedRecord(f"{audit.event_id(whole)} is missing")
-    following = audit.Replay(Head(before[0] if whole else audit.GENESIS_HASH, edge))
+    following = audit.Replay(Head(before, edge))
     for _ in replay(connection, following, sequence):
         pass
     if (following.sequence, following.hash) != (sequence, last_hash):

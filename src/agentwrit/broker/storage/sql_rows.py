@@ -8,11 +8,12 @@ from typing import ClassVar, Final, TypeVar
 import msgspec
 
 from agentwrit.broker.storage import sql_log
-from agentwrit.broker.storage.base import EventQuery, GrantQuery
+from agentwrit.broker.storage.base import DATA_FIELDS, EventQuery, GrantQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
-from agentwrit.domain import audit
+from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
+from agentwrit.domain.audit_archive import Archive
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
@@ -44,6 +45,8 @@ class SqlSnapshot:
     """The column that tells in which order grants were made."""
     UNINDEXED: ClassVar[str]
     """What stands before a column whose index is no way to the rows that are wanted."""
+    MEMBER: ClassVar[str]
+    """What gives the member of that name of an event's data."""
 
     def __init__(self, connection: Session, sealer: Sealer) -> None:
         self._connection = connection
@@ -166,6 +169,12 @@ class SqlSnapshot:
     def event_head(self) -> int:
         return self._event_range()[1]
 
+    def pruned(self) -> int:
+        return self._event_range()[0] - 1
+
+    def archives(self, *, after: int = 0) -> Sequence[Archive]:
+        return self._all("archives", Archive, "last > ? ORDER BY last", after)
+
     def _events_where(self, query: EventQuery) -> "_Where":
         where = _Where()
         # An index of those that have a name at all can only be used by who asks for no others. Where a filter is
@@ -183,10 +192,15 @@ class SqlSnapshot:
             ("client_address", query.client_address, "TRUE"),
             ("request_id", query.request_id, "TRUE"),
             ("trace_id", query.trace_id, "TRUE"),
+            ("orch_id", query.orch_id, "TRUE"),
+            ("resource", query.resource, "TRUE"),
+            ("deleg_chain_hash", query.deleg_chain_hash, "TRUE"),
         ):
             where.add(
                 f"{self.UNINDEXED}{column} = ?" if where.has_conditions else f"{column} = ? AND {condition}", value
             )
+        for name in DATA_FIELDS:
+            where.add(f"{self.MEMBER.format(name)} = ?", getattr(query, name))
         # Times rise with the numbers, so a time is a place in the log, which is found faster than a time.
         if query.since is not None:
             where.add("sequence >= ?", self._place(query.since, bisect_left))
@@ -321,6 +335,17 @@ class SqlTransaction(SqlSnapshot):
 
     def put_checkpoint(self, size: int, note: str) -> None:
         sql_log.put_checkpoint(self._connection, size, note)
+
+    def put_archive(self, archive: Archive) -> None:
+        self._put("archives", archive, "last", last=archive.last)
+
+    def prune(self) -> int:
+        pruned = self.pruned()
+        last = pruned + merkle.TILE_WIDTH
+        if pruned % merkle.TILE_WIDTH or not self.archives(after=last - 1):
+            return 0
+        gone = self._connection.execute("DELETE FROM events WHERE sequence <= ? RETURNING 1", (last,))
+        return len(gone.fetchall())
 
     def purge(self, limit: int) -> int:
         over = int(self.now)

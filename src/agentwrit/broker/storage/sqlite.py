@@ -64,7 +64,9 @@ class SqliteStore:
         self._readers: list[sqlite3.Connection] = []
         self._connection = sqlite_schema.open_database(path, sealer)
         try:
-            self._head = sql_log.load_head(self._connection, sealer, sqlite_rows.saved_head(self._connection, sealer))
+            self._head = sql_log.load_head(
+                self._connection, sealer, sqlite_rows.saved_head(self._connection, sealer).last
+            )
         except BaseException:
             self._connection.close()
             raise
@@ -172,7 +174,7 @@ class SqliteStore:
 
         Returns the time that it made part of the transaction, or None where there is nothing to commit.
         """
-        changes, head = self._connection.total_changes, self._head
+        changes = self._connection.total_changes
         started = time.monotonic()
         waited = started - self._waiting[0].since if self._waiting else 0
         stop_at = started + min(max(BATCH_SECONDS, BATCH_SHARE * waited), MAX_BATCH_SECONDS)
@@ -188,8 +190,7 @@ class SqliteStore:
         if self._connection.total_changes == changes and now < self._saved_now + MAX_UNSAVED_SECONDS:
             return None
         sqlite_schema.save_high_water_mark(self._connection, now)
-        if self._head is not head:
-            sqlite_rows.save_head(self._connection, self._sealer, self._head)
+        sqlite_rows.save_head(self._connection, self._sealer, self._head)
         return now
 
     def _run_unit(self, waiting: Waiting, now: float, revocations: list[Revocation]) -> Outcome:

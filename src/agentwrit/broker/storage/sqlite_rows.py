@@ -1,7 +1,7 @@
 """Rows as the SQLite schema has them, and where the audit log ends there: a row of `meta`."""
 
 import sqlite3
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.sealing import Sealer
@@ -16,6 +16,7 @@ HEAD: Final = "audit_head"  # its row in `meta`
 class SqliteSnapshot(SqlSnapshot):
     GRANT_PLACE = "rowid"
     UNINDEXED = "+"
+    MEMBER = "data ->> '$.{}'"
 
 
 class SqliteTransaction(SqlTransaction, SqliteSnapshot):
@@ -23,24 +24,37 @@ class SqliteTransaction(SqlTransaction, SqliteSnapshot):
 
 
 def save_head(connection: sqlite3.Connection, sealer: Sealer, head: Head) -> None:
-    """Make where the log ends part of the transaction."""
-    body = f"{head.sequence} {head.hash}"
+    """Make where the log ends part of the transaction, and up to where a checkpoint covers it."""
+    row = connection.execute("SELECT size FROM checkpoint").fetchone()
+    body = f"{head.sequence} {head.hash} {0 if row is None else row[0]}"
     value = f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
     connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))
 
 
-def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> tuple[int, str]:
-    """The place and the hash of the last event, as they were committed with it.
+class SavedHead(NamedTuple):
+    """The place and the hash of the last event, and up to where a checkpoint covered the log at that time."""
+
+    sequence: int
+    hash: str
+    covered: int
+
+    @property
+    def last(self) -> tuple[int, str]:
+        return self.sequence, self.hash
+
+
+def saved_head(connection: sqlite3.Connection, sealer: Sealer) -> SavedHead:
+    """Where the log ends, as it was committed with the last event.
 
     Raises:
         TamperedRecord: somebody else wrote them.
     """
     row = connection.execute("SELECT value FROM meta WHERE name = ?", (HEAD,)).fetchone()
     body, _, mac = str(row[0] if row is not None else "").rpartition(" ")
-    sequence, _, last_hash = body.partition(" ")
+    sequence, last_hash, covered = [*body.split(" "), "0", "0"][:3]  # it did not always say what was covered
     try:
         sealer.check(HEAD, body.encode("utf-8"), bytes.fromhex(mac))
-        return int(sequence), last_hash
+        return SavedHead(int(sequence), last_hash, int(covered))
     except ValueError:
         raise TamperedRecord("where the log ends was altered outside the broker") from None
 

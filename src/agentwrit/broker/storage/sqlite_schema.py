@@ -1,5 +1,6 @@
 """The file of the SQLite store: opening it, bringing its schema up to date, and what is known of it as a whole."""
 
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -37,8 +38,11 @@ def connect(path: Path, *, busy_timeout_ms: int = 0) -> sqlite3.Connection:
     Raises:
         ConfigurationError: the file is no database.
     """
-    # Created by us first: SQLite gives its WAL and shared-memory files the mode of the database file.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    # Created by us first: SQLite gives its WAL and shared-memory files the mode of the database file. One that is there
+    # must not be opened beside SQLite: closing it would drop the locks of every other connection of this process
+    # (https://www.sqlite.org/howtocorrupt.html, section 2.2), and who looks in from outside would take the WAL away.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
         connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")

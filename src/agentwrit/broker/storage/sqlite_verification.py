@@ -5,6 +5,8 @@ The rules:
 - Every event is read and hashed, in order: none may be missing, out of place or altered.
 - The tree over them is built anew and compared with the one that was kept, so that the first wrong event is known even
   if all hashes behind it were made to fit.
+- What of the log was archived is still in the tree: its tiles take the place of its events. An event has to say that it
+  was archived, and a checkpoint to cover that event.
 - The newest checkpoint has to cover the first events, and to be signed by one of the log's keys.
 - With the master key, the log has to end where the broker ended it. Without it, the checkpoint's keys have to come from
   somewhere else.
@@ -21,6 +23,7 @@ from agentwrit.broker.storage.base import Snapshot
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, saved_head
 from agentwrit.domain import audit, checkpoint, merkle
+from agentwrit.domain.audit import Head
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
 from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
@@ -79,19 +82,57 @@ def _verify(
     signed = sql_log.checkpoint(connection)
     covered = _covered(connection, sealer, keys, signed)
     total = sql_log.last_sequence(connection)
-    following = audit.Replay()
+    following = audit.Replay(_beginning(connection, sealer))
+    if covered is not None and covered.size < following.sequence:
+        raise TamperedRecord("the checkpoint is older than what was archived: the newest one was taken away")
     for tiles in sql_log.replay(connection, following, 2**63 - 1):
         if tiles:
             _check_tiles(connection, sealer, tiles)
         if covered is not None and following.sequence == covered.size:
             following.check_covered(covered.size, covered.root)
+            following.check_beginning()
         if following.sequence % PROGRESS_EVENTS == 0:
             progress(following.sequence, total)
-    if covered is not None and following.sequence <= covered.size:
-        following.check_covered(covered.size, covered.root)
-    if sealer is not None and saved_head(connection, sealer) != (following.sequence, following.hash):
-        raise TamperedRecord(f"the log does not end with {audit.event_id(following.sequence)}: its tail was replaced")
+    if covered is None or following.sequence <= covered.size:
+        if covered is not None:
+            following.check_covered(covered.size, covered.root)
+        following.check_beginning()
+    if sealer is not None:
+        _check_end(connection, sealer, following, 0 if covered is None else covered.size)
     return following.sequence, covered
+
+
+def _beginning(connection: sqlite3.Connection, sealer: Sealer | None) -> Head:
+    """Where the log was before the oldest event that is there, by the tiles of what was archived.
+
+    Raises:
+        TamperedRecord: a tile is not what the tree was built of.
+    """
+    archived = sql_log.first_sequence(connection) - 1
+    before = sql_log.hash_at(connection, archived)
+    if archived <= 0 or archived % merkle.TILE_WIDTH or before is None:
+        return Head()  # what is missing then, the first event tells
+    tree = merkle.Growth()
+    for number in range(archived // merkle.TILE_WIDTH):
+        hashes = sql_log.kept_tile(connection, sealer, 0, number)
+        if len(hashes) != merkle.FULL_TILE_BYTES:
+            raise TamperedRecord(f"tile {number} of level 0 of the tree was altered")
+        for at in range(0, merkle.FULL_TILE_BYTES, merkle.HASH_BYTES):
+            _check_tiles(connection, sealer, tree.append(hashes[at : at + merkle.HASH_BYTES]))
+    return Head(before, tree.edge)
+
+
+def _check_end(connection: sqlite3.Connection, sealer: Sealer, following: audit.Replay, covered: int) -> None:
+    """Check that a log that was followed to its end ends as the broker left it, and so does what covers it.
+
+    Raises:
+        TamperedRecord: its tail was replaced, or its newest checkpoint.
+    """
+    saved = saved_head(connection, sealer)
+    if (saved.sequence, saved.hash) != (following.sequence, following.hash):
+        raise TamperedRecord(f"the log does not end with {audit.event_id(following.sequence)}: its tail was replaced")
+    if covered < saved.covered:
+        raise TamperedRecord(f"the checkpoint of the first {saved.covered} events was deleted, or replaced by an older")
 
 
 def _covered(

@@ -1,0 +1,89 @@
+"""Archives of the audit log as files: written so that they are whole and durable or not there, and read back."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from agentwrit.domain import audit_archive, audit_export
+from agentwrit.domain.audit_export import Progress, unwatched
+from agentwrit.domain.note import VerifierKey
+
+PACED_LINES: Final = 256
+
+
+class Checked(NamedTuple):
+    """What is in an archive that was read back and found genuine. `root` and `sha256` in hex."""
+
+    first: int
+    last: int
+    root: str
+    file: str
+    sha256: str
+
+
+class NewArchive:
+    """The archive of the events `first` to `last`, being written in a directory, which is made if need be.
+
+    Until `seal` it has another name, and is gone when the object is closed.
+    """
+
+    def __init__(self, directory: Path, first: int, last: int) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = directory / audit_archive.file_name(first, last)
+        self._partial = self.path.with_suffix(".partial")
+        self._file = os.fdopen(os.open(self._partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb")
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        self._file.writelines(lines)
+
+    def seal(self) -> None:
+        """Make it durable, under its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._partial.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def left_behind(directory: Path, first: int) -> Path | None:
+    """An archive that begins with the event `first`: whoever wrote it was killed before the broker knew of it."""
+    pattern = audit_archive.file_name(first, 0).replace(f"{0:012d}.", "*.")
+    return next(iter(sorted(directory.glob(pattern))), None)
+
+
+def check(
+    path: Path, keys: Iterable[VerifierKey], *, progress: Progress = unwatched, pace: Callable[[], None] = lambda: None
+) -> Checked:
+    """Read an archive back. `pace` is called now and then, to leave time to others.
+
+    Raises:
+        TamperedRecord: it is not as it was written.
+    """
+    digest = hashlib.sha256()
+
+    def lines(file: Iterable[bytes]) -> Iterator[bytes]:
+        for number, line in enumerate(file):
+            if number % PACED_LINES == 0:
+                pace()
+            digest.update(line)
+            yield line
+
+    with path.open("rb") as file:
+        verified = audit_export.verify(lines(file), keys, progress=progress)
+    root = verified.end.tree.root().hex()
+    return Checked(verified.start.sequence + 1, verified.end.sequence, root, path.name, digest.hexdigest())

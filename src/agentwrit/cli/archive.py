@@ -1,0 +1,91 @@
+"""`agentwrit audit archive`: the oldest events, from the broker's store into files."""
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agentwrit.cli import options
+from agentwrit.cli.audit import audit_log, checking, held, keys_option
+from agentwrit.cli.output import say_out
+
+if TYPE_CHECKING:
+    from agentwrit.client.audit_log import AuditLog
+    from agentwrit.domain.audit_export import Progress
+    from agentwrit.domain.note import VerifierKey
+
+_AGE: Final = re.compile(r"(0|[1-9][0-9]{0,8})([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@click.command()
+@click.option("--before", required=True, metavar="AGE", help="Events older than 90d, 12h, or before a time (RFC 3339).")
+@click.option("--to", "directory", required=True, type=click.Path(file_okay=False), help="The directory for the files.")
+@keys_option
+@options.broker_url
+def archive(before: str, directory: str, keys: tuple[str, ...], broker_url: str) -> int:
+    """Write old events to files, and have the broker remove them.
+
+    A file is durable, and was read back and verified, before the broker hears of it. It verifies on its own (`agentwrit
+    audit verify FILE`), and what is in it can still be proven (`agentwrit audit prove --archive FILE`). Events go in
+    whole tiles of 256, so a few that are old enough stay. Run it again after a crash: it goes on where it was.
+    """
+    until = _until(before)
+    with audit_log(broker_url) as log, checking() as progress:
+        believed = held(keys) or log.verifier_keys()
+        archived, done = log.archives().archived, 0
+        while (last := _last(log, until, archived)) > archived:
+            path = _write(log, believed, Path(directory), archived, last)
+            archived, done = _record(log, believed, path, progress), done + 1
+    if not done:
+        say_out("nothing to archive: not so many events are older")
+    return 0
+
+
+def _last(log: "AuditLog", until: str, archived: int) -> int:
+    """The last event of the next archive."""
+    from agentwrit.domain import audit, audit_archive
+
+    found = log.events({"until": until, "order": "desc", "limit": 1})["events"]
+    return audit_archive.last_to_archive(audit.parse_event_id(found[0]["id"]) if found else 0, archived)
+
+
+def _write(log: "AuditLog", keys: "list[VerifierKey]", directory: Path, archived: int, last: int) -> Path:
+    """The archive that follows, durable: the one that is there already, or a new one."""
+    from agentwrit import archive_files
+    from agentwrit.domain import checkpoint
+
+    left_behind = archive_files.left_behind(directory, archived + 1)
+    if left_behind is not None:
+        return left_behind
+    signed = log.checkpoint()
+    covered = checkpoint.read(signed, keys)
+    with archive_files.NewArchive(directory, archived + 1, last) as file:
+        file.write(log.archive(signed, covered, archived, last))
+        file.seal()
+        return file.path
+
+
+def _record(log: "AuditLog", keys: "list[VerifierKey]", path: Path, progress: "Progress") -> int:
+    """Read an archive back and tell the broker of it. Returns its last event."""
+    from agentwrit import archive_files
+    from agentwrit.domain import audit
+
+    checked = archive_files.check(path, keys, progress=progress)
+    log.record_archive(checked)
+    say_out(f"archived {audit.event_id(checked.first)} to {audit.event_id(checked.last)} in {path}")
+    return checked.last
+
+
+def _until(before: str) -> str:
+    """The RFC 3339 time that is so long ago, or is meant."""
+    from agentwrit.domain import timestamps
+
+    age = _AGE.fullmatch(before)
+    try:
+        at = time.time() - int(age[1]) * _SECONDS[age[2]] if age else timestamps.parse_rfc3339(before)
+        return timestamps.rfc3339_micros(at)
+    except (ValueError, OverflowError):
+        raise click.UsageError("--before takes an age such as 90d, or a time such as 2026-01-31T00:00:00Z") from None

@@ -1,0 +1,129 @@
+"""`agentwrit audit deliver`: the log, to a SIEM or into files."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+import click
+
+from agentwrit.cli import options
+from agentwrit.cli.audit import audit_log
+from agentwrit.cli.output import say
+
+if TYPE_CHECKING:
+    import ssl
+
+    from agentwrit.delivery.following import Cursor
+    from agentwrit.delivery.sinks import Sink
+
+AUTHORIZATION: Final = "AGENTWRIT_SINK_AUTHORIZATION"
+_PORTS: Final = {"syslog+tcp": 601, "syslog+tls": 6514, "syslog+udp": 514}
+_SCHEMES: Final = ("https", "http", *_PORTS, "file")
+
+
+@click.command()
+@click.option("--to", required=True, metavar="URL", help="https://…, syslog+tls://HOST:PORT, +tcp, +udp, or file:PATH.")
+@click.option(
+    "--cursor", required=True, type=click.Path(dir_okay=False), help="The file that knows what was delivered."
+)
+@click.option("--format", "form", type=click.Choice(["ocsf", "cef"]), help="Else CEF to syslog, OCSF to all others.")
+@click.option(
+    "--batch", type=click.IntRange(1, 1000), default=100, show_default=True, help="Events at a time, at most."
+)
+@click.option("--once", is_flag=True, help="End at the end of the log, or where something fails.")
+@click.option("--after", metavar="EVENT", help="Leave out what is up to EVENT; the cursor has to be new.")
+@click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="Whom to believe for TLS, as PEM.")
+@click.option("--rotate-bytes", type=click.IntRange(1), default=100_000_000, show_default=True, help="For files.")
+@click.option("--keep", type=click.IntRange(0), default=0, help="How many full files stay; 0 for all.")
+@options.broker_url
+def deliver(
+    to: str,
+    cursor: str,
+    form: str | None,
+    batch: int,
+    once: bool,
+    after: str | None,
+    ca: str | None,
+    rotate_bytes: int,
+    keep: int,
+    broker_url: str,
+) -> int:
+    """Follow the log, and deliver each event at least once, in order.
+
+    It goes on where it was, whoever was restarted in between: what was delivered last stands in the cursor's file. An
+    https:// receiver gets JSON arrays by POST, with the header Authorization that AGENTWRIT_SINK_AUTHORIZATION holds,
+    and a batch has arrived when it answers 2xx. A syslog receiver has to close each connection when it has read it.
+    """
+    from agentwrit.delivery.following import Delivery
+
+    place = _cursor(Path(cursor), after)
+    sink = _sink(to, form, ca, rotate_bytes, keep, hostname=urlsplit(broker_url).hostname or "-")
+    with audit_log(broker_url) as log:
+        Delivery(log, sink, place, batch=batch, say=say).run(once=once)
+    return 0
+
+
+def _cursor(path: Path, after: str | None) -> "Cursor":
+    from agentwrit.delivery.following import Cursor
+    from agentwrit.domain.audit import parse_event_id
+
+    cursor = Cursor(path)
+    if after is not None:
+        if cursor.sequence:
+            raise click.UsageError(f"--after is for a new cursor, and {path} has delivered events")
+        try:
+            cursor.sequence = parse_event_id(after)
+        except ValueError:
+            raise click.UsageError("--after takes an event id, for example evt-000001") from None
+    return cursor
+
+
+def _sink(to: str, form: str | None, ca: str | None, rotate_bytes: int, keep: int, *, hostname: str) -> "Sink":
+    from agentwrit.delivery import sinks, syslog
+
+    url = _url(to)
+    is_syslog = url.scheme in _PORTS
+    is_json = (form or ("cef" if is_syslog else "ocsf")) == "ocsf"
+    encode = _ocsf if is_json else _cef
+    if url.scheme == "file":
+        return sinks.FileSink(Path(url.path), encode, max_bytes=rotate_bytes, keep=keep)
+    tls = _tls(ca) if url.scheme in ("https", "syslog+tls") else None
+    if not is_syslog:
+        return sinks.HttpSink(to, encode, is_json=is_json, authorization=os.environ.get(AUTHORIZATION), tls=tls)
+    receiver = syslog.Receiver(url.hostname or "", url.port or _PORTS[url.scheme])
+    if url.scheme == "syslog+udp":
+        return syslog.DatagramSink(receiver, encode, hostname=hostname)
+    return syslog.StreamSink(receiver, encode, hostname=hostname, tls=tls)
+
+
+def _url(text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        is_known = url.scheme in _SCHEMES and (bool(url.path) if url.scheme == "file" else bool(url.hostname))
+        _ = url.port
+    except ValueError:
+        is_known = False
+    if not is_known:
+        raise click.UsageError(f"--to takes a URL of {', '.join(_SCHEMES)}")
+    return url
+
+
+def _tls(ca: str | None) -> "ssl.SSLContext":
+    import ssl
+
+    return ssl.create_default_context(cafile=ca)
+
+
+def _ocsf(event: Mapping[str, Any]) -> bytes:
+    from agentwrit.delivery import ocsf
+
+    return json.dumps(ocsf.event(event), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _cef(event: Mapping[str, Any]) -> bytes:
+    from agentwrit.delivery import cef
+
+    return cef.line(event).encode()

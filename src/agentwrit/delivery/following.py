@@ -1,0 +1,135 @@
+"""Following a log and delivering it: each event at least once and in order.
+
+Whoever is restarted meanwhile: the broker, the receiver, or this process.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agentwrit.delivery.sinks import NotDelivered, Sink
+from agentwrit.domain import audit
+from agentwrit.errors import AgentWritError, ProblemResponseError, TransportError
+
+if TYPE_CHECKING:
+    from agentwrit.client.audit_log import AuditLog
+
+POLL_SECONDS: Final = 1.0
+FIRST_WAIT_SECONDS: Final = 0.5
+LONGEST_WAIT_SECONDS: Final = 30.0
+
+_PASSING: Final = frozenset({429, 500, 502, 503, 504})
+
+
+class Cursor:
+    """What was delivered last, in a file: replaced whole, and durable before it is relied on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.sequence = 0
+        self.hash = ""
+        if path.exists():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                self.sequence, self.hash = audit.parse_event_id(content["delivered"]), str(content["hash"])
+            except (ValueError, KeyError, TypeError):
+                raise AgentWritError(f"{path} is no cursor of a delivery: give another file") from None
+
+    def advance(self, event: Mapping[str, Any]) -> None:
+        """Everything up to this event was delivered."""
+        new = self._path.with_name(self._path.name + ".new")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump({"delivered": event["id"], "hash": event["hash"]}, file)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self.sequence, self.hash = audit.parse_event_id(event["id"]), str(event["hash"])
+
+
+class Delivery:
+    """Delivers a log to a sink. `say` is told when something fails, and when it works again."""
+
+    def __init__(self, log: "AuditLog", sink: Sink, cursor: Cursor, *, batch: int, say: Callable[[str], None]) -> None:
+        self._log = log
+        self._sink = sink
+        self._cursor = cursor
+        self._batch = batch
+        self._say = say
+
+    def run(self, *, once: bool = False) -> None:
+        """Go on for ever, or with `once` to the end of the log.
+
+        Raises:
+            NotDelivered, TransportError: with `once`, that it did not work.
+            ProblemResponseError: the broker refuses, as it would again.
+            AgentWritError: the log is another one than was delivered before, or has a gap.
+        """
+        self._check_cursor(once=once)
+        while True:
+            events = self._persistently(self._next, once=once)
+            if events:
+                self._persistently(partial(self._sink.deliver, events), once=once)
+                self._cursor.advance(events[-1])
+            elif once:
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _check_cursor(self, *, once: bool) -> None:
+        """Refuse a log that does not have what was delivered last, unless it was archived since."""
+        at = self._cursor.sequence
+        if not at:
+            return
+        found = self._persistently(partial(self._page, at - 1, 1), once=once)
+        if not found:
+            raise AgentWritError(f"the log ends before {audit.event_id(at)}, which was delivered: it is another one")
+        # If it was archived, the next page tells whether what follows is still there.
+        is_there = found[0]["id"] == audit.event_id(at)
+        if is_there and self._cursor.hash and found[0]["hash"] != self._cursor.hash:
+            raise AgentWritError(f"{audit.event_id(at)} is not the event that was delivered: the log is another one")
+
+    def _next(self) -> list[dict[str, Any]]:
+        """The events that come next, as far as there are any yet."""
+        after = self._cursor.sequence
+        events = self._page(after, self._batch)
+        if events and after and events[0]["id"] != audit.event_id(after + 1):
+            raise AgentWritError(
+                f"{audit.event_id(after + 1)} was archived before it was delivered: deliver the archive by other means,"
+                f" and go on with --after evt-… behind it (the broker has {events[0]['id']} and what follows)"
+            )
+        return events
+
+    def _page(self, after: int, limit: int) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = self._log.events(
+            {"after": audit.event_id(after) if after else None, "limit": limit}
+        )["events"]
+        return events
+
+    def _persistently(self, work: Callable[[], Any], *, once: bool) -> Any:
+        """Do something until it works."""
+        wait, is_failing = FIRST_WAIT_SECONDS, False
+        while True:
+            try:
+                result = work()
+            except (NotDelivered, TransportError, ProblemResponseError) as error:
+                if once or (isinstance(error, ProblemResponseError) and error.status_code not in _PASSING):
+                    raise
+                if not is_failing:
+                    self._say(f"not delivered, trying again: {error}")
+                is_failing = True
+                time.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            else:
+                if is_failing:
+                    self._say("delivering again")
+                return result
