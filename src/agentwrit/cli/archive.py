@@ -9,12 +9,14 @@ import click
 
 from agentwrit.cli import options
 from agentwrit.cli.audit import audit_log, checking, held, keys_option
-from agentwrit.cli.output import say_out
+from agentwrit.cli.output import say, say_out
 
 if TYPE_CHECKING:
     from agentwrit.client.audit_log import AuditLog
     from agentwrit.domain.audit_export import Progress
     from agentwrit.domain.note import VerifierKey
+
+PATIENCE_SECONDS: Final = 30
 
 _AGE: Final = re.compile(r"(0|[1-9][0-9]{0,8})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -39,6 +41,8 @@ def archive(before: str, directory: str, keys: tuple[str, ...], broker_url: str)
         while (last := _last(log, until, archived)) > archived:
             path = _write(log, believed, Path(directory), archived, last)
             archived, done = _record(log, believed, path, progress), done + 1
+        if done and not _is_removed(log, archived):
+            say("the broker has not removed them yet: it goes on by itself")
     if not done:
         say_out("nothing to archive: not so many events are older")
     return 0
@@ -77,6 +81,16 @@ def _record(log: "AuditLog", keys: "list[VerifierKey]", path: Path, progress: "P
     log.record_archive(checked)
     say_out(f"archived {audit.event_id(checked.first)} to {audit.event_id(checked.last)} in {path}")
     return checked.last
+
+
+def _is_removed(log: "AuditLog", last: int) -> bool:
+    """Wait until the broker no longer has what was archived. Returns whether that came to pass while we waited."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while log.archives().removed < last:
+        if time.monotonic() >= give_up_at:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _until(before: str) -> str:
