@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test soak bench lint types layers lock clean
+.PHONY: demo test soak extras bench lint types layers lock clean
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -53,6 +53,18 @@ test: lint types layers .venv-published/.done .venv-standards/.done
 soak: $(VENV)/.dev .venv-published/.done
 	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks tests/model
 
+# Each framework's sample with nothing installed but its extra, in the versions that the index has today.
+EXTRAS := langchain=frameworks/langchain_support pydantic-ai=frameworks/pydantic_ai_support \
+	openai-agents=frameworks/openai_refund celery=frameworks/celery_orders mcp=mcp_orders
+
+extras: $(VENV)/.dev
+	@set -e; for pair in $(EXTRAS); do \
+		rm -rf .venv-extra; $(PYTHON) -m venv .venv-extra; \
+		.venv-extra/bin/python -m pip --disable-pip-version-check --quiet install ".[$${pair%%=*}]"; \
+		echo "agentwrit[$${pair%%=*}], $$(.venv-extra/bin/python -m pip list --format=freeze | wc -l) packages"; \
+		$(BIN)/agentwrit dev -- .venv-extra/bin/python "examples/$${pair#*=}.py"; \
+	done; rm -rf .venv-extra
+
 # What things cost, each beside its floor. Needs wrk.
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
@@ -81,4 +93,4 @@ lock:
 	@cd $(or $(TMPDIR),/tmp) && echo "agentwrit==0.3.0" | $(LOCK) - --output-file $(CURDIR)/requirements/published-client.txt
 
 clean:
-	@rm -rf $(VENV) .venv-published .venv-standards .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	@rm -rf $(VENV) .venv-published .venv-standards .venv-extra .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

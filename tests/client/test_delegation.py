@@ -76,7 +76,7 @@ def test_only_the_delegate_accepts(app: AgentWritApp) -> None:
     with pytest.raises(AgentWritError, match="not delegated"):
         root.accept(root.access_token)
     for nonsense in ("", "a", "a.b.c", "a.é.c", "\ud800", "." * 10):
-        with pytest.raises(AgentWritError, match="not a delegated token"):
+        with pytest.raises(AgentWritError, match="not a token"):
             root.accept(nonsense)
 
 

@@ -254,6 +254,14 @@ def test_importing_the_sdk_loads_neither_a_client_nor_a_server() -> None:
     assert loaded.isdisjoint({"httpx2", "httpcore2", "uvicorn", "starlette", "cryptography", "structlog", "click"})
 
 
+def test_importing_the_package_takes_less_than_30_ms() -> None:
+    program = "import time; began = time.perf_counter(); import agentwrit; print(time.perf_counter() - began)"
+    command = [sys.executable, "-c", program]
+    # The best of several: what else the machine does is not what importing costs.
+    took = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
+    assert min(took) < 0.030, took
+
+
 def test_importing_the_scope_rule_loads_the_standard_library_alone() -> None:
     loaded = loaded_by("from agentwrit import scope_is_subset")
     assert loaded - sys.stdlib_module_names - loaded_by("pass") == {"agentwrit"}

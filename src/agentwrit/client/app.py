@@ -159,6 +159,17 @@ class AgentWritApp(Identity, Connected):
         with agent, acting_as(agent):
             yield agent
 
+    def take_over(self, token: str) -> Agent:
+        """An agent that acts on a token that it was handed, such as a job in a queue, without the agent's key.
+
+        It is the token's holder from now on: it renews it and releases it. `Agent.delegate` makes such tokens. Makes no
+        call: whether the token holds, `validate` tells.
+
+        Raises:
+            AgentWritError: it is not an agent's token, or is bound to a key.
+        """
+        return Agent(self._driver, AgentLife.take_over(token, clock=self._clock))
+
     def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
     ) -> ValidateResult:

@@ -113,6 +113,10 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
             with acting_as(agent):
                 yield agent
 
+    def take_over(self, token: str) -> AsyncAgent:
+        """As `AgentWritApp.take_over`. Makes no call."""
+        return AsyncAgent(self._driver, AgentLife.take_over(token, clock=self._clock))
+
     async def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
     ) -> ValidateResult:

@@ -55,6 +55,11 @@ def acting_as(agent: A) -> Iterator[A]:
         _current.set(before)
 
 
+def act_as(agent: "AnyAgent") -> None:
+    """Make an agent the current one for the rest of this task. For frameworks that give a task to each call."""
+    _current.set(agent)
+
+
 def requires(*scopes: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function begin only if the current agent's scope covers all of these.
 

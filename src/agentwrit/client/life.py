@@ -157,6 +157,11 @@ class AgentLife:
         """Whether the token is to be replaced before it is shown to a service."""
         return self._monotonic() >= self._renew_at and not self._is_released
 
+    @property
+    def seconds_left(self) -> float:
+        """How long the token is good for certain."""
+        return max(0.0, self._ends_at - self._monotonic())
+
     def fresh_token(self) -> Plan[str]:
         """A token to show to a service: replaced first if it is due.
 
@@ -241,19 +246,39 @@ class AgentLife:
         """
         token = delegated if isinstance(delegated, str) else delegated.access_token
         claims = _read_unverified(token)
+        if not claims.delegation_chain:
+            raise AgentWritError("the token was not delegated: it is an agent's own")
         if claims.sub != self.agent_id:
             raise AgentWritError(f"the token was delegated to {claims.sub!r}, and this is {self.agent_id!r}")
-        return AgentLife(
-            self.key,
-            RegisterResult(self.agent_id, token, claims.exp - claims.iat),
+        return AgentLife._on(token, claims, self.key, broker_url=self._broker_url, clock=self._clock)
+
+    @classmethod
+    def take_over(cls, token: str, *, clock: Clock = SYSTEM_CLOCK) -> "AgentLife":
+        """The life of whoever holds an agent's token, without its key.
+
+        Raises:
+            AgentWritError: it is not an agent's token, or is bound to a key that is elsewhere.
+        """
+        claims = _read_unverified(token)
+        if not claims.task_id:
+            raise AgentWritError("this is not an agent's token")
+        if claims.cnf is not None:
+            raise AgentWritError("the token is bound to its agent's key, and cannot be taken over without it")
+        return cls._on(token, claims, AgentKey(None), broker_url="", clock=clock)
+
+    @classmethod
+    def _on(cls, token: str, claims: Claims, key: AgentKey, *, broker_url: str, clock: Clock) -> "AgentLife":
+        return cls(
+            key,
+            RegisterResult(claims.sub, token, claims.exp - claims.iat),
             scope=claims.scopes,
             orch_id=claims.orch_id,
             task_id=claims.task_id,
-            asked_at=self._monotonic(),
-            broker_url=self._broker_url,
+            asked_at=clock.monotonic(),
+            broker_url=broker_url,
             is_bound=claims.cnf is not None,
-            left=claims.exp - self._clock.wall(),
-            clock=self._clock,
+            left=claims.exp - clock.wall(),
+            clock=clock,
         )
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -279,11 +304,8 @@ class AgentLife:
 
 
 def _read_unverified(token: str) -> Claims:
-    """What a delegated token says of itself. Whether it is true, whoever is shown it will find out."""
+    """What a token says of itself. Whether it is true, whoever is shown it will find out."""
     try:
-        claims = claims_rules.decode(base64url.decode(token.split(".")[1]))
+        return claims_rules.decode(base64url.decode(token.split(".")[1]))
     except (ValueError, IndexError, InvalidToken):
-        raise AgentWritError("this is not a delegated token") from None
-    if not claims.delegation_chain:
-        raise AgentWritError("the token was not delegated: it is an agent's own")
-    return claims
+        raise AgentWritError("this is not a token") from None

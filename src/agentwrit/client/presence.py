@@ -49,6 +49,16 @@ class Presence:
         return self._life.token.expires_in
 
     @property
+    def seconds_left(self) -> float:
+        """How long the current token is good for certain."""
+        return self._life.seconds_left
+
+    @property
+    def is_due(self) -> bool:
+        """Whether 75 % of the token's life is over: before it is shown to a service, `auth` would renew it."""
+        return self._life.is_due
+
+    @property
     def bearer_header(self) -> dict[str, str]:
         """The header that presents the token to a service (RFC 6750 §2.1).
 

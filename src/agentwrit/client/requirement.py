@@ -50,12 +50,20 @@ class Requirement:
         Raises:
             ScopeDenied: it is not covered. Where a value fits no scope, what is needed is told as its author wrote it.
         """
-        try:
-            needed = [template.fill(values) for template in self._templates]
-        except (UnfitValue, KeyError):
-            raise ScopeDenied([template.text for template in self._templates], list(held)) from None
+        needed = self.needed(values, held)
         if not scope_is_subset(needed, held):
             raise ScopeDenied(needed, list(held))
+
+    def needed(self, values: Mapping[str, object], held: Sequence[str]) -> list[str]:
+        """What is needed for these values.
+
+        Raises:
+            ScopeDenied: a value fits no scope.
+        """
+        try:
+            return [template.fill(values) for template in self._templates]
+        except (UnfitValue, KeyError):
+            raise ScopeDenied([template.text for template in self._templates], list(held)) from None
 
     def is_within_reach(self, held: Sequence[str]) -> bool:
         """Whether there are values for which what is needed is covered, as far as each scope can tell alone."""
@@ -74,6 +82,20 @@ def guarded(function: Callable[P, R], requirement: Requirement, held: Held) -> C
             f"{function!r} is no function: a guard stands at functions, below @classmethod or @staticmethod"
         )
     signature = inspect.signature(function)
+    check_holes(function, signature, requirement)
+
+    def check(*args: Any, **kwargs: Any) -> None:
+        requirement.check(arguments(signature, args, kwargs), held())
+
+    return cast(Callable[P, R], _of_its_kind(function, check))
+
+
+def check_holes(function: object, signature: inspect.Signature, requirement: Requirement) -> None:
+    """See that each hole has a parameter of its name.
+
+    Raises:
+        ValueError: one has none.
+    """
     named = {
         name
         for name, parameter in signature.parameters.items()
@@ -82,12 +104,16 @@ def guarded(function: Callable[P, R], requirement: Requirement, held: Held) -> C
     if missing := sorted(requirement.holes - named):
         raise ValueError(f"{function!r} has no parameter {missing[0]!r} to fill a scope with")
 
-    def check(*args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        requirement.check(bound.arguments, held())
 
-    return cast(Callable[P, R], _of_its_kind(function, check))
+def arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, object]:
+    """The arguments of a call by name, as the body gets them, defaults included.
+
+    Raises:
+        TypeError: the function cannot be called like that.
+    """
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _of_its_kind(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:

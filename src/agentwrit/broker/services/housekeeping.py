@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 
+from agentwrit.broker import memory
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.keys import KeyService
@@ -14,6 +15,7 @@ from agentwrit.broker.storage.base import Store
 from agentwrit.domain.errors import Unavailable
 
 INTERVAL_SECONDS: Final = 5
+MANY_ENTRIES: Final = 10_000  # some megabytes
 PURGE_ROWS: Final = 100  # a batch, so that no purge keeps others waiting
 
 log = structlog.get_logger("agentwrit.housekeeping")
@@ -49,7 +51,10 @@ class Housekeeping:
 
     async def round(self) -> None:
         """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it."""
-        self._metrics.revocation_entries = self._liveness.forget()
+        forgotten, left = self._liveness.forget()
+        if forgotten >= MANY_ENTRIES:
+            await asyncio.to_thread(memory.give_back)
+        self._metrics.revocation_entries = left
         await self._denials.flush()
         await self._keys.keep()
         if not await self._store.is_in_charge():

@@ -44,7 +44,8 @@ class Liveness:
         await self._store.catch_up()
         return self._index.is_grant_dead(kid, claims, self._clock.now())
 
-    def forget(self) -> int:
-        """Drop what no unexpired token can meet any more. Returns how many entries are left."""
+    def forget(self) -> tuple[int, int]:
+        """Drop what no unexpired token can meet any more. Returns how many entries that were, and how many are left."""
+        before = len(self._index)
         self._index.forget(self._clock.now())
-        return len(self._index)
+        return before - len(self._index), len(self._index)

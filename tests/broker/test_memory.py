@@ -1,0 +1,25 @@
+"""What was needed once is given back."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+HOLES = """
+import psutil
+from agentwrit.broker import memory
+
+process = psutil.Process()
+many = [bytes(2000) for _ in range(30_000)]
+last, full = many[-1], process.memory_info().rss
+many.clear()
+memory.give_back()
+print(full - process.memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library gives back by itself")
+def test_memory_below_what_is_in_use_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) > 50_000_000
