@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import create, ending, life, revocation, scale, validate, verify
+from benchmarks import cluster, create, ending, life, revocation, scale, validate, verify
 from benchmarks.measuring import Comparison
 from benchmarks.plot import bars
 
@@ -23,6 +23,7 @@ ALL: dict[str, Callable[[], list[Comparison]]] = {
     "past": scale.past,
     "alive": scale.alive,
     "ended": scale.ended,
+    "cluster": cluster.run,
 }
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,19 +50,24 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(directory: Path | None = None) -> Iterator[Running]:
-    """A broker of its own, on the data in `directory`, or on none."""
-    secret = secrets.token_hex(16)
+def running(
+    directory: Path | None = None, *, operator_secret: str = "", settings: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """A broker of its own, on the data in `directory`, or on none. `settings`: more of its environment.
+
+    `operator_secret`: one that several brokers share; a new one if not given.
+    """
+    secret = operator_secret or secrets.token_hex(16)
     read_end, write_end = os.pipe()
     with contextlib.ExitStack() as stack:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentwrit-bench-")))
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AGENTWRIT_")}
-        settings = {"AGENTWRIT_DATA_DIR": str(directory), "AGENTWRIT_ADMIN_SECRET": secret, "AGENTWRIT_PORT": "0"}
+        own = {"AGENTWRIT_DATA_DIR": str(directory), "AGENTWRIT_ADMIN_SECRET": secret, "AGENTWRIT_PORT": "0"}
         started = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "agentwrit.broker", "serve", "--ready-fd", str(write_end)],
-            env={**clean, **settings},
+            env={**clean, **own, **(settings or {})},
             pass_fds=[write_end],
             stderr=subprocess.DEVNULL,
         )

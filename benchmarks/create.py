@@ -43,9 +43,9 @@ def run(*, rounds: int = 3, seconds: int = 3) -> list[Comparison]:
     with running() as broker, tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
         broker.app.create_agent("bench", "warm-up", SCOPE)
         for number in range(rounds):
-            at_once.append(in_one_trip(broker, seconds))
+            at_once.append(in_one_trip(broker, seconds).run(seconds=seconds, connections=CONNECTIONS))
             registered.append(_in_three_steps(broker, seconds))
-            parts.append(asyncio.run(_parts(Path(directory, str(number)), seconds)))
+            parts.append(asyncio.run(without_http(Config(data_dir=Path(directory, str(number))), seconds)))
     floor = Series("the parts, without HTTP", [1 / load.rate for load in parts])
     waits = Series("the parts, without HTTP", [load.p99 for load in parts])
     return [
@@ -70,8 +70,8 @@ def run(*, rounds: int = 3, seconds: int = 3) -> list[Comparison]:
     ]
 
 
-def in_one_trip(broker: Running, seconds: int) -> Load:
-    """Create agents for so many seconds."""
+def in_one_trip(broker: Running, seconds: int) -> Generator:
+    """Requests that create agents, enough for so many seconds."""
     url, token = f"{broker.url}/v1/agents", broker.app_token()
     key = SigningKey.generate()
     public_key, now = bytes(key.verify_key), int(time.time())
@@ -89,8 +89,7 @@ def in_one_trip(broker: Running, seconds: int) -> Load:
         return _body(number, public_key, agent_name="bench", max_ttl=300, proof=made)
 
     bodies = [body(number) for number in range(AGENTS_A_SECOND * seconds)]
-    headers = {"authorization": f"Bearer {token}"}
-    return Generator(url, bodies, headers=headers, is_repeatable=False).run(seconds=seconds, connections=CONNECTIONS)
+    return Generator(url, bodies, headers={"authorization": f"Bearer {token}"}, is_repeatable=False)
 
 
 def _in_three_steps(broker: Running, seconds: int) -> Load:
@@ -117,12 +116,12 @@ def _body(number: int, public_key: bytes, **more: object) -> str:
     return json.dumps(wanted | more)
 
 
-async def _parts(directory: Path, seconds: int) -> Load:
+async def without_http(config: Config, seconds: int) -> Load:
+    """The parts of creating agents for 64 callers at once, in the store of these settings."""
     key = SigningKey.generate()
     message = os.urandom(500)  # as long as what a proof signs
     signature, public_key = key.sign(message).signature, bytes(key.verify_key)
     waits: list[float] = []
-    config = Config(data_dir=directory)
     async with bootstrap.open_store(config) as (store, _, master_key):
         issuer = TokenIssuer(config, (await KeyRings.load(store, KeyWrap(master_key))).access_tokens)
         started = time.perf_counter()

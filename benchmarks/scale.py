@@ -83,7 +83,8 @@ def alive(
         for _ in range(rounds):
             for count, store in stores.items():
                 with running(store) as broker:
-                    created[count].append(1 / create.in_one_trip(broker, seconds).rate)
+                    load = create.in_one_trip(broker, seconds).run(seconds=seconds, connections=create.CONNECTIONS)
+                    created[count].append(1 / load.rate)
                     ask = Generator(f"{broker.url}/v1/token/validate", [json.dumps({"token": tokens[count]})])
                     validated[count].append(1 / ask.run(seconds=seconds, connections=CONNECTIONS).rate)
     least = counts[0]

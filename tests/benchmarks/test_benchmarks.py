@@ -15,8 +15,8 @@ from benchmarks.__main__ import ALL, report
 from benchmarks.load import parse
 from benchmarks.measuring import Comparison, Series, in_turns
 
-from benchmarks import life, population, profile, revocation, scale, verify
-from tests.support import BrokerProcess
+from benchmarks import cluster, life, population, profile, revocation, scale, verify
+from tests.support import SOAK, BrokerProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +73,11 @@ def test_a_profile_says_where_the_time_of_each_request_goes(capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert re.findall(r"^(\S+): \d+ µs under the profiler", printed, re.MULTILINE) == list(profile.OPERATIONS)
     assert printed.count("Ed25519, in C") >= 4
+
+
+def test_no_validation_at_another_broker_is_stale(database_url: str) -> None:
+    found = cluster.stale(database_url, 50 * SOAK)
+    assert len(found.subject.taken) >= 50 * SOAK
 
 
 def test_the_page_on_performance_names_all_benchmarks() -> None:
