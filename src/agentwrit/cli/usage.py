@@ -26,12 +26,16 @@ def usage(app: str, since: str | None, never_used: bool, broker_url: str, is_jso
     secret = options.admin_secret()
     from agentwrit.client.audit_log import AuditLog
     from agentwrit.client.usage import ScopeUsage, Usage, add_up
+    from agentwrit.domain import audit
 
     with options.operator_client(broker_url) as operator:
         app_id = operator.get_app(options.app_id(operator, app))["app_id"]
     with AuditLog(broker_url, secret) as log, Usage() as found:
+        removed = log.archives().removed
         with ProgressBar() as progress:
             add_up(log, found, app_id, since=since, progress=progress)
+        if removed:
+            say(f"not counted: what is archived, up to {audit.event_id(removed)}")
         scopes = found.scopes(is_never_used=never_used)
         if is_json:
             for scope in scopes:
