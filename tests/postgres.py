@@ -158,6 +158,12 @@ def database(server_url: str) -> Iterator[str]:
         ask(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def as_user(url: str, user: str) -> str:
+    """The same database for somebody else. `user`: a name, with a password perhaps."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{user}@{rest.rpartition('@')[2]}"
+
+
 def ask(url: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
     """Run a statement, each on its own. Returns its rows."""
     with psycopg.connect(url, autocommit=True) as connection:

@@ -54,7 +54,7 @@ def test_a_database_that_is_not_there_is_said(postgres_server: str) -> None:
 
 
 def test_a_user_that_is_not_let_in_is_said_and_its_password_not_shown(database_url: str) -> None:
-    done = serve(database_url.replace("agentwrit@", "stranger:hunter2@"))
+    done = serve(postgres.as_user(database_url, "stranger:hunter2"))
     one_line(done, 2, "stranger")
     assert "hunter2" not in done.stderr
 
@@ -119,7 +119,7 @@ def test_a_user_who_may_not_make_the_schema_is_told(database_url: str, postgres_
     postgres.ask(postgres_server, "DROP ROLE IF EXISTS guest")
     postgres.ask(postgres_server, "CREATE ROLE guest LOGIN")
     try:
-        one_line(serve(database_url.replace("agentwrit@", "guest@")), 2, "permission denied", "allowed to create it")
+        one_line(serve(postgres.as_user(database_url, "guest")), 2, "permission denied", "allowed to create it")
         assert is_empty(database_url)
     finally:
         postgres.ask(postgres_server, "DROP ROLE guest")

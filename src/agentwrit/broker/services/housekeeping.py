@@ -47,6 +47,7 @@ class Housekeeping:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_SECONDS):
                     await self._keys.is_behind.wait()
+            self._keys.is_behind.clear()  # before the round: one that fails is not tried again without a pause
             try:
                 await self.round()
             except Unavailable as error:
@@ -54,6 +55,7 @@ class Housekeeping:
 
     async def round(self) -> None:
         """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it."""
+        await self._store.catch_up()  # a broker that nobody asks anything follows the others, and their time, too
         forgotten, left = self._liveness.forget()
         if forgotten >= MANY_ENTRIES:
             await asyncio.to_thread(memory.give_back)

@@ -70,7 +70,7 @@ class KeyService:
         self._longest_ttl = max(config.max_ttl, config.admin_token_ttl, app.MAX_TOKEN_TTL_SECONDS)
         self._lock = asyncio.Lock()  # so that the rings follow the commits in their order
         self.is_behind = asyncio.Event()
-        """Set when a key was revoked, by another broker perhaps: `keep` follows."""
+        """Set when a key was revoked, by another broker perhaps: then `keep` is due out of turn."""
         store.listen(self._announced)
 
     async def list(self) -> Sequence[StoredKey]:
@@ -207,7 +207,6 @@ class KeyService:
             self.is_behind.set()
 
     async def _follow(self) -> None:
-        self.is_behind.clear()
         self._rings.replace(await self.list())
 
 
