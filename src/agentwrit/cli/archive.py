@@ -9,12 +9,15 @@ import click
 
 from agentwrit.cli import options
 from agentwrit.cli.audit import audit_log, checking, held, keys_option
-from agentwrit.cli.output import say_out
+from agentwrit.cli.output import say, say_out
 
 if TYPE_CHECKING:
     from agentwrit.client.audit_log import AuditLog
     from agentwrit.domain.audit_export import Progress
     from agentwrit.domain.note import VerifierKey
+
+POLL_SECONDS: Final = 0.2
+REMOVAL_SECONDS: Final = 60.0
 
 _AGE: Final = re.compile(r"(0|[1-9][0-9]{0,8})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -39,6 +42,8 @@ def archive(before: str, directory: str, keys: tuple[str, ...], broker_url: str)
         while (last := _last(log, until, archived)) > archived:
             path = _write(log, believed, Path(directory), archived, last)
             archived, done = _record(log, believed, path, progress), done + 1
+        if done:
+            _wait_until_removed(log, archived)
     if not done:
         say_out("nothing to archive: not so many events are older")
     return 0
@@ -77,6 +82,16 @@ def _record(log: "AuditLog", keys: "list[VerifierKey]", path: Path, progress: "P
     log.record_archive(checked)
     say_out(f"archived {audit.event_id(checked.first)} to {audit.event_id(checked.last)} in {path}")
     return checked.last
+
+
+def _wait_until_removed(log: "AuditLog", archived: int) -> None:
+    """Until the broker has removed what was archived: it does so by itself, within seconds."""
+    stop_at = time.monotonic() + REMOVAL_SECONDS
+    while log.archives().removed < archived:
+        if time.monotonic() >= stop_at:
+            say("the broker has not removed all of it yet, and goes on with it")
+            return
+        time.sleep(POLL_SECONDS)
 
 
 def _until(before: str) -> str:
