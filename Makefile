@@ -51,7 +51,7 @@ test: lint types layers .venv-published/.done .venv-standards/.done
 
 # The same races, crashes and random histories as in `make test`, fifty times as many.
 soak: $(VENV)/.dev .venv-published/.done
-	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks tests/model
+	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks tests/model tests/cluster tests/history
 
 # Each framework's sample with nothing installed but its extra, in the versions that the index has today.
 EXTRAS := langchain=frameworks/langchain_support pydantic-ai=frameworks/pydantic_ai_support \

@@ -113,7 +113,9 @@ async def measure(names: list[str], count: int = COUNT) -> None:
         config, secret = Config(data_dir=Path(directory)), secrets.token_hex(16)
         async with bootstrap.open_store(config) as (store, clock, master_key):
             await set_secret(store, secret)
-            async with bootstrap.open_on(store, clock, config, master_key, is_stopping=lambda: False) as broker:
+            async with bootstrap.open_on(
+                store, clock, config, master_key, is_draining=lambda: False, is_stopping=lambda: False
+            ) as broker:
                 ask = Asked(broker.app)
                 operator = (await ask.post("/v1/admin/auth", {"secret": secret}))["access_token"]
                 app = await ask.post("/v1/admin/apps", {"name": "bench", "scopes": ["read:data:*"]}, operator)

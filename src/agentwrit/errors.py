@@ -6,7 +6,7 @@
     ├── ProblemResponseError     the broker refused: .problem (ProblemDetail), .status_code
     │   ├── AuthenticationError  401: a credential was not accepted
     │   ├── AuthorizationError   403: the credential does not reach that far
-    │   └── RateLimitError       429: too many failed attempts; .retry_after, seconds
+    │   └── RateLimitError       429: too many failed attempts, or too much at once; .retry_after, seconds
     ├── TransportError           the broker was not reached, or what answered is no broker
     │   └── Unverifiable         whether a token holds cannot be told: revocations may be missing
     ├── CryptoError              a key that cannot be used
@@ -65,7 +65,7 @@ class AuthorizationError(ProblemResponseError):
 
 
 class RateLimitError(ProblemResponseError):
-    """Too many failed attempts (429). `retry_after`: seconds to wait, if the broker said."""
+    """Too many failed attempts, or too much at once (429). `retry_after`: seconds to wait, if the broker said."""
 
     def __init__(self, problem: ProblemDetail, status_code: int, retry_after: float | None = None) -> None:
         super().__init__(problem, status_code)

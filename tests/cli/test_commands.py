@@ -49,6 +49,20 @@ def test_an_apps_audiences_are_set_and_taken_away_from_the_command_line(operator
     one_line(run("app", "update", "cli-audiences", *given, "--no-audience", **operator), 2, "not both")
 
 
+def test_what_an_app_reports_for_is_set_and_taken_away_from_the_command_line(operator: dict[str, str]) -> None:
+    run("app", "register", "cli-service", "--reports-for", "orders", **operator)
+    assert "orders" in run("app", "show", "cli-service", **operator).stdout
+
+    def update(*arguments: str) -> list[str]:
+        done = run("app", "update", "cli-service", *arguments, "--json", **operator)
+        return list(json.loads(done.stdout)["reports_for"])
+
+    assert update("--token-ttl", "60") == ["orders"]
+    assert update("--reports-for", "billing", "--reports-for", "orders") == ["billing", "orders"]
+    assert update("--no-reports") == []
+    one_line(run("app", "update", "cli-service", "--reports-for", "a", "--no-reports", **operator), 2, "not both")
+
+
 def test_a_registered_apps_exports_can_be_pasted(operator: dict[str, str], broker: BrokerProcess) -> None:
     lines = run("app", "register", "cli-paste", "--scope", "read:data:*", **operator).stdout.splitlines()
     exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))

@@ -65,9 +65,21 @@ class OnLoop:
     def verify(self, token: str, **options: Any) -> Any:
         return self._loop.run(self.verifier.verify(token, **options))
 
+    def on_loop(self, call: Callable[[AsyncVerifier], T]) -> T:
+        """Make a call that is not awaited."""
+
+        async def calling() -> T:
+            return call(self.verifier)
+
+        return self._loop.run(calling())
+
     @property
     def staleness(self) -> float:
         return self.verifier.staleness
+
+    @property
+    def unreported(self) -> int:
+        return self.verifier.unreported
 
     def close(self) -> None:
         self._loop.run(self.verifier.aclose())

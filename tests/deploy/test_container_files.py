@@ -50,6 +50,8 @@ def test_no_registry_is_named() -> None:
     for name in ("Dockerfile", "compose.yaml"):
         assert "://" not in (ROOT / name).read_text()
         assert "--index" not in (ROOT / name).read_text()
+    services = yaml.safe_load((ROOT / "compose.cluster.yaml").read_text())["services"].values()
+    assert all(re.fullmatch(r"[a-z]+:[0-9.]+", service["image"]) for service in services)
 
 
 def test_dependencies_are_installed_by_hash() -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import AGENTWRIT, CLEAN, one_line, run
-from tests.support import ADMIN_SECRET, SOAK, BrokerProcess, bearer, problem
+from tests.support import ADMIN_SECRET, SOAK, BrokerProcess, TestApp, bearer, problem
 
 TILE = 256
 
 
-def grow(broker: BrokerProcess, events: int) -> None:
+def grow(broker: BrokerProcess, events: int, app: TestApp | None = None) -> None:
     """An event for each request."""
-    headers, policy = bearer(broker.app().token()), {"agent_name": "worker", "allowed_scope": ["read:data:1"]}
+    headers, policy = bearer((app or broker.app()).token()), {"agent_name": "worker", "allowed_scope": ["read:data:1"]}
     for _ in range(events):
         assert broker.http.post("/v1/app/launch-tokens", json=policy, headers=headers).status_code == 201
 

@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from agentwrit import AgentClaims, AsyncVerifier
+from agentwrit import AgentClaims, AgentWritError, AsyncVerifier
 from agentwrit.integrations.fastapi import RESPONSES, AgentWrit
 from agentwrit.integrations.starlette import Guard
 from tests.proofs import Holder
+from tests.reports import AUDIENCE, ResourceServer
 from tests.support import BrokerProcess, TestApp, bearer
 
 READ = "read:data:customer-{customer_id}"
@@ -293,3 +294,46 @@ def test_a_verifier_of_ones_own_is_left_open(broker: BrokerProcess, app: TestApp
             assert (await verifier.verify(token)).scope == ["read:data:*"]
 
     asyncio.run(main())
+
+
+def test_a_guard_reports_each_request_that_it_lets_through(make: Make, broker: BrokerProcess) -> None:
+    server = ResourceServer(broker)
+    app = broker.app(audiences=[AUDIENCE])
+    token = app.agent("read:data:*", "write:data:order-7", audience=[AUDIENCE])["access_token"]
+    login = {"client_id": server.app.client_id, "client_secret": server.app.client_secret}
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        for _ in range(3):
+            assert (await http.get("/customers/7?name=secret", headers=bearer(token))).status_code == 200
+        assert (await http.put("/orders/7", headers=bearer(token))).status_code == 200
+        assert (await http.put("/orders/8", headers=bearer(token))).status_code == 403
+        assert (await http.get("/customers/7")).status_code == 401
+
+    run(make(broker.url, audience=AUDIENCE, report=True, **login), claim)
+    events = broker.events(event_type="resource_accessed", sid=broker.validate(token)["claims"]["sid"])
+    found = {event["resource"]: event["data"] for event in events}
+    assert {resource: data["count"] for resource, data in found.items()} == {"GET /customers/7": 3, "PUT /orders/7": 1}
+    assert found["GET /customers/7"]["scope_used"] == ["read:data:customer-7"]
+    assert found["GET /customers/7"]["scope_granted"] == ["read:data:*"]
+    assert found["PUT /orders/7"]["scope_used"] == ["write:data:order-7", "read:data:orders"]
+
+
+def test_a_guard_reports_with_the_verifier_that_it_is_given(broker: BrokerProcess) -> None:
+    server = ResourceServer(broker)
+    token = broker.app(audiences=[AUDIENCE]).agent("read:data:customer-1", audience=[AUDIENCE])["access_token"]
+
+    async def main() -> None:
+        login = {"client_id": server.app.client_id, "client_secret": server.app.client_secret}
+        async with AsyncVerifier(broker.url, audience=AUDIENCE, **login) as verifier:  # type: ignore[arg-type]
+            made = starlette_application(verifier, report=True)  # type: ignore[arg-type]
+            async with serving(made) as http:
+                assert (await http.get("/customers/1", headers=bearer(token))).status_code == 200
+
+    asyncio.run(main())
+    sid = broker.validate(token)["claims"]["sid"]
+    assert len(broker.events(event_type="resource_accessed", sid=sid)) == 1
+
+
+def test_a_guard_that_is_to_report_says_at_once_that_it_cannot(make: Make, broker: BrokerProcess) -> None:
+    with pytest.raises(AgentWritError, match="client_id="):
+        make(broker.url, report=True)

@@ -100,7 +100,9 @@ async def setup() -> AsyncIterator[Setup]:
     await set_secret(made.store, ADMIN_SECRET)
     config = Config(max_lifetime=1000)
     key = MasterKey.parse("00" * 32)
-    async with open_on(made.store, made.clock, config, key, is_stopping=lambda: False) as broker:
+    async with open_on(
+        made.store, made.clock, config, key, is_draining=lambda: False, is_stopping=lambda: False
+    ) as broker:
         made.housekeeping = broker.housekeeping
         transport = httpx2.ASGITransport(app=broker.app, client=("192.0.2.1", 1))
         async with httpx2.AsyncClient(transport=transport, base_url="http://broker") as made.http:

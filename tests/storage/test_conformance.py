@@ -569,6 +569,14 @@ def test_names_of_different_kinds_are_different_things(subject: Subject) -> None
     assert sorted(subject.read(lambda s: list(s.revocations(NOW))), key=str) == sorted(entries, key=str)
 
 
+def test_a_revocation_is_found_by_its_kind_and_name(subject: Subject) -> None:
+    entry = revocation("jti-1", kind=RevocationKind.TOKEN, last_exp=NOW + 300)
+    subject.write(lambda t: t.revoke(entry))
+    assert subject.read(lambda s: s.revocation(RevocationKind.TOKEN, "jti-1")) == entry
+    assert subject.read(lambda s: s.revocation(RevocationKind.GRANT, "jti-1")) is None
+    assert subject.read(lambda s: s.revocation(RevocationKind.TOKEN, "jti-2")) is None
+
+
 def test_a_revocation_is_listed_while_an_unexpired_token_can_meet_it(subject: Subject) -> None:
     subject.write(lambda t: t.revoke(revocation("sid-1", last_exp=NOW + 300)))
     assert len(subject.read(lambda s: list(s.revocations(NOW + 299.9)))) == 1

@@ -31,6 +31,8 @@ def main() -> int:
             _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
         elif arguments.command == "verify-store":
             _verify_store(arguments.directory, from_environment(arguments.config))
+        elif arguments.command == "migrate-store":
+            asyncio.run(_migrate(from_environment(arguments.config)))
         elif arguments.command == "copy-store":
             _copy_store(arguments.directory, arguments.to, from_environment(arguments.config))
         else:
@@ -51,6 +53,12 @@ async def _init(config: Config) -> str:
     async with bootstrap.open_store(config) as opened:
         await set_secret(opened.store, secret)
     return secret
+
+
+async def _migrate(config: Config) -> None:
+    """Make the store, or bring its schema up to date, as a start does."""
+    async with bootstrap.open_store(config):
+        print("the store is up to date")
 
 
 def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
@@ -109,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     copying = commands.add_parser("copy-store", help="copy a data directory into a database")
     copying.add_argument("directory", type=Path, help="a data directory that no broker uses")
     copying.add_argument("--to", metavar="URL", help="an empty database; else that of AGENTWRIT_DATABASE_URL")
-    for command in (copying, serving, init, health, verify, verify_store):
+    migrate = commands.add_parser("migrate-store", help="bring the store up to date")
+    for command in (copying, migrate, serving, init, health, verify, verify_store):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DATABASE_FILE, DataDirectory, read_master_key_text
+from agentwrit.broker.http.access_routes import AccessRoutes
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.app_routes import AppRoutes
@@ -33,6 +34,7 @@ from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services import state_check
+from agentwrit.broker.services.accesses import AccessService
 from agentwrit.broker.services.agents import AgentService
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.archives import ArchiveService
@@ -223,7 +225,9 @@ def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
 
 
 @contextlib.asynccontextmanager
-async def open_broker(config: Config, *, is_stopping: Callable[[], bool]) -> AsyncIterator[Broker]:
+async def open_broker(
+    config: Config, *, is_draining: Callable[[], bool], is_stopping: Callable[[], bool]
+) -> AsyncIterator[Broker]:
     """A broker over the store of these settings.
 
     Raises:
@@ -231,7 +235,9 @@ async def open_broker(config: Config, *, is_stopping: Callable[[], bool]) -> Asy
     """
     async with open_store(config) as (store, clock, master_key):
         await _require_operator(store, config)
-        async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
+        async with open_on(
+            store, clock, config, master_key, is_draining=is_draining, is_stopping=is_stopping
+        ) as broker:
             yield broker
 
 
@@ -245,15 +251,23 @@ async def open_in_memory(config: Config, clock: Clock, *, is_stopping: Callable[
     store = MemoryStore(clock)
     await _require_operator(store, config)
     master_key = MasterKey(secrets.token_bytes(KEY_BYTES))
-    async with open_on(store, clock, config, master_key, is_stopping=is_stopping) as broker:
+    async with open_on(store, clock, config, master_key, is_draining=is_stopping, is_stopping=is_stopping) as broker:
         yield broker
 
 
 @contextlib.asynccontextmanager
 async def open_on(
-    store: Store, clock: Clock, config: Config, master_key: MasterKey, *, is_stopping: Callable[[], bool]
+    store: Store,
+    clock: Clock,
+    config: Config,
+    master_key: MasterKey,
+    *,
+    is_draining: Callable[[], bool],
+    is_stopping: Callable[[], bool],
 ) -> AsyncIterator[Broker]:
-    """A broker over a store that is open."""
+    """A broker over a store that is open. `is_draining`: whether requests should go elsewhere, though they are served;
+    `is_stopping`: whether those who follow the feed are let go.
+    """
     wrap = KeyWrap(master_key)
     rings = await KeyRings.load(store, wrap)
     keys = rings.access_tokens
@@ -276,7 +290,7 @@ async def open_on(
     await checkpoints.make()
     archives = ArchiveService(store)
     metrics.feed_followers = lambda: revocations.follower_count
-    service_routes = ServiceRoutes(store, keys, metrics, is_stopping=is_stopping)
+    service_routes = ServiceRoutes(store, keys, metrics, is_draining=is_draining)
     resources = [
         *TokenRoutes(
             registration,
@@ -309,6 +323,7 @@ async def open_on(
         *FeedRoutes(revocations, rings.feed).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
+        *AccessRoutes(AccessService(store, denials, authenticator)).resources(),
         *CheckpointRoutes(checkpoints, authenticator).resources(),
         *ArchiveRoutes(archives, authenticator).resources(),
         *service_routes.resources(),
@@ -323,6 +338,7 @@ async def open_on(
             metrics,
             trusted_proxies=config.trusted_proxies,
             is_tls=config.is_tls,
+            is_draining=is_draining,
         )
 
     housekeeping = Housekeeping(store, liveness, denials, key_service, archives, metrics)

@@ -138,6 +138,7 @@ class Config:
     max_lifetime: int = _setting(86_400, _integer(1, 365 * 86_400))
     app_token_ttl: int = _setting(1800, _integer(60, 86_400))
     admin_token_ttl: int = _setting(300, _integer(1, 86_400))
+    drain_seconds: int = _setting(0, _integer(0, 3600))
     key_max_age: int = _setting(30 * 86_400, _integer(0, 3650 * 86_400))
     audit_retention: int | None = _setting(None, _integer(1, 36_500))
     audit_archive: Path | None = _setting(None, _optional_path)

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import resource
-import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from agentwrit._version import __version__
 from agentwrit.broker import bootstrap, logs
 from agentwrit.broker.config import Config, from_environment, unknown_variables
 from agentwrit.broker.http.protocol import KEEP_ALIVE_SECONDS, BoundedHttpProtocol
+from agentwrit.broker.shutdown import Shutdown
 from agentwrit.broker.workers import Workers
 from agentwrit.domain.errors import ConfigurationError
 
@@ -53,7 +53,7 @@ class HttpServer(uvicorn.Server):
 def serve(
     file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None = None, listen_fd: int | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end.
+    """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end: see `shutdown`.
 
     When the broker listens, one line of JSON with its `url` and `pid` is written to `ready_fd`, which is then closed.
     `listen_fd`: a socket that listens already. Who is given one is a worker, and has no workers.
@@ -74,8 +74,8 @@ def serve(
 
 
 async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int | None, stop_fd: int | None) -> None:
-    stop = asyncio.Event()
-    _stop_on_request(stop, stop_fd)
+    shutdown = Shutdown(config.drain_seconds)
+    shutdown.heed(stop_fd)
     async with bootstrap.open_store(config):
         pass  # what is wrong with it is said here, once
     with listen(config.host, config.port, "AGENTWRIT_PORT") as listener:
@@ -87,7 +87,11 @@ async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int |
             url = url_of(config, listener)
             log.info("listening", url=url, version=__version__, workers=config.workers)
             _announce(ready_fd, url)
-            await stop.wait()
+            await shutdown.wait_to_drain()
+            keeping.cancel()
+            if not shutdown.is_stopping():
+                workers.drain()
+            await shutdown.wait()
             log.info("stopping")
         finally:
             if keeping is not None:
@@ -97,9 +101,11 @@ async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int |
 
 
 async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None, listen_fd: int | None) -> None:
-    stop = asyncio.Event()
-    _stop_on_request(stop, stop_fd)
-    async with bootstrap.open_broker(config, is_stopping=stop.is_set) as broker:
+    shutdown = Shutdown(config.drain_seconds)
+    shutdown.heed(stop_fd)
+    async with bootstrap.open_broker(
+        config, is_draining=shutdown.is_draining, is_stopping=shutdown.is_stopping
+    ) as broker:
         servers = [http_server(config, broker.app)]
         given = None if listen_fd is None else socket.socket(fileno=listen_fd)
         listeners = [given or listen(config.host, config.port, "AGENTWRIT_PORT")]
@@ -119,7 +125,7 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None, list
         store = "PostgreSQL" if config.database_url is not None else str(config.data_dir)
         log.info("listening", url=url, version=__version__, store=store)
         _announce(ready_fd, url)
-        await stop.wait()
+        await shutdown.wait()
         log.info("stopping")
         for server in servers:
             server.should_exit = True
@@ -207,20 +213,6 @@ def _announce(ready_fd: int | None, url: str) -> None:
     if ready_fd is not None:
         with os.fdopen(ready_fd, "w", encoding="ascii") as ready:
             ready.write(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
-
-
-def _stop_on_request(stop: asyncio.Event, stop_fd: int | None) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if stop_fd is not None:
-
-        def readable() -> None:
-            if not os.read(stop_fd, 1024):
-                loop.remove_reader(stop_fd)
-                stop.set()
-
-        loop.add_reader(stop_fd, readable)
 
 
 def _raise_file_limit() -> None:

@@ -47,12 +47,14 @@ class Workers:
         """Start those that end again, until cancelled."""
         await asyncio.gather(*(self._keep(number) for number in range(self._config.workers)))
 
+    def drain(self) -> None:
+        """Tell all that they will be stopped: each serves on, and says that it is not ready."""
+        self._tell(signal.SIGTERM)
+
     async def stop(self) -> None:
-        """Tell all to stop, and wait until they have."""
-        for process in self._processes.values():
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
+        """Tell all to stop now, and wait until they have."""
+        self._tell(signal.SIGINT)
+        os.close(self._stop_write)  # for those that were not yet listening to signals
         for process in self._processes.values():
             try:
                 async with asyncio.timeout(STOP_SECONDS):
@@ -60,8 +62,13 @@ class Workers:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        os.close(self._stop_write)
         os.close(self._stop_read)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for process in self._processes.values():
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
 
     async def _keep(self, number: int) -> None:
         while True:

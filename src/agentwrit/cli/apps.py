@@ -26,6 +26,13 @@ _audiences = click.option(
     "--audience", "audiences", multiple=True, metavar="NAME", help="Whom its agents' tokens may be for; repeatable."
 )
 
+_reports_for = click.option(
+    "--reports-for",
+    "reports_for",
+    multiple=True,
+    metavar="NAME",
+    help="An audience that it is the resource server of: it may report what was done with tokens for it; repeatable.",
+)
 
 _BOUND_HELP = "Whether its agents' tokens must be bound to their keys."
 
@@ -36,6 +43,7 @@ _BOUND_HELP = "Whether its agents' tokens must be bound to their keys."
 @_token_ttl
 @_audiences
 @click.option("--require-bound", is_flag=True, help="Its agents' tokens must be bound to their keys.")
+@_reports_for
 @options.broker_url
 @options.as_json
 def register(
@@ -44,15 +52,21 @@ def register(
     token_ttl: int | None,
     audiences: tuple[str, ...],
     require_bound: bool,
+    reports_for: tuple[str, ...],
     broker_url: str,
     is_json: bool,
 ) -> None:
     """Register an app, and show its secret, this once."""
-    if not scopes:
+    if not scopes and not reports_for:
         raise click.UsageError("give the ceiling with --scope, for example --scope 'read:data:*'")
     with options.operator_client(broker_url) as operator:
         registered = operator.register_app(
-            name, scopes, token_ttl=token_ttl, audiences=audiences, require_bound=require_bound
+            name,
+            scopes,
+            token_ttl=token_ttl,
+            audiences=audiences,
+            require_bound=require_bound,
+            reports_for=reports_for,
         )
     if is_json:
         print_json(registered)
@@ -92,6 +106,8 @@ def show(app: str, broker_url: str, is_json: bool) -> None:
 @_audiences
 @click.option("--no-audience", is_flag=True, help="Take all its audiences away.")
 @click.option("--require-bound/--no-require-bound", default=None, help=_BOUND_HELP)
+@_reports_for
+@click.option("--no-reports", is_flag=True, help="Let it report nothing any more.")
 @click.option("--keep-grants", is_flag=True, help="Let grants that exceed a narrower ceiling live to their end.")
 @options.broker_url
 @options.as_json
@@ -102,18 +118,24 @@ def update(
     audiences: tuple[str, ...],
     no_audience: bool,
     require_bound: bool | None,
+    reports_for: tuple[str, ...],
+    no_reports: bool,
     keep_grants: bool,
     broker_url: str,
     is_json: bool,
 ) -> None:
-    """Change an app's ceiling, its audiences, how long its tokens live, or whether its agents' must be bound.
+    """Change an app's ceiling, its audiences, how long its tokens live, whether its agents' must be bound, or what it
+    may report on.
 
     A narrower ceiling, fewer audiences, or --require-bound, ends the live grants that exceed it.
     """
-    if not scopes and token_ttl is None and not audiences and not no_audience and require_bound is None:
-        raise click.UsageError("give --scope, --audience, --no-audience, --require-bound or --token-ttl")
+    given = (scopes, audiences, no_audience, reports_for, no_reports)
+    if not any(given) and token_ttl is None and require_bound is None:
+        raise click.UsageError("give --scope, --audience, --no-audience, --require-bound, --reports-for or --token-ttl")
     if audiences and no_audience:
         raise click.UsageError("give --audience or --no-audience, not both")
+    if reports_for and no_reports:
+        raise click.UsageError("give --reports-for or --no-reports, not both")
     with options.operator_client(broker_url) as operator:
         updated = operator.update_app(
             options.app_id(operator, app),
@@ -121,6 +143,7 @@ def update(
             token_ttl=token_ttl,
             audiences=audiences if audiences or no_audience else None,
             require_bound=require_bound,
+            reports_for=reports_for if reports_for or no_reports else None,
             keep_grants=keep_grants,
         )
     _print(updated, is_json=is_json)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from agentwrit.domain.audit_export import Progress
     from agentwrit.domain.note import VerifierKey
 
-POLL_SECONDS: Final = 0.2
-REMOVAL_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 30
 
 _AGE: Final = re.compile(r"(0|[1-9][0-9]{0,8})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -42,8 +41,8 @@ def archive(before: str, directory: str, keys: tuple[str, ...], broker_url: str)
         while (last := _last(log, until, archived)) > archived:
             path = _write(log, believed, Path(directory), archived, last)
             archived, done = _record(log, believed, path, progress), done + 1
-        if done:
-            _wait_until_removed(log, archived)
+        if done and not _is_removed(log, archived):
+            say("the broker has not removed them yet: it goes on by itself")
     if not done:
         say_out("nothing to archive: not so many events are older")
     return 0
@@ -84,14 +83,14 @@ def _record(log: "AuditLog", keys: "list[VerifierKey]", path: Path, progress: "P
     return checked.last
 
 
-def _wait_until_removed(log: "AuditLog", archived: int) -> None:
-    """Until the broker has removed what was archived: it does so by itself, within seconds."""
-    stop_at = time.monotonic() + REMOVAL_SECONDS
-    while log.archives().removed < archived:
-        if time.monotonic() >= stop_at:
-            say("the broker has not removed all of it yet, and goes on with it")
-            return
-        time.sleep(POLL_SECONDS)
+def _is_removed(log: "AuditLog", last: int) -> bool:
+    """Wait until the broker no longer has what was archived. Returns whether that came to pass while we waited."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while log.archives().removed < last:
+        if time.monotonic() >= give_up_at:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _until(before: str) -> str:

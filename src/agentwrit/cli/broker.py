@@ -76,6 +76,16 @@ def copy_store(directory: str, url: str | None, config: str | None) -> None:
     _become("copy-store", config, *([f"--to={url}"] if url is not None else []), "--", directory)
 
 
+@store.command(name="migrate")
+@options.config_file
+def migrate_store(config: str | None) -> None:
+    """Bring the store up to this version, and make it where there is none.
+
+    A broker does so itself when it starts. This is for those who want it done, or refused, before they replace one.
+    """
+    _become("migrate-store", config)
+
+
 def _become(command: str, config: str | None, *arguments: str) -> NoReturn:
     check_installed()
     given = ["--config", config] if config is not None else []

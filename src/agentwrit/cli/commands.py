@@ -22,6 +22,7 @@ from agentwrit.cli import (
     revocation,
     scopes,
     tokens,
+    usage,
 )
 from agentwrit.cli.audit import NotGenuine
 from agentwrit.cli.output import say
@@ -42,6 +43,7 @@ agentwrit.add_command(agents.agents)
 agentwrit.add_command(agents.delegations)
 agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
+audit.audit.add_command(usage.usage)
 agentwrit.add_command(audit.audit)
 audit.audit.add_command(archive.archive)
 audit.audit.add_command(deliver.deliver)

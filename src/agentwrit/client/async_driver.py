@@ -77,8 +77,8 @@ class AsyncDriver(Policy):
         self._given_client = http_client
         self._homes: dict[asyncio.AbstractEventLoop, _Home] = {}
 
-    async def run(self, steps: Plan[T]) -> T:
-        """Carry out steps within the timeout.
+    async def run(self, steps: Plan[T], *, timeout: float | None = None) -> T:
+        """Carry out steps within the timeout, or within `timeout` seconds.
 
         Raises:
             TransportError: the broker was not reached in time.
@@ -87,7 +87,7 @@ class AsyncDriver(Policy):
         home = await self._home()
         await self._enter(home)
         try:
-            return await self._carry_out(self.calling(steps, self.deadline()), home)
+            return await self._carry_out(self.calling(steps, self.deadline(timeout)), home)
         finally:
             home.slots.release()
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from agentwrit.client.acceptance import Acceptance, OnStale
 from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
+from agentwrit.client.async_reporter import AsyncReporter
 from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.event_stream import AsyncEventStream
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.reporting import UNNAMED, Done, reporter_login
 from agentwrit.client.steps import ShownProof
 from agentwrit.client.verifier import START_SECONDS
 from agentwrit.errors import AgentWritError
@@ -35,6 +37,8 @@ class AsyncVerifier(AsyncConnected):
         audience: str | Iterable[str] | None = None,
         max_staleness: float = 5.0,
         on_stale: OnStale = "online",
+        client_id: str | None = None,
+        client_secret: str | None = None,
         timeout: float = 10.0,
         http_client: "httpx2.AsyncClient | None" = None,
         verify: Any = None,
@@ -44,9 +48,13 @@ class AsyncVerifier(AsyncConnected):
         """As for `Verifier`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
 
         Raises:
-            AgentWritError: `broker_url` is no URL.
+            AgentWritError: `broker_url` is no URL, or one of `client_id` and `client_secret` was left out.
         """
-        self._driver = AsyncDriver(broker_url, timeout=timeout, http_client=http_client, verify=verify, cert=cert)
+        login = reporter_login(client_id, client_secret)
+        self._driver = AsyncDriver(
+            broker_url, timeout=timeout, login=login, http_client=http_client, verify=verify, cert=cert
+        )
+        self._reporter = None if login is None else AsyncReporter(self._driver, clock)
         self._acceptance = Acceptance(
             self.broker_url, audience=audience, max_staleness=max_staleness, on_stale=on_stale, clock=clock
         )
@@ -57,6 +65,16 @@ class AsyncVerifier(AsyncConnected):
     def staleness(self) -> float:
         """How many seconds ago all revocations were known; infinite before the first time."""
         return self._acceptance.staleness
+
+    @property
+    def can_report(self) -> bool:
+        """Whether it was made with an app to `report` as."""
+        return self._reporter is not None
+
+    @property
+    def unreported(self) -> int:
+        """How many accesses could not be reported, and never will be."""
+        return 0 if self._reporter is None else self._reporter.unreported
 
     async def verify(
         self,
@@ -77,8 +95,18 @@ class AsyncVerifier(AsyncConnected):
         claims = self._acceptance.accept(token, scope, shown)
         return claims if claims is not None else await self._driver.run(self._acceptance.ask(token, scope, shown))
 
+    def report(
+        self, claims: AgentClaims, *, scope: str | Sequence[str], resource: str, outcome: Done = "success"
+    ) -> None:
+        """As `Verifier.report`, from a running loop, on which a task tells the broker. It is not awaited."""
+        if self._reporter is None:
+            raise AgentWritError(UNNAMED)
+        self._reporter.note(claims, scope, resource, outcome)
+
     async def aclose(self) -> None:
-        """Stop following, and close the connections. A later call begins anew."""
+        """Report what is still to be reported, stop following, and close the connections. A later call begins anew."""
+        if self._reporter is not None:
+            await self._reporter.stop()
         follower, self._follower = self._follower, None
         if follower is not None:
             await follower.stop()

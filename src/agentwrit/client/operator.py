@@ -35,6 +35,7 @@ class OperatorClient(Connected):
         token_ttl: int | None = None,
         audiences: Sequence[str] = (),
         require_bound: bool = False,
+        reports_for: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""
         body = {
@@ -42,6 +43,7 @@ class OperatorClient(Connected):
             "scopes": list(scopes),
             "audiences": list(audiences),
             "require_bound": require_bound,
+            "reports_for": list(reports_for),
         }
         return self._call("POST", APPS, body | ({} if token_ttl is None else {"token_ttl": token_ttl}))
 
@@ -60,6 +62,7 @@ class OperatorClient(Connected):
         token_ttl: int | None = None,
         audiences: Sequence[str] | None = None,
         require_bound: bool | None = None,
+        reports_for: Sequence[str] | None = None,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
         """Change an app: the app, and as `grants_ended` how many grants a narrower ceiling ended."""
@@ -68,6 +71,7 @@ class OperatorClient(Connected):
             "token_ttl": token_ttl,
             "audiences": None if audiences is None else list(audiences),
             "require_bound": require_bound,
+            "reports_for": None if reports_for is None else list(reports_for),
         }
         query = "?keep_grants=true" if keep_grants else ""
         return self._call(

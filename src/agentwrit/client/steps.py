@@ -303,6 +303,18 @@ def release(token: str, binding: Binding | None = None) -> Steps[None]:
         return
 
 
+def report_accesses(accesses: list[dict[str, object]], key: str) -> Steps[list[int]]:
+    """Report what was done with tokens, under an idempotency key. Returns the places of those not taken."""
+    request = HttpRequest(
+        "POST", "/v1/audit/accesses", json={"accesses": accesses}, is_idempotent=True, idempotency_key=key
+    )
+    refused = _object((yield from logged_in(request))).get("refused")
+    try:
+        return [int(item["index"]) for item in refused or []]
+    except (KeyError, TypeError, ValueError):
+        raise TransportError("the answer to a report is not of the protocol: is this a broker?") from None
+
+
 def logged_in(request: HttpRequest) -> Steps[HttpResponse]:
     """Make a request with the login's token. One that the broker refuses is replaced, once."""
     token = yield LoginNeeded()

@@ -13,6 +13,8 @@ from agentwrit.client.driver import Driver
 from agentwrit.client.event_stream import EventStream
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.reporter import Reporter
+from agentwrit.client.reporting import UNNAMED, Done, reporter_login
 from agentwrit.client.steps import ShownProof
 from agentwrit.errors import AgentWritError
 from agentwrit.models import AgentClaims
@@ -37,6 +39,8 @@ class Verifier:
         audience: str | Iterable[str] | None = None,
         max_staleness: float = 5.0,
         on_stale: OnStale = "online",
+        client_id: str | None = None,
+        client_secret: str | None = None,
         timeout: float = 10.0,
         http_client: "httpx2.Client | None" = None,
         verify: Any = None,
@@ -45,12 +49,18 @@ class Verifier:
     ) -> None:
         """`audience`: whom tokens must be for; None for the broker's default. `timeout`: seconds for asking the broker.
 
-        `http_client`, `verify` and `cert` are as for `AgentWritApp`. `clock`: what time it is.
+        `http_client`, `verify` and `cert` are as for `AgentWritApp`. `clock`: what time it is. `client_id` and
+        `client_secret`: those of an app that the operator lets report on tokens for this audience (`--reports-for`),
+        to `report` as.
 
         Raises:
-            AgentWritError: `broker_url` is no URL.
+            AgentWritError: `broker_url` is no URL, or one of `client_id` and `client_secret` was left out.
         """
-        self._driver = Driver(broker_url, timeout=timeout, http_client=http_client, verify=verify, cert=cert)
+        login = reporter_login(client_id, client_secret)
+        self._driver = Driver(
+            broker_url, timeout=timeout, login=login, http_client=http_client, verify=verify, cert=cert
+        )
+        self._reporter = None if login is None else Reporter(self._driver, clock)
         self._acceptance = Acceptance(
             self.broker_url, audience=audience, max_staleness=max_staleness, on_stale=on_stale, clock=clock
         )
@@ -68,6 +78,16 @@ class Verifier:
     def staleness(self) -> float:
         """How many seconds ago all revocations were known; infinite before the first time."""
         return self._acceptance.staleness
+
+    @property
+    def can_report(self) -> bool:
+        """Whether it was made with an app to `report` as."""
+        return self._reporter is not None
+
+    @property
+    def unreported(self) -> int:
+        """How many accesses could not be reported, and never will be."""
+        return 0 if self._reporter is None else self._reporter.unreported
 
     def verify(
         self,
@@ -96,8 +116,29 @@ class Verifier:
         claims = self._acceptance.accept(token, scope, shown)
         return claims if claims is not None else self._driver.run(self._acceptance.ask(token, scope, shown))
 
+    def report(
+        self, claims: AgentClaims, *, scope: str | Sequence[str], resource: str, outcome: Done = "success"
+    ) -> None:
+        """Report to the broker what was done with a token, for its audit log: nothing is awaited.
+
+        `claims`: what `verify` returned; `scope`: one that was used, or several; `resource`: what was asked for, such
+        as "GET /orders/1", cut to 256 characters; `outcome`: "denied" for what was refused. A thread tells the
+        broker, soon and in batches; the same thing done again is counted. What cannot be reported is counted too, as
+        `unreported`: nobody waits, and memory stays bounded.
+
+        Raises:
+            AgentWritError: the verifier was made without `client_id`, or `scope` is none.
+            ScopeDenied: something was done that the token did not cover.
+            ValueError: there is no such outcome, or `resource` is empty.
+        """
+        if self._reporter is None:
+            raise AgentWritError(UNNAMED)
+        self._reporter.note(claims, scope, resource, outcome)
+
     def close(self) -> None:
-        """Stop following, and close the connections. A later call begins anew."""
+        """Report what is still to be reported, stop following, and close the connections. A later call begins anew."""
+        if self._reporter is not None:
+            self._reporter.stop()
         with self._lock:
             follower, self._follower = self._follower, None
         if follower is not None:

@@ -5,6 +5,7 @@ The rules:
 - A client secret is 256 random bits, shown once and stored as SHA-256 only. After a rotation the old one works until
   its overlap ends, and so do the app tokens that were issued on it.
 - Its agents' tokens are for its `audiences` and for the broker's default audience, and for nobody else.
+- It may report what was done with tokens for an audience in `reports_for` (`agentwrit.domain.access`).
 - Where it `requires_binding`, its agents' tokens are bound to their keys (RFC 9449): no others are issued or renewed.
 - An app that was deregistered stays so. Its name may be taken again; its ids may not.
 """
@@ -27,6 +28,7 @@ MAX_OVERLAP_SECONDS: Final = 30 * 86_400
 LAUNCH_TOKENS_SCOPE: Final = "app:launch-tokens:*"
 AGENTS_SCOPE: Final = "app:agents:*"
 AUDIT_SCOPE: Final = "app:audit:read"
+REPORT_SCOPE: Final = "app:audit:report"
 TOKEN_SCOPES: Final = (LAUNCH_TOKENS_SCOPE, AGENTS_SCOPE, AUDIT_SCOPE)
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{1,63}")
@@ -60,10 +62,16 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     audiences: tuple[str, ...] = ()
     requires_binding: bool = False
     revision: int = 0
+    reports_for: tuple[str, ...] = ()
 
     @property
     def is_active(self) -> bool:
         return self.status is AppStatus.ACTIVE
+
+    @property
+    def token_scopes(self) -> tuple[str, ...]:
+        """What its own tokens may do."""
+        return (*TOKEN_SCOPES, REPORT_SCOPE) if self.reports_for else TOKEN_SCOPES
 
     def accepts(self, secret_hash: bytes, now: float) -> bool:
         """Whether this is the fingerprint of a secret that works now. Takes the same time whatever is compared."""

@@ -51,6 +51,7 @@ class EventType(StrEnum):
     TOKEN_RENEWAL_FAILED = "token_renewal_failed"
     DELEGATION_CREATED = "delegation_created"
     RESOURCE_ACCESSED = "resource_accessed"
+    ACCESS_REPORT_DENIED = "access_report_denied"
     TOKEN_AUTH_FAILED = "token_auth_failed"
     TOKEN_REVOKED_ACCESS = "token_revoked_access"
     SCOPE_VIOLATION = "scope_violation"

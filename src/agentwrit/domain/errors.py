@@ -166,7 +166,7 @@ class PayloadTooLarge(Refusal):
 
 
 class RateLimited(Refusal):
-    """Too many failed attempts. `retry_after`: seconds."""
+    """Too many failed attempts, or too much at once. `retry_after`: seconds."""
 
     error_code = "rate_limited"
 

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from agentwrit.domain import canonical
+from agentwrit.domain.access import Receipt
 from agentwrit.domain.errors import Conflict, InvalidRequest
 from agentwrit.domain.grant import Grant
 
@@ -25,12 +26,16 @@ _KEY = re.compile(r"[!-~]{1,128}")
 
 
 class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request was answered with: the grant as it was made. `key` and `request` are SHA-256 digests."""
+    """What a request was answered with: the grant as it was made, or the receipt for reported accesses.
+
+    `key` and `request` are SHA-256 digests, `expires_at` is in Unix seconds.
+    """
 
     key: bytes
     request: bytes
-    grant: Grant
+    grant: Grant | None = None
     expires_at: int
+    receipt: Receipt | None = None
 
 
 class RequestIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,10 +44,12 @@ class RequestIdentity(msgspec.Struct, frozen=True, kw_only=True):
     key: bytes
     request: bytes
 
-    def answered(self, grant: Grant, now: float) -> FirstAnswer:
+    def answered(self, answer: Grant | Receipt, now: float) -> FirstAnswer:
         """The answer to be kept."""
         expires_at = int(now) + RETENTION_SECONDS
-        return FirstAnswer(key=self.key, request=self.request, grant=grant, expires_at=expires_at)
+        if isinstance(answer, Receipt):
+            return FirstAnswer(key=self.key, request=self.request, receipt=answer, expires_at=expires_at)
+        return FirstAnswer(key=self.key, request=self.request, grant=answer, expires_at=expires_at)
 
     def check_same(self, first: FirstAnswer) -> None:
         """Refuse to answer one request with what was said to another.

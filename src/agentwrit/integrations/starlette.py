@@ -19,9 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from agentwrit.client.async_verifier import AsyncVerifier
+from agentwrit.client.reporting import UNNAMED
 from agentwrit.domain.scope import scope_is_subset
 from agentwrit.domain.scope_template import ScopeTemplate, UnfitValue
-from agentwrit.errors import InvalidToken, TransportError, Unproven
+from agentwrit.errors import AgentWritError, InvalidToken, TransportError, Unproven
 from agentwrit.models import AgentClaims
 
 A = TypeVar("A")
@@ -41,7 +42,7 @@ class _Presented(NamedTuple):
 
 
 class Guard:
-    """Checks the tokens of requests with an `AsyncVerifier`, which it makes or is given.
+    """Checks the tokens of requests with an `AsyncVerifier`, which it makes or is given, and can report what they do.
 
     A token that is bound to its agent's key (RFC 9449) is taken with a proof alone, and no other with one.
     """
@@ -53,20 +54,38 @@ class Guard:
         audience: str | Iterable[str] | None = None,
         max_staleness: float = 5.0,
         public_url: str | None = None,
+        report: bool = False,
+        client_id: str | None = None,
+        client_secret: str | None = None,
     ) -> None:
         """`broker`: its URL, or a verifier to use, and to close by whoever made it.
 
         `public_url`: what clients reach the application by, such as https://orders.example.com, where a proxy in
         between makes another of it: proofs are for the URL that the client asked.
 
+        `report`: whether each request that is let through by its scopes is reported to the broker, for its audit log,
+        with its method and path. That is done as the app of `client_id` and `client_secret`, or as that of the verifier
+        (see `AsyncVerifier.report`).
+
         Raises:
-            AgentWritError: the URL is none.
+            AgentWritError: the URL is none, or there is no app to report as.
         """
         self._public_url = None if public_url is None else public_url.rstrip("/")
         self._owns_verifier = isinstance(broker, str)
         self._verifier = (
-            AsyncVerifier(broker, audience=audience, max_staleness=max_staleness) if isinstance(broker, str) else broker
+            AsyncVerifier(
+                broker,
+                audience=audience,
+                max_staleness=max_staleness,
+                client_id=client_id,
+                client_secret=client_secret,
+            )
+            if isinstance(broker, str)
+            else broker
         )
+        self._is_reporting = report
+        if report and not self._verifier.can_report:
+            raise AgentWritError(UNNAMED)
 
     async def check(self, request: Request, needed: Sequence[ScopeTemplate]) -> AgentClaims:
         """Who asks, if its token covers all of `needed`, filled from the path. They are also in `request.state.agent`.
@@ -98,6 +117,8 @@ class Guard:
             raise _insufficient(presented, [template.text for template in needed]) from None
         if not scope_is_subset(scopes, claims.scope):
             raise _insufficient(presented, scopes)
+        if self._is_reporting and scopes:
+            self._verifier.report(claims, scope=scopes, resource=f"{request.method} {request.url.path}")
         request.state.agent = claims
         return claims
 

@@ -9,7 +9,7 @@ from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.clients import ClientService
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.issuing import IssuedToken
-from agentwrit.domain.app import TOKEN_SCOPES, App
+from agentwrit.domain.app import App
 from agentwrit.domain.errors import RateLimited, Unauthorized
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class AppLogins:
         self._attempts = RateLimiter(per_second=10 / 60, burst=3)
 
     async def log_in(
-        self, caller: Caller, client_id: str, client_secret: str, *, wanted: Sequence[str] = TOKEN_SCOPES
+        self, caller: Caller, client_id: str, client_secret: str, *, wanted: Sequence[str] = ()
     ) -> IssuedToken:
         """An app token, as `AppService.authenticate` gives it."""
         attempt = self._apps.authenticate(caller, client_id, client_secret, wanted=wanted)

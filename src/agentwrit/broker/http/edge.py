@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -45,14 +45,23 @@ log = structlog.get_logger("agentwrit.http")
 
 
 class Edge:
-    """An ASGI application around a router."""
+    """An ASGI application around a router. While `is_draining`, each answer is the last of its connection."""
 
-    def __init__(self, router: Router, metrics: Metrics, *, trusted_proxies: Sequence[Network], is_tls: bool) -> None:
+    def __init__(
+        self,
+        router: Router,
+        metrics: Metrics,
+        *,
+        trusted_proxies: Sequence[Network],
+        is_tls: bool,
+        is_draining: Callable[[], bool],
+    ) -> None:
         self._router = router
         self._metrics = metrics
         self._trusted_proxies = trusted_proxies
         self._headers = [*_SECURITY_HEADERS, _STRICT_TRANSPORT] if is_tls else _SECURITY_HEADERS
         self._uncached = [*self._headers, _NO_STORE]
+        self._is_draining = is_draining
         self._admission = Admission()
 
     def admit(self, scope: Scope) -> bool:
@@ -110,7 +119,7 @@ class Edge:
     def _complete(self, answer: Answer, exchange: Exchange) -> list[Header]:
         common = self._headers if answer.is_cacheable else self._uncached
         complete = [*answer.fields(), *common, (b"x-request-id", exchange.request_id.encode("ascii"))]
-        if exchange.is_body_unread:
+        if exchange.is_body_unread or self._is_draining():
             complete.append(_CLOSE)
         return complete
 

@@ -16,7 +16,6 @@ from agentwrit.broker.services.issuing import IssuedToken
 from agentwrit.broker.services.token_exchange import ExchangeRequest, TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
-from agentwrit.domain import app as app_rules
 from agentwrit.domain import delegation, launch_token, scope
 from agentwrit.domain.app import App
 from agentwrit.domain.errors import InsufficientScope, InvalidRequest, TokenRevoked, Unauthorized
@@ -86,7 +85,7 @@ class OAuthRoutes:
         client_id, client_secret = credentials(exchange, form)
         if any(name.rstrip("/") not in self._own_names for name in _targets(form)):
             raise OAuthError("invalid_target", "an app's own token is for this broker alone")  # RFC 8707 §2
-        wanted = _scopes(form.get("scope")) or app_rules.TOKEN_SCOPES
+        wanted = _scopes(form.get("scope"))
         return await self._logins.log_in(exchange.caller, client_id, client_secret, wanted=wanted)
 
     async def _exchange(self, exchange: Exchange, form: Form) -> IssuedToken:

@@ -71,6 +71,7 @@ class OperatorRoutes:
             token_ttl=request.token_ttl,
             audiences=request.audiences,
             requires_binding=request.require_bound,
+            reports_for=request.reports_for,
         )
         return json_answer(
             {
@@ -106,6 +107,7 @@ class OperatorRoutes:
             token_ttl=request.token_ttl,
             audiences=request.audiences,
             requires_binding=request.require_bound,
+            reports_for=request.reports_for,
             keep_grants=_keep_grants(exchange),
         )
         return json_answer({**wire.app(app), "grants_ended": grants_ended})

@@ -10,7 +10,7 @@ MAX_BUCKETS: Final = 4096
 
 
 class RateLimiter:
-    """`burst` failures at once, and then `per_second` more each second, for each key.
+    """`burst` of something (failures, as a rule) at once, and then `per_second` more each second, for each key.
 
     When the table is full the bucket that was used longest ago is forgotten; a full bucket is the same as none, so
     only a stranger with more addresses than the table has places gains by that.
@@ -22,12 +22,12 @@ class RateLimiter:
         self._monotonic = monotonic
         self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
 
-    def take(self, key: Hashable) -> int | None:
-        """Take a permit. None, or if there is none left the seconds after which there will be."""
+    def take(self, key: Hashable, count: int = 1) -> int | None:
+        """Take a permit, or `count`. None, or if there are not as many the seconds after which there will be."""
         permits = self._permits(key)
-        if permits < 1:
-            return max(1, math.ceil((1 - permits) / self._per_second))
-        self._put(key, permits - 1)
+        if permits < count:
+            return max(1, math.ceil((count - permits) / self._per_second))
+        self._put(key, permits - count)
         return None
 
     def give_back(self, key: Hashable) -> None:

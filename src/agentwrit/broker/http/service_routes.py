@@ -22,11 +22,11 @@ HEALTH_TIMEOUT_SECONDS = 2
 class ServiceRoutes:
     """Routes that need no credential and say nothing of anybody's."""
 
-    def __init__(self, store: Store, keys: SigningKeys, metrics: Metrics, *, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, keys: SigningKeys, metrics: Metrics, *, is_draining: Callable[[], bool]) -> None:
         self._store = store
         self._keys = keys
         self._metrics = metrics
-        self._is_stopping = is_stopping
+        self._is_draining = is_draining
         self._started_at = time.monotonic()
 
     def resources(self) -> Sequence[Resource]:
@@ -59,7 +59,7 @@ class ServiceRoutes:
 
     async def readyz(self, exchange: Exchange) -> Answer:
         """Whether requests should be sent here."""
-        if self._is_stopping():
+        if self._is_draining():
             raise Unavailable("the broker is stopping")
         if await self._event_count() is None or not self._store.is_writable():
             raise Unavailable("the store is out of reach")

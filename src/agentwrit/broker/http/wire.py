@@ -4,13 +4,13 @@ import base64
 import binascii
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
 from agentwrit.broker.services.agents import GrantTree
 from agentwrit.broker.services.issuing import IssuedToken
-from agentwrit.domain import base64url, delegation, launch_token, timestamps
+from agentwrit.domain import access, base64url, delegation, launch_token, timestamps
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
@@ -35,10 +35,11 @@ class AppAuth(msgspec.Struct, frozen=True):
 
 class RegisterApp(msgspec.Struct, frozen=True):
     name: str
-    scopes: list[str]
+    scopes: list[str] = []
     token_ttl: int | None = None
     audiences: list[str] = []
     require_bound: bool = False
+    reports_for: list[str] = []
 
 
 class UpdateApp(msgspec.Struct, frozen=True):
@@ -46,6 +47,22 @@ class UpdateApp(msgspec.Struct, frozen=True):
     token_ttl: int | None = None
     audiences: list[str] | None = None
     require_bound: bool | None = None
+    reports_for: list[str] | None = None
+
+
+class ReportedAccess(msgspec.Struct, frozen=True):
+    sid: str
+    jti: str
+    scope: list[str]
+    resource: str
+    outcome: str
+    first: str
+    last: str
+    count: int = 1
+
+
+class ReportAccesses(msgspec.Struct, frozen=True):
+    accesses: Annotated[list[ReportedAccess], msgspec.Meta(max_length=access.MAX_ACCESSES)]
 
 
 class RecordArchive(msgspec.Struct, frozen=True):
@@ -203,6 +220,7 @@ def app(record: App) -> dict[str, object]:
         "audiences": record.audiences,
         "token_ttl": record.token_ttl,
         "require_bound": record.requires_binding,
+        "reports_for": record.reports_for,
         "status": record.status,
         "created_at": timestamps.rfc3339(record.created_at),
         "updated_at": timestamps.rfc3339(record.updated_at),

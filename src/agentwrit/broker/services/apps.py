@@ -53,6 +53,7 @@ class AppService:
         token_ttl: int | None,
         audiences: Sequence[str] = (),
         requires_binding: bool = False,
+        reports_for: Sequence[str] = (),
     ) -> NewAppSecret:
         """Register an app under a name that no active app has.
 
@@ -61,7 +62,9 @@ class AppService:
             Conflict: the name is taken.
         """
         app_rules.check_name(name)
-        ceiling = scope.parse_list(scopes, field="scopes")
+        reported = check_audience(reports_for, field="reports_for")
+        # A resource server needs no ceiling: it has no agents.
+        ceiling = scope.parse_list(scopes, field="scopes") if scopes or not reported else ()
         ttl = _check_token_ttl(self._config.app_token_ttl if token_ttl is None else token_ttl)
         allowed_audiences = check_audience(audiences, field="audiences")
         secret = secrets.token_hex(launch_token.SECRET_BYTES)
@@ -82,6 +85,7 @@ class AppService:
                 updated_at=now,
                 audiences=allowed_audiences,
                 requires_binding=requires_binding,
+                reports_for=reported,
                 revision=1,
             )
             transaction.put_app(app)
@@ -118,8 +122,10 @@ class AppService:
         keep_grants: bool,
         audiences: Sequence[str] | None = None,
         requires_binding: bool | None = None,
+        reports_for: Sequence[str] | None = None,
     ) -> tuple[App, int]:
-        """Change an app's ceiling, its audiences, its token's life, or whether its agents' tokens have to be bound.
+        """Change an app's ceiling, its audiences, its token's life, whether its agents' tokens have to be bound, or
+        what it may report on.
 
         A narrower ceiling, fewer audiences, or that tokens have to be bound, ends the live grants that exceed it,
         unless `keep_grants`. Returns the app and how many grants that ended.
@@ -128,11 +134,12 @@ class AppService:
             InvalidRequest, InvalidTTL: an argument is not what it should be, or there is none.
             NotFound: there is no such active app.
         """
-        if scopes is None and token_ttl is None and audiences is None and requires_binding is None:
-            raise InvalidRequest("give scopes, token_ttl, audiences or require_bound")
+        if all(given is None for given in (scopes, token_ttl, audiences, requires_binding, reports_for)):
+            raise InvalidRequest("give scopes, token_ttl, audiences, require_bound or reports_for")
         ceiling = None if scopes is None else scope.parse_list(scopes, field="scopes")
         ttl = None if token_ttl is None else _check_token_ttl(token_ttl)
         allowed_audiences = None if audiences is None else check_audience(audiences, field="audiences")
+        reported = None if reports_for is None else check_audience(reports_for, field="reports_for")
 
         def update(transaction: Transaction) -> tuple[App, int]:
             before = _active(transaction, app_id)
@@ -143,6 +150,7 @@ class AppService:
                 token_ttl=before.token_ttl if ttl is None else ttl,
                 audiences=before.audiences if allowed_audiences is None else allowed_audiences,
                 requires_binding=before.requires_binding if requires_binding is None else requires_binding,
+                reports_for=before.reports_for if reported is None else reported,
             )
             transaction.put_app(app)
 
@@ -158,6 +166,9 @@ class AppService:
                 transaction.record(_audiences_event(caller, operator, before, app, ended))
             if app.requires_binding != before.requires_binding:
                 transaction.record(_binding_event(caller, operator, app, ended))
+            if app.reports_for != before.reports_for:
+                detail = "what an app may report on was changed"
+                transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, detail))
             if app.token_ttl != before.token_ttl:
                 transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed"))
             return app, ended
@@ -231,25 +242,26 @@ class AppService:
         client_id: str,
         client_secret: str,
         *,
-        wanted: Sequence[str] = app_rules.TOKEN_SCOPES,
+        wanted: Sequence[str] = (),
     ) -> IssuedToken:
-        """An app token, for the app's secret. `wanted`: its scope, of what apps' tokens can have.
+        """An app token, for the app's secret. `wanted`: its scope, of what the app's tokens can have; empty for all.
 
         Raises:
             Unauthorized: unknown id, wrong secret or inactive app: which, nobody is told, and neither does time.
-            ScopeViolation: more is wanted than apps' tokens can have.
+            ScopeViolation: more is wanted than the app's tokens can have.
         """
         fingerprint = launch_token.fingerprint(client_secret)
 
         def authenticate(transaction: Transaction) -> IssuedToken:
             now = transaction.now
             app = accepted(transaction, caller, client_id, fingerprint, now)
-            _check_wanted(caller, app, wanted)
+            scopes = wanted or app.token_scopes
+            _check_wanted(caller, app, scopes)
             is_current = hmac.compare_digest(app.secret_hash, fingerprint)
             grant = self._issuer.new_grant(
                 GrantKind.APP,
                 app_subject(app.app_id),
-                wanted,
+                scopes,
                 ttl=app.token_ttl,
                 now=now,
                 ends_at=None if is_current else app.previous_secret_until,
@@ -304,15 +316,15 @@ def _check_token_ttl(ttl: int) -> int:
 
 
 def _check_wanted(caller: Caller, app: App, wanted: Sequence[str]) -> None:
-    exceeding = scope.uncovered(wanted, app_rules.TOKEN_SCOPES)
+    exceeding = scope.uncovered(wanted, app.token_scopes)
     if exceeding:
         event = caller.event(
             EventType.SCOPE_CEILING_EXCEEDED,
             Outcome.DENIED,
             principal=app_subject(app.app_id),
             app_id=app.app_id,
-            detail="an app asked for more than apps' tokens can have",
-            data=scope_data(wanted, app_rules.TOKEN_SCOPES, exceeding),
+            detail="an app asked for more than its tokens can have",
+            data=scope_data(wanted, app.token_scopes, exceeding),
         )
         raise Denied(ScopeViolation("scope exceeds what an app's token can have"), event)
 
@@ -331,6 +343,7 @@ def _event(caller: Caller, operator: Principal, event_type: EventType, app: App,
             "token_ttl": app.token_ttl,
             "revision": app.revision,
             **({"token_type": "DPoP"} if app.requires_binding else {}),
+            **({"reports_for": list(app.reports_for)} if app.reports_for else {}),
         },
     )
 

@@ -91,7 +91,7 @@ class DelegationService:
             if parent is None or not parent.is_live(now) or parent.jti != delegator.claims.jti:
                 return None
             first = None if identity is None else transaction.first_answer(identity.key)
-            if identity is not None and first is not None and now < first.expires_at:
+            if identity is not None and first is not None and first.grant is not None and now < first.expires_at:
                 identity.check_same(first)
                 return self._issuer.token(first.grant, now)
             to = self._delegate(transaction, caller, parent, request.delegate_to)

@@ -112,7 +112,7 @@ class RegistrationService:
             if not spend(transaction, proof):
                 raise _refused(caller, application, "the proof was used before")
             first = None if identity is None else transaction.first_answer(identity.key)
-            if identity is not None and first is not None and now < first.expires_at:
+            if identity is not None and first is not None and first.grant is not None and now < first.expires_at:
                 identity.check_same(first)
                 return self._issuer.token(first.grant, now)
             of_app = msgspec.structs.replace(policy, client_id=app.client_id)

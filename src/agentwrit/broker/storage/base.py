@@ -36,7 +36,7 @@ from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.operator import Operator
-from agentwrit.domain.revocation import Revocation
+from agentwrit.domain.revocation import Revocation, RevocationKind
 from agentwrit.domain.signing_key import StoredKey
 
 T = TypeVar("T")
@@ -180,6 +180,10 @@ class Snapshot(Protocol):
 
     def revocations(self, now: float) -> Iterator[Revocation]:
         """The entries that an unexpired token can still meet."""
+        ...
+
+    def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
+        """The entry of this name, if it is still kept."""
         ...
 
     def feed(self, first: int, last: int) -> Sequence[Revocation]:

@@ -178,6 +178,9 @@ class _MemorySnapshot:
     def revocations(self, now: float) -> Iterator[Revocation]:
         return iter([entry for entry in self._tables.revocations.values() if entry.last_exp > now])
 
+    def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
+        return self._tables.revocations.get((kind, name))
+
     def feed(self, first: int, last: int) -> Sequence[Revocation]:
         places = sorted((place, key) for key, place in self._tables.feed.items() if first <= place <= last)
         return [self._tables.revocations[key] for _, key in places]

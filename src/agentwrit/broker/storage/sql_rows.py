@@ -19,7 +19,7 @@ from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.operator import Operator
-from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation
+from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
 from agentwrit.domain.signing_key import StoredKey
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -115,6 +115,10 @@ class SqlSnapshot:
         rows = self._connection.execute(f"{SELECT_REVOCATIONS} WHERE last_exp > ?", (now,))
         for row in rows:
             yield open_revocation(self._sealer, *row)
+
+    def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
+        row = self._connection.execute(f"{SELECT_REVOCATIONS} WHERE kind = ? AND id = ?", (kind.value, name)).fetchone()
+        return None if row is None else open_revocation(self._sealer, *row)
 
     def feed(self, first: int, last: int) -> Sequence[Revocation]:
         rows = self._connection.execute(
@@ -299,12 +303,9 @@ class SqlTransaction(SqlSnapshot):
         return bool(spent.fetchall())
 
     def revoke(self, revocation: Revocation) -> None:
-        row = self._connection.execute(
-            f"{SELECT_REVOCATIONS} WHERE kind = ? AND id = ?",
-            (revocation.kind.value, revocation.id),
-        ).fetchone()
-        if row is not None:
-            revocation = open_revocation(self._sealer, *row).joined(revocation)
+        known = self.revocation(revocation.kind, revocation.id)
+        if known is not None:
+            revocation = known.joined(revocation)
         _, mac = self._sealer.seal("revocations", revocation)
         self._connection.execute(
             "INSERT INTO revocations (kind, id, effective_at, last_exp, mac, seq) VALUES (?, ?, ?, ?, ?, ?)"

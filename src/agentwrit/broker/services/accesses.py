@@ -1,0 +1,128 @@
+"""What resource servers report that was done with tokens."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from agentwrit.broker.services.authentication import Authenticator, Principal
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.issuing import holder
+from agentwrit.broker.storage.base import Store, Transaction
+from agentwrit.domain import access, app, idempotency, timestamps
+from agentwrit.domain.access import Access, Receipt, Refused
+from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.errors import InvalidRequest, RateLimited, Refusal
+from agentwrit.domain.grant import Grant, GrantKind
+from agentwrit.domain.idempotency import RequestIdentity
+from agentwrit.domain.revocation import RevocationKind
+
+
+class AccessService:
+    """Records reports, as far as their reporter may be believed (see `agentwrit.domain.access`)."""
+
+    def __init__(self, store: Store, denials: DenialLog, authenticator: Authenticator) -> None:
+        self._store = store
+        self._denials = denials
+        self._authenticator = authenticator
+
+    async def authorize(self, caller: Caller, token: str | None) -> Principal:
+        """The app that reports.
+
+        Raises:
+            Unauthorized, InsufficientScope: it is none that may.
+        """
+        return await self._authenticator.require(caller, token, {GrantKind.APP: app.REPORT_SCOPE})
+
+    async def report(
+        self, caller: Caller, reporter: Principal, accesses: Sequence[Access], *, idempotency_key: str | None
+    ) -> Receipt:
+        """Record what can be believed of a report, in one transaction. Made again under its key it is recorded once.
+
+        Raises:
+            InvalidRequest: the key is none.
+            Conflict: the idempotency key was used for another report.
+        """
+        identity = _identify(caller, reporter, accesses, idempotency_key)
+
+        def record(transaction: Transaction) -> tuple[Receipt, bool]:
+            now = transaction.now
+            first = None if identity is None else transaction.first_answer(identity.key)
+            if identity is not None and first is not None and first.receipt is not None and now < first.expires_at:
+                identity.check_same(first)
+                return first.receipt, False
+            receipt = _record(transaction, caller, reporter, accesses)
+            if identity is not None:
+                transaction.put_first_answer(identity.answered(receipt, now))
+            return receipt, True
+
+        receipt, is_new = await self._store.write(record)
+        if is_new and receipt.refused:
+            await self._denials.record(_not_taken(caller, reporter, receipt))
+        return receipt
+
+    async def rate_limited(self, caller: Caller, reporter: Principal, *, retry_after: int) -> Refusal:
+        """Record that an app reports too much at once. Returns what to tell it. `retry_after`: seconds."""
+        event = caller.event(
+            EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many accesses were reported", **reporter.who
+        )
+        error = RateLimited("too many accesses are reported at once", retry_after=retry_after)
+        return await self._denials.record(StrangerDenied(error, caller, event))
+
+
+def _record(transaction: Transaction, caller: Caller, reporter: Principal, accesses: Sequence[Access]) -> Receipt:
+    by = transaction.app(reporter.app_id)
+    audiences = () if by is None else by.reports_for  # as they are by now, whatever the token says
+    refused: list[Refused] = []
+    for index, one in enumerate(accesses):
+        grant = transaction.grant(one.sid)
+        is_superseded = transaction.revocation(RevocationKind.TOKEN, one.jti) is not None
+        reason = access.decide(one, grant, audiences, transaction.now, is_superseded=is_superseded)
+        if reason is not None or grant is None:
+            refused.append(Refused(index, reason or access.NotTaken.TOKEN))
+        else:
+            transaction.record(_event(caller, reporter, one, grant))
+    return Receipt(len(accesses) - len(refused), tuple(refused))
+
+
+def _event(caller: Caller, reporter: Principal, one: Access, grant: Grant) -> Draft:
+    who = holder(grant)
+    who["principal"] = reporter.claims.sub
+    event = caller.event(
+        EventType.RESOURCE_ACCESSED,
+        one.outcome,
+        detail="a resource server reported what was done",
+        **who,
+        data={
+            "jti": one.jti,
+            "scope_used": list(one.scope),
+            "scope_granted": access.granted_as(one.scope, grant.scope),
+            "parent_sids": [record.sid for record in grant.chain],
+            "original_principal": grant.chain[0].agent if grant.chain else grant.subject,
+            "count": one.count,
+            "first": timestamps.rfc3339_micros(one.first),
+            "last": timestamps.rfc3339_micros(one.last),
+        },
+    )
+    return msgspec.structs.replace(event, resource=one.resource)
+
+
+def _not_taken(caller: Caller, reporter: Principal, receipt: Receipt) -> StrangerDenied:
+    reasons = Counter(refused.reason.value for refused in receipt.refused)
+    event = caller.event(
+        EventType.ACCESS_REPORT_DENIED,
+        Outcome.DENIED,
+        detail="an app reported what cannot be believed",
+        **reporter.who,
+        data={"reasons": sorted(reasons), "accesses_refused": len(receipt.refused)},
+    )
+    return StrangerDenied(InvalidRequest("an access cannot be believed"), caller, event)
+
+
+def _identify(
+    caller: Caller, reporter: Principal, accesses: Sequence[Access], key: str | None
+) -> RequestIdentity | None:
+    if key is None:
+        return None
+    return idempotency.identify(key, route=caller.route, caller=reporter.app_id, body=access.report(accesses))

@@ -1,0 +1,49 @@
+"""`agentwrit audit usage`: what was granted, and what was used of it."""
+
+import json
+
+import click
+
+from agentwrit.cli import options
+from agentwrit.cli.output import print_table, say, say_out
+from agentwrit.progress import ProgressBar
+
+SHOWN_USES = 3
+
+
+@click.command()
+@click.option("--app", required=True, metavar="APP", help="The app, by its id or name.")
+@click.option("--since", metavar="TIME", help="Only what was granted and used from then on (RFC 3339).")
+@click.option("--never-used", is_flag=True, help="Only the scopes that were never used.")
+@options.broker_url
+@click.option("--json", "is_json", is_flag=True, help="A line of JSON for each scope.")
+def usage(app: str, since: str | None, never_used: bool, broker_url: str, is_json: bool) -> None:
+    """Show which scopes an app's agents were granted, and which of them were used or never were.
+
+    What was used is what resource servers reported. A scope with a wildcard that was only used as a few narrow ones
+    can be made narrower; one that was never used can be left out.
+    """
+    secret = options.admin_secret()
+    from agentwrit.client.audit_log import AuditLog
+    from agentwrit.client.usage import ScopeUsage, Usage, add_up
+
+    with options.operator_client(broker_url) as operator:
+        app_id = operator.get_app(options.app_id(operator, app))["app_id"]
+    with AuditLog(broker_url, secret) as log, Usage() as found:
+        with ProgressBar() as progress:
+            add_up(log, found, app_id, since=since, progress=progress)
+        scopes = found.scopes(is_never_used=never_used)
+        if is_json:
+            for scope in scopes:
+                say_out(json.dumps(scope._asdict(), ensure_ascii=False))
+            return
+
+        def row(scope: ScopeUsage) -> tuple[object, ...]:
+            shown = scope.used_as[:SHOWN_USES]
+            more = scope.used_as_count - len(shown)
+            used_as = [*shown, *([f"and {more} more"] if more else [])] if scope.used_as != [scope.scope] else []
+            return scope.scope, scope.granted, scope.used or "never", scope.last_used, used_as
+
+        print_table(("scope", "granted", "used", "last used", "used as"), map(row, scopes))
+        granted, used = found.totals
+        say(f"{granted} scopes: {used} used, {granted - used} never used")

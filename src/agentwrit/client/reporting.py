@@ -1,0 +1,234 @@
+"""Reporting what was done with tokens, without I/O: what waits to be told, in which batches, when, and until when.
+
+The rules:
+
+- To note an access is to add to a table in memory. It waits for nobody, and never fails for want of room.
+- What is the same but for its time is one entry, with a count and the times of the first and the last.
+- At most `MAX_WAITING` entries wait. What finds no place is not reported, and counted.
+- What waits is told in batches: when one is full, and else soon. A batch keeps its idempotency key until it has been
+  told, so that it is recorded once however often its answer is lost. The broker remembers keys for ten minutes: before
+  that is over a batch is given up.
+- What the broker does not take is not told again.
+- At the end all that waits is told, once, as far as there is time.
+"""
+
+import secrets
+import threading
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from agentwrit.client import steps
+from agentwrit.client.clock import Clock
+from agentwrit.client.exchange import Plan, Secret, retry_delay
+from agentwrit.client.policy import Login
+from agentwrit.client.verification import check_scope
+from agentwrit.domain import access, scope, timestamps
+from agentwrit.errors import AgentWritError, ProblemResponseError, RateLimitError
+from agentwrit.models import AgentClaims
+
+GATHER_SECONDS: Final = 1.0
+MAX_WAITING: Final = 1024
+GIVE_UP_SECONDS: Final = 540.0
+MAX_PAUSE_SECONDS: Final = 30.0
+END_SECONDS: Final = 5.0  # how long the end waits for what is still to be told
+
+UNNAMED: Final = "make the verifier with client_id= and client_secret=: reports are an app's, by its own login"
+
+_NEVER_TAKEN: Final = (400, 409, 413)
+
+Done = Literal["success", "denied"]
+
+
+def reporter_login(client_id: str | None, client_secret: str | None) -> Login | None:
+    """The login of an app that is to report, if there is one.
+
+    Raises:
+        AgentWritError: half of it was left out.
+    """
+    if client_id is None and client_secret is None:
+        return None
+    if client_id is None or client_secret is None:
+        raise AgentWritError("client_id= goes with client_secret=")
+    return Login(lambda: steps.app_login(client_id, Secret(client_secret)))
+
+
+class _Access(NamedTuple):
+    sid: str
+    jti: str
+    scope: tuple[str, ...]
+    resource: str
+    outcome: Done
+
+
+@dataclass
+class _Times:
+    count: int
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    entries: Mapping[_Access, _Times]
+    give_up_at: float
+    key: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    @property
+    def count(self) -> int:
+        return sum(times.count for times in self.entries.values())
+
+    def count_at(self, places: Collection[int]) -> int:
+        return sum(times.count for place, times in enumerate(self.entries.values()) if place in places)
+
+    def members(self) -> list[dict[str, object]]:
+        return [
+            {
+                **done._asdict(),
+                "count": times.count,
+                "first": timestamps.rfc3339_micros(times.first),
+                "last": timestamps.rfc3339_micros(times.last),
+            }
+            for done, times in self.entries.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Asks the driver to carry out these steps, within so many seconds if they are given, and for what they return."""
+
+    steps: Plan[list[int]] = field(repr=False)
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Asks the driver to wait for so many seconds, or without an end, and no longer than until it is woken."""
+
+    seconds: float | None
+
+
+Reporting: TypeAlias = Generator[Tell | Rest, Any, None]
+
+
+class Reports:
+    """What waits to be told. Noted by all threads, told by one thread or task."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.unreported = 0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: dict[_Access, _Times] = {}
+        self._batch: _Batch | None = None
+        self._is_idle = False
+
+    def note(self, claims: AgentClaims, used: str | Sequence[str], resource: str, outcome: Done) -> bool:
+        """Note an access. Returns whether whoever tells it should be woken.
+
+        Raises:
+            ScopeDenied: something was done that the token did not cover.
+            AgentWritError: `used` is no scope, or the claims name no grant.
+            ValueError: there is no such outcome, or the resource has no name.
+        """
+        if outcome not in ("success", "denied"):
+            raise ValueError('outcome takes "success" or "denied"')
+        if not resource:
+            raise ValueError("resource takes what was asked for, for example GET /orders/1")
+        if not claims.sid:
+            raise AgentWritError("the claims have no sid: only what is done with a broker's own tokens can be reported")
+        scopes = scope.parse_list([used] if isinstance(used, str) else used, field="scope")
+        if outcome == "success":
+            check_scope(scopes, claims.scope)
+        # A batch has to have a UTF-8 form; a lone surrogate has none.
+        named = resource.encode("utf-8", "replace").decode()[: access.MAX_RESOURCE_LENGTH]
+        done, now = _Access(claims.sid, claims.jti, scopes, named, outcome), self._clock.wall()
+        with self._lock:
+            times = self._waiting.get(done)
+            if times is not None:
+                times.count, times.last = times.count + 1, max(times.last, now)
+                return False
+            if len(self._waiting) >= MAX_WAITING:
+                self.unreported += 1
+                return False
+            self._waiting[done] = _Times(1, now, now)
+            was_idle, self._is_idle = self._is_idle, False
+            return was_idle or len(self._waiting) == access.MAX_ACCESSES
+
+    def is_idle(self) -> bool:
+        """Whether there is nothing to tell. Then whoever asks is woken by the first access."""
+        with self._lock:
+            self._is_idle = not self.batches
+            return self._is_idle
+
+    @property
+    def batches(self) -> int:
+        """How many batches wait."""
+        return -(-len(self._waiting) // access.MAX_ACCESSES) + (self._batch is not None)
+
+    @property
+    def has_full_batch(self) -> bool:
+        return len(self._waiting) >= access.MAX_ACCESSES
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def batch(self) -> _Batch | None:
+        """The batch that is to be told, until it is `settled`."""
+        with self._lock:
+            if self._batch is None and self._waiting:
+                entries = {done: self._waiting.pop(done) for done in list(self._waiting)[: access.MAX_ACCESSES]}
+                self._batch = _Batch(entries, self.monotonic() + GIVE_UP_SECONDS)
+            return self._batch
+
+    def settled(self, batch: _Batch, *, unreported: int = 0) -> None:
+        """This batch was told, but for so many accesses."""
+        with self._lock:
+            if self._batch is batch:
+                self._batch = None
+                self.unreported += unreported
+
+    def abandon(self) -> None:
+        """Give up all that waits."""
+        with self._lock:
+            self.unreported += sum(times.count for times in self._waiting.values())
+            self._waiting.clear()
+
+
+def reporting(reports: Reports, is_ending: Callable[[], bool]) -> Reporting:
+    """Tell what there is to tell, until the end."""
+    while True:
+        if reports.is_idle() and not is_ending():
+            yield Rest(None)
+        if not reports.has_full_batch and not is_ending():
+            yield Rest(GATHER_SECONDS)
+        for _ in range(reports.batches):
+            yield from _tell(reports, is_ending)
+        if is_ending() and not reports.batches:
+            return
+
+
+def _tell(reports: Reports, is_ending: Callable[[], bool]) -> Reporting:
+    """Tell one batch, again and again if need be."""
+    batch = reports.batch()
+    attempt = 0
+    while batch is not None:
+        failure: AgentWritError
+        try:
+            plan = steps.report_accesses(batch.members(), batch.key)
+            refused: list[int] = yield Tell(plan, END_SECONDS if is_ending() else None)
+        except AgentWritError as error:
+            failure = error
+        else:
+            reports.settled(batch, unreported=batch.count_at(refused))
+            return
+        if isinstance(failure, ProblemResponseError) and failure.status_code in _NEVER_TAKEN:
+            reports.settled(batch, unreported=batch.count)
+            return
+        if is_ending() or reports.monotonic() > batch.give_up_at:
+            reports.settled(batch, unreported=batch.count)
+            if is_ending():
+                reports.abandon()
+            return
+        asked_for = failure.retry_after if isinstance(failure, RateLimitError) else None
+        yield Rest(min(MAX_PAUSE_SECONDS, retry_delay(attempt, asked_for or 2.0**attempt)))
+        attempt = min(attempt + 1, 8)
