@@ -2,6 +2,7 @@
 
 Syslog has no acknowledgements. Over TCP and TLS each batch has a connection of its own, which we close for writing and
 the receiver then closes: it does so in peace only if it has read everything, and with a reset if it was killed before.
+If the next batch fails, the receiver may have died with the last one in its memory: that one is sent again as well.
 Over UDP nobody knows.
 """
 
@@ -44,19 +45,26 @@ class StreamSink:
         self._encode = encode
         self._hostname = hostname
         self._tls = tls
+        self._before = b""
+        self._doubtful = b""  # the batch before, once a receiver has failed that may have had it in memory only
 
     def deliver(self, events: Sequence[Event]) -> None:
         messages = [message(event, self._encode(event), self._hostname) for event in events]
         frames = b"".join(b"%d %b" % (len(text), text) for text in messages)
         try:
-            with socket.create_connection(self._receiver, timeout=SECONDS) as connection:
-                if self._tls is None:
-                    connection.sendall(frames)
-                else:
-                    _send_sealed(connection, self._tls, self._receiver.host, frames)
-                _wait_until_read(connection)
+            self._send(self._doubtful + frames)
         except OSError as error:  # TLS's own among them
+            self._doubtful = self._before
             raise NotDelivered(error.strerror or type(error).__name__) from error
+        self._before, self._doubtful = frames, b""
+
+    def _send(self, frames: bytes) -> None:
+        with socket.create_connection(self._receiver, timeout=SECONDS) as connection:
+            if self._tls is None:
+                connection.sendall(frames)
+            else:
+                _send_sealed(connection, self._tls, self._receiver.host, frames)
+            _wait_until_read(connection)
 
 
 def _send_sealed(connection: socket.socket, tls: ssl.SSLContext, host: str, data: bytes) -> None:
