@@ -232,7 +232,8 @@ def test_a_broker_that_is_killed_under_load_leaves_whole_what_it_acknowledged(br
     for thread in threads:
         thread.start()
     assert enough.wait(60)
-    doomed.kill()
+    doomed.process.kill()  # and not its client too, which the threads are using
+    doomed.process.wait()
     assert not any(survivor.is_valid(token) for token in list(released))
     for thread in threads:
         thread.join()
