@@ -255,9 +255,9 @@ def test_importing_the_sdk_loads_neither_a_client_nor_a_server() -> None:
 
 
 def test_importing_the_package_takes_less_than_30_ms() -> None:
-    program = "import time; began = time.perf_counter(); import agentwrit; print(time.perf_counter() - began)"
+    program = "import time; began = time.process_time(); import agentwrit; print(time.process_time() - began)"
     command = [sys.executable, "-c", program]
-    # The best of several: what else the machine does is not what importing costs.
+    # The best of several, in processor time: what else the machine does is not what importing costs.
     took = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
     assert min(took) < 0.030, took
 
