@@ -98,6 +98,12 @@ class PostgresServer:
         ask(self.url, "ALTER SYSTEM SET ssl = on")
         self.restart()
 
+    def require_password(self, password: str) -> None:
+        """Let nobody in by TCP without it from now on."""
+        ask(self.url, f"ALTER ROLE {USER} PASSWORD '{password}'")
+        (self.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
+        self.restart()
+
     def limit_files(self, size: int) -> None:
         """Let no process of the server make a larger file: to it that is a disk that is full. -1: no limit."""
         for process in [psutil.Process(self.pid), *psutil.Process(self.pid).children()]:

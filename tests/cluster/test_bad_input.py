@@ -59,6 +59,19 @@ def test_a_user_that_is_not_let_in_is_said_and_its_password_not_shown(database_u
     assert "hunter2" not in done.stderr
 
 
+def test_a_wrong_password_is_said_and_not_shown_and_the_right_one_serves(tmp_path: Path) -> None:
+    with closing(PostgresServer()) as server:
+        server.require_password("swordfish")
+        done = serve(postgres.as_user(server.url, f"{postgres.USER}:hunter2"))
+        one_line(done, 2, "password authentication failed", "AGENTWRIT_DATABASE_URL")
+        assert "hunter2" not in done.stderr
+        right = postgres.as_user(server.url, f"{postgres.USER}:swordfish")
+        assert is_empty(right)
+        with member(right, tmp_path / "broker") as broker:
+            assert broker.app().agent()
+        assert "swordfish" not in broker.log.read_text()
+
+
 def test_a_certificate_that_is_not_the_servers_is_said_and_the_right_one_serves(tmp_path: Path) -> None:
     ours, _ = self_signed(tmp_path)
     others = tmp_path / "others"
