@@ -24,7 +24,7 @@ from benchmarks.measuring import Comparison, Series
 
 MASTER_KEY = secrets.token_hex(32)
 OPERATOR_SECRET = secrets.token_hex(16)
-VALIDATING_CONNECTIONS = 32
+VALIDATING_CONNECTIONS = 128  # enough that some are served while others wait for the database
 AGENTS_AT_ONCE = 50
 
 # As a server is set up that is to lose nothing. Its size is that of a small one.

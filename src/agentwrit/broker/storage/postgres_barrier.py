@@ -58,7 +58,7 @@ class Barrier:
         self._known = known
         self._is_lost = False
         self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
-        self._next: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []  # for the next query: one each, so that each can be cancelled
         self._runner: asyncio.Task[None] | None = None
 
     async def wait(self) -> None:
@@ -67,11 +67,11 @@ class Barrier:
         Raises:
             Unavailable: the database does not answer, or what it says is not what brokers left there.
         """
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
+        known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(known)
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
-        await asyncio.shield(self._next)
+        await known
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -80,27 +80,25 @@ class Barrier:
 
     async def _run(self) -> None:
         try:
-            while self._next is not None:
-                waiting, self._next = self._next, None
+            while self._waiting:
+                waiting, self._waiting = self._waiting, []
                 try:
                     self._take(await self._ask_again_if_lost())
                 except BaseException as error:
                     # Whatever it is: everyone who waits is answered.
                     _refuse(waiting, error)
                     if not isinstance(error, (psycopg.Error, OSError, TamperedRecord)):
-                        self._refuse_next(error)
+                        _refuse(self._waiting, error)
+                        self._waiting = []
                         raise
                     self._say(error)
                 else:
-                    waiting.set_result(None)
+                    for known in waiting:
+                        if not known.done():
+                            known.set_result(None)
                     self._say(None)
         finally:
             self._runner = None
-
-    def _refuse_next(self, error: BaseException) -> None:
-        if self._next is not None:
-            _refuse(self._next, error)
-            self._next = None
 
     def _say(self, error: psycopg.Error | OSError | TamperedRecord | None) -> None:
         """Log that the database was lost, or is there again: once, however many ask meanwhile."""
@@ -148,24 +146,27 @@ class Barrier:
             await connection.close()
 
 
-def _refuse(waiting: asyncio.Future[None], error: BaseException) -> None:
-    refusal = Unavailable("the store cannot be read")
-    refusal.__cause__ = error
-    waiting.set_exception(refusal)
-    waiting.exception()  # whoever waited may be gone
+def _refuse(waiting: Sequence[asyncio.Future[None]], error: BaseException) -> None:
+    for known in waiting:
+        if not known.done():
+            refusal = Unavailable("the store cannot be read")
+            refusal.__cause__ = error
+            known.set_exception(refusal)
 
 
 @contextlib.contextmanager
 def _limited(connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
     """Break the connection off when what is asked takes too long: that ends the waiting, whatever the server does."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as own:
 
-        def break_off() -> None:
-            with contextlib.suppress(OSError):
-                own.shutdown(socket.SHUT_RDWR)
+    def break_off() -> None:
+        with (
+            contextlib.suppress(OSError, psycopg.OperationalError),  # it broke off by itself
+            socket.socket(fileno=os.dup(connection.fileno())) as own,
+        ):
+            own.shutdown(socket.SHUT_RDWR)
 
-        timer = asyncio.get_running_loop().call_later(QUERY_SECONDS, break_off)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    timer = asyncio.get_running_loop().call_later(QUERY_SECONDS, break_off)
+    try:
+        yield
+    finally:
+        timer.cancel()
