@@ -36,6 +36,7 @@ from agentwrit.client.current import AnyAgent, act_as, current_agent
 from agentwrit.client.life import RENEW_AT
 from agentwrit.client.requirement import Requirement
 from agentwrit.errors import AgentWritError, ScopeDenied, TransportError
+from agentwrit.integrations.tool_scopes import with_defaults
 
 
 class _Acting(NamedTuple):
@@ -209,15 +210,13 @@ async def _at_work(call: Call) -> AnyAgent | None:
     return current_agent() if run is None else await run.agent_of(call.agent.name)
 
 
-def _arguments(call: Call) -> dict[str, Any]:
+def _arguments(call: Call) -> Mapping[str, object]:
     """The arguments of a call, with the defaults that the tool's schema has for those that the model left out."""
     try:
         given = json.loads(call.context.tool_arguments or "{}")
     except ValueError:
         return {}
-    described = _described(call.agent, call.context.tool_name)
-    defaults = {name: schema["default"] for name, schema in described.items() if "default" in schema}
-    return {**defaults, **given} if isinstance(given, dict) else {}
+    return with_defaults(given, _described(call.agent, call.context.tool_name)) if isinstance(given, dict) else {}
 
 
 def _described(agent: Agent[Any], tool_name: str) -> Mapping[str, Mapping[str, Any]]:

@@ -42,9 +42,8 @@ class ToolScopes:
         requirement = self._needed[name]
         if requirement is None:
             return None
-        defaults = {each: schema["default"] for each, schema in described.items() if "default" in schema}
         try:
-            requirement.check({**defaults, **arguments}, agent.scope)
+            requirement.check(with_defaults(arguments, described), agent.scope)
         except ScopeDenied as denied:
             return f"refused: {denied}"
         return None
@@ -53,3 +52,13 @@ class ToolScopes:
         """Whether there are arguments for which an agent may call this tool."""
         requirement = self._needed.get(name)
         return name in self._needed and (requirement is None or requirement.is_within_reach(agent.scope))
+
+
+def with_defaults(
+    arguments: Mapping[str, object], described: Mapping[str, Mapping[str, object]]
+) -> Mapping[str, object]:
+    """The arguments of a call, and for those that the model left out the defaults of the tool's schema.
+
+    `described`: the JSON schemas of the tool's parameters, by name.
+    """
+    return {**{name: schema["default"] for name, schema in described.items() if "default" in schema}, **arguments}

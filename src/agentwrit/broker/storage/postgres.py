@@ -6,7 +6,6 @@ few seconds at most; then its connection is broken off, and the caller gets `Una
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from agentwrit.broker.storage.postgres_readers import Readers
 from agentwrit.broker.storage.postgres_schema import Opening
 from agentwrit.broker.storage.postgres_writer import Lost, OutcomeUnknown, Writer
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sql_units import MAX_WAITING_UNITS, Waiting
+from agentwrit.broker.storage.sql_units import Waiting
 from agentwrit.domain.errors import TamperedRecord, Unavailable
 from agentwrit.domain.revocation import Revocation
 
@@ -62,10 +61,7 @@ class PostgresStore:
 
     async def write(self, unit: Callable[[Transaction], T]) -> T:
         self._check_open()
-        if len(self._waiting) >= MAX_WAITING_UNITS:
-            raise Unavailable("the broker is busy")
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(unit, answer, time.monotonic()))
+        answer = sql_units.wait(self._waiting, unit)
         if self._committer is None:
             self._committer = asyncio.create_task(self._commit_all())
         return await answer

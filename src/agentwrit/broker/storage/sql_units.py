@@ -1,6 +1,8 @@
 """Units of work that wait, and running one of them inside of a transaction that several share."""
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -9,6 +11,7 @@ from agentwrit.broker.storage.sql import Session
 from agentwrit.broker.storage.sql_rows import SqlTransaction
 from agentwrit.domain.errors import Unavailable
 
+T = TypeVar("T")
 S = TypeVar("S", bound=SqlTransaction)
 
 MAX_WAITING_UNITS: Final = 4096
@@ -20,6 +23,19 @@ class Waiting(NamedTuple):
     unit: Callable[[Transaction], Any]
     answer: asyncio.Future[Any]
     since: float
+
+
+def wait(queue: deque[Waiting], unit: Callable[[Transaction], T]) -> asyncio.Future[T]:
+    """Put a unit at the end of those that wait. Returns its answer to be.
+
+    Raises:
+        Unavailable: too many wait already.
+    """
+    if len(queue) >= MAX_WAITING_UNITS:
+        raise Unavailable("the broker is busy")
+    answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    queue.append(Waiting(unit, answer, time.monotonic()))
+    return answer
 
 
 class Outcome(NamedTuple):

@@ -22,7 +22,7 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import sql_log, sql_units, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.base import RevocationListener, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sql_units import MAX_WAITING_UNITS, Outcome, Waiting
+from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
@@ -74,19 +74,14 @@ class SqliteStore:
         clock.advance_to(self._saved_now)
 
     async def write(self, unit: Callable[[Transaction], T]) -> T:
-        if self._is_closed:
-            raise Unavailable("the broker is stopping")
-        if len(self._waiting) >= MAX_WAITING_UNITS:
-            raise Unavailable("the broker is busy")
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(unit, answer, time.monotonic()))
+        self._check_open()
+        answer = sql_units.wait(self._waiting, unit)
         if self._committer is None:
             self._committer = asyncio.create_task(self._commit_all())
         return await answer
 
     async def read(self, query: Callable[[Snapshot], T]) -> T:
-        if self._is_closed:
-            raise Unavailable("the broker is stopping")
+        self._check_open()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
         except sqlite3.Error as error:
@@ -97,8 +92,7 @@ class SqliteStore:
 
     async def catch_up(self) -> None:
         """Nothing to wait for: all commits are ours."""
-        if self._is_closed:
-            raise Unavailable("the broker is stopping")
+        self._check_open()
 
     async def is_in_charge(self) -> bool:
         return True
@@ -117,6 +111,10 @@ class SqliteStore:
         for reader in self._readers:
             reader.close()
         self._connection.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable("the broker is stopping")
 
     # -- writing: the event loop owns the connection, but during a COMMIT the commit thread does ----------------------
 
