@@ -11,6 +11,7 @@ import os
 import secrets
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from nacl.signing import SigningKey
@@ -20,7 +21,7 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.issuing import TokenIssuer
 from agentwrit.broker.services.keys import KeyRings
-from agentwrit.broker.storage.base import Transaction
+from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.domain import proof
 from agentwrit.domain.grant import Grant
@@ -126,10 +127,10 @@ async def without_http(config: Config, seconds: int) -> Load:
         issuer = TokenIssuer(config, (await KeyRings.load(store, KeyWrap(master_key))).access_tokens)
         started = time.perf_counter()
 
-        def create(transaction: Transaction) -> Grant:
+        def create(nonce: bytes, transaction: Transaction) -> Grant:
+            transaction.spend_nonce(nonce, int(transaction.now) + 60)
             grant = new_grant(issuer, len(waits))
             transaction.put_grant(grant)
-            transaction.spend_nonce(os.urandom(32), int(transaction.now) + 60)
             record(transaction, grant, EVENTS_OF_A_LIFE[:2])
             return grant
 
@@ -137,7 +138,8 @@ async def without_http(config: Config, seconds: int) -> Load:
             while (begun := time.perf_counter()) < started + seconds:
                 if not is_signature(signature, message, public_key):
                     raise RuntimeError("the signature is not one")
-                issuer.token(await store.write(create), time.time())
+                nonce = os.urandom(32)
+                issuer.token(await store.write(partial(create, nonce), reads=[Row("nonces", nonce)]), time.time())
                 waits.append(time.perf_counter() - begun)
 
         await asyncio.gather(*(caller() for _ in range(CONNECTIONS)))

@@ -8,8 +8,8 @@ from agentwrit.broker.services.authentication import REUSED_PROOF, Authenticator
 from agentwrit.broker.services.context import Caller, EventData, audience_data, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
-from agentwrit.broker.services.possession import Presented, spend
-from agentwrit.broker.storage.base import Denied, GrantQuery, Transaction
+from agentwrit.broker.services.possession import Presented, spend, spending
+from agentwrit.broker.storage.base import Denied, GrantQuery, Row, Transaction
 from agentwrit.domain import delegation, idempotency, scope, spiffe_id
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import (
@@ -109,7 +109,9 @@ class DelegationService:
                 transaction.put_first_answer(identity.answered(grant, now))
             return issued
 
-        issued = await self._denials.write(delegate)
+        first_answer = () if identity is None else (Row("first_answers", identity.key),)
+        reads = (*spending(proof), Row("grants", delegator.claims.sid), *first_answer)
+        issued = await self._denials.write(delegate, reads=reads)
         if issued is None:
             raise await self._authenticator.revoked(caller, delegator)
         return issued

@@ -5,14 +5,14 @@ a minute are counted in memory, and the count is written as one more event when 
 count, never a first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.storage.base import Store, Transaction
+from agentwrit.broker.storage.base import Row, Store, Transaction
 from agentwrit.domain import timestamps
 from agentwrit.domain.audit import Draft
 from agentwrit.domain.errors import AgentWritError, Refusal
@@ -51,10 +51,10 @@ class DenialLog:
         self._clock = clock
         self._windows: dict[_Key, _Window] = {}
 
-    async def write(self, unit: Callable[[Transaction], T]) -> T:
+    async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         """`Store.write`, for a unit that may raise `StrangerDenied`."""
         try:
-            return await self._store.write(unit)
+            return await self._store.write(unit, reads=reads)
         except StrangerDenied as denied:
             raise await self.record(denied) from None
 

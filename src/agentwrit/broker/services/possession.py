@@ -1,13 +1,14 @@
 """Proof of possession (RFC 9449): that whoever presents a token, or asks for one, holds a key."""
 
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import MasterKey
-from agentwrit.broker.storage.base import Transaction
+from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.domain import challenge, jwk, proof
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidChallenge, InvalidProof, ProofNonceNeeded, Unproven
@@ -108,6 +109,11 @@ class Possession:
 def is_holder(checked: Proof, claims: Claims) -> bool:
     """Whether a proof is by the key that a token is bound to (RFC 9449 §4.3, 12; §6.1)."""
     return claims.cnf is not None and jwk.thumbprint(checked.public_key) == claims.cnf.jkt
+
+
+def spending(checked: Proof | None) -> Sequence[Row]:
+    """What `spend` reads."""
+    return () if checked is None else (Row("nonces", checked.single_use_id),)
 
 
 def spend(transaction: Transaction, checked: Proof) -> bool:

@@ -11,8 +11,8 @@ from agentwrit.broker.services.context import Caller, EventData, audience_data, 
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.services.launch_tokens import check_agent_name, check_audience, check_max_ttl
-from agentwrit.broker.services.possession import Possession, spend
-from agentwrit.broker.storage.base import Denied, Transaction
+from agentwrit.broker.services.possession import Possession, spend, spending
+from agentwrit.broker.storage.base import Denied, Row, Transaction
 from agentwrit.domain import challenge, idempotency, launch_token, scope, spiffe_id
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
@@ -127,7 +127,9 @@ class RegistrationService:
                 transaction.put_first_answer(identity.answered(grant, now))
             return issued
 
-        return await self._denials.write(create)
+        first_answer = () if identity is None else (Row("first_answers", identity.key),)
+        reads = (Row("apps", by.app_id), *spending(proof), *first_answer)
+        return await self._denials.write(create, reads=reads)
 
     def _policy(self, by: Principal, application: DirectApplication) -> LaunchToken:
         """What a launch token for this agent alone would say."""

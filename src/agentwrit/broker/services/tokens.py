@@ -18,8 +18,8 @@ from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.ending import end_grants
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
-from agentwrit.broker.services.possession import Possession, Presented, spend
-from agentwrit.broker.storage.base import Transaction
+from agentwrit.broker.services.possession import Possession, Presented, spend, spending
+from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
@@ -66,7 +66,7 @@ class TokenService:
             )
         except (InvalidToken, InvalidProof):
             return None
-        is_new = await self._denials.write(lambda transaction: spend(transaction, proof))
+        is_new = await self._denials.write(lambda transaction: spend(transaction, proof), reads=spending(proof))
         return principal if is_new and await self.is_alive(principal) else None
 
     def is_alive(self, principal: Principal) -> Awaitable[bool]:
@@ -109,7 +109,8 @@ class TokenService:
                 grant = self._succeed(transaction, caller, grant)
             return self._issuer.token(grant, transaction.now)
 
-        issued = await self._denials.write(renew)
+        reads = (*spending(proof), Row("grants", principal.claims.sid))
+        issued = await self._denials.write(renew, reads=reads)
         if issued is None:
             raise Unauthorized(RENEWAL_FAILED)
         return issued
@@ -135,8 +136,9 @@ class TokenService:
             end_grants(transaction, caller, grant.subject, [grant], EndReason.RELEASED)
             return True
 
+        reads = (*spending(proof), Row("grants", principal.claims.sid))
         already_dead = await self._authenticator.is_grant_dead(principal)
-        if already_dead or not await self._denials.write(release):
+        if already_dead or not await self._denials.write(release, reads=reads):
             raise await self._authenticator.revoked(caller, principal)
 
     def _succeed(self, transaction: Transaction, caller: Caller, grant: Grant) -> Grant:

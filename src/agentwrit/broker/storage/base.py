@@ -24,7 +24,7 @@ transaction; and it may run on any thread, so it must not wait for anything.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -141,6 +141,13 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
             and self.parent in (None, grant.parent_sid)
             and (self.below is None or any(record.sid == self.below for record in grant.chain))
         )
+
+
+class Row(NamedTuple):
+    """A row that a unit of work is known to read: of apps, launch_tokens, grants, first_answers or nonces."""
+
+    table: str
+    key: str | bytes
 
 
 class Snapshot(Protocol):
@@ -296,8 +303,11 @@ RevocationListener = Callable[[Sequence[Revocation]], None]
 class Store(Protocol):
     """A store, open. Safe to use from many tasks of one event loop."""
 
-    async def write(self, unit: Callable[[Transaction], T]) -> T:
+    async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         """Run one unit of work and wait until it is durable.
+
+        `reads`: what the unit will read, as far as that is known: a store that is far away reads it for many units at
+        once. What is missing here, or is not needed after all, costs time and nothing else.
 
         Raises:
             Refusal: what the unit raised, or the error of the `Denied` that it raised.

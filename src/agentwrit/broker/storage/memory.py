@@ -14,6 +14,7 @@ from agentwrit.broker.storage.base import (
     EventQuery,
     GrantQuery,
     RevocationListener,
+    Row,
     Snapshot,
     Transaction,
 )
@@ -46,7 +47,7 @@ class MemoryStore:
         self._is_writable = True
         self._is_closed = False
 
-    async def write(self, unit: Callable[[Transaction], T]) -> T:
+    async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
         with self._watched():
             self._fault("begin")

@@ -6,8 +6,10 @@ few seconds at most; then its connection is broken off, and the caller gets `Una
 """
 
 import asyncio
+import contextlib
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
@@ -17,13 +19,22 @@ import structlog
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import postgres_link, sql_units
-from agentwrit.broker.storage.base import RevocationListener, Snapshot, Transaction
+from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.postgres_barrier import Barrier, News
+from agentwrit.broker.storage.postgres_batch import NotInMemory, Question, Unread
 from agentwrit.broker.storage.postgres_readers import Readers
 from agentwrit.broker.storage.postgres_schema import Opening
-from agentwrit.broker.storage.postgres_writer import Lost, OutcomeUnknown, Writer
+from agentwrit.broker.storage.postgres_writer import (
+    BATCH_SECONDS,
+    UNITS_OWN_FAULT,
+    Begun,
+    Lost,
+    OutcomeUnknown,
+    Writer,
+    Written,
+)
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sql_units import Waiting
+from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.domain.errors import TamperedRecord, Unavailable
 from agentwrit.domain.revocation import Revocation
 
@@ -31,6 +42,7 @@ T = TypeVar("T")
 
 WRITE_SECONDS: Final = 6  # for a batch, connecting included
 MAX_BATCH_UNITS: Final = 256
+MAX_READINGS: Final = 8  # in a batch; then units that lack rows still are run on the database
 
 CANNOT_WRITE: Final = "the store cannot be written"
 UNKNOWN: Final = "the store was lost while it wrote: what was asked for may have been done, or not"
@@ -55,13 +67,14 @@ class PostgresStore:
         self._listeners: list[RevocationListener] = []
         self._is_writable = True
         self._is_closed = False
+        self._writing = asyncio.Lock()
         self._write_thread = ThreadPoolExecutor(1, "postgres-write")
         self._readers = Readers(opening.url, sealer)
         clock.advance_to(opening.state.now)
 
-    async def write(self, unit: Callable[[Transaction], T]) -> T:
+    async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
-        answer = sql_units.wait(self._waiting, unit)
+        answer = sql_units.wait(self._waiting, unit, reads)
         if self._committer is None:
             self._committer = asyncio.create_task(self._commit_all())
         return await answer
@@ -80,7 +93,8 @@ class PostgresStore:
     async def is_in_charge(self) -> bool:
         self._check_open()
         try:
-            return await self._on_write_thread(self._writer.take_charge)
+            async with self._turn():
+                return await self._on_write_thread(self._writer.take_charge)
         except (Lost, psycopg.Error) as error:
             raise Unavailable("the store cannot be reached") from error
 
@@ -110,7 +124,7 @@ class PostgresStore:
                 if not units:
                     return
                 try:
-                    batch = await self._on_write_thread(partial(self._writer.run, units, self._announced))
+                    written = await self._write(units)
                 except BaseException as error:
                     # Whatever it is: everyone who waits is answered. Those behind would only wait as long again.
                     detail = UNKNOWN if isinstance(error, OutcomeUnknown) else CANNOT_WRITE
@@ -126,9 +140,9 @@ class PostgresStore:
                     if not self._is_writable:
                         log.info("the store can be written again")
                     self._is_writable = True
-                    self._waiting.extendleft(reversed(units[len(batch.outcomes) :]))
-                    self._announce(batch.revocations, batch.state.feed_head)
-                    sql_units.deliver(batch.outcomes)
+                    self._waiting.extendleft(reversed(written.left))
+                    self._announce(written.revocations, written.state.feed_head)
+                    sql_units.deliver(written.outcomes)
         finally:
             self._committer = None
 
@@ -140,13 +154,65 @@ class PostgresStore:
                 units.append(waiting)
         return units
 
-    async def _on_write_thread(self, work: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(WRITE_SECONDS, self._writer.break_off)
+    async def _write(self, units: Sequence[Waiting]) -> Written:
+        async with self._turn():
+            try:
+                return await self._write_together(units)
+            except Lost:
+                if self._writer.is_broken_off:
+                    raise
+            except (*UNITS_OWN_FAULT, psycopg.errors.PipelineAborted):
+                return await self._on_write_thread(partial(self._writer.run_one_by_one, units, self._announced))
+            return await self._write_together(units)
+
+    async def _write_together(self, units: Sequence[Waiting]) -> Written:
+        known = [row for waiting in units for row in waiting.reads]
+        begun = await self._on_write_thread(partial(self._writer.begin, self._announced, known))
         try:
-            return await loop.run_in_executor(self._write_thread, work)
-        finally:
-            timer.cancel()
+            outcomes, left = await self._run(begun, units)
+        except BaseException:
+            await self._on_write_thread(self._writer.abandon)
+            raise
+        return await self._on_write_thread(partial(self._writer.commit, begun, outcomes, left))
+
+    async def _run(self, begun: Begun, units: Sequence[Waiting]) -> tuple[Sequence[Outcome], Sequence[Waiting]]:
+        """Run units in memory, and on the database those that ask for it. Returns what they came to, and those left."""
+        outcomes: list[Outcome] = []
+        stop_at = time.monotonic() + BATCH_SECONDS
+        waiting = deque(units)
+        for is_last in (*[False] * MAX_READINGS, True):
+            unread: list[Waiting] = []
+            wanted: list[Row | Question] = []
+            while waiting and time.monotonic() < stop_at:
+                unit = waiting.popleft()
+                try:
+                    if is_last:
+                        raise NotInMemory
+                    outcomes.append(begun.batch.run(unit))
+                except Unread as lacking:
+                    unread.append(unit)
+                    wanted.append(lacking.wanted)
+                except NotInMemory:
+                    outcomes.append(await self._on_write_thread(partial(self._writer.run_on_database, begun, unit)))
+            waiting.extendleft(reversed(unread))
+            if not waiting or time.monotonic() >= stop_at:
+                break
+            await self._on_write_thread(partial(self._writer.read, begun, wanted))
+        return outcomes, waiting
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """With the writer for oneself. What takes too long is broken off."""
+        async with self._writing:
+            self._writer.allow()
+            timer = asyncio.get_running_loop().call_later(WRITE_SECONDS, self._writer.break_off)
+            try:
+                yield
+            finally:
+                timer.cancel()
+
+    async def _on_write_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._write_thread, work)
 
     def _take_news(self, news: News) -> None:
         self._clock.advance_to(news.state.now)

@@ -56,20 +56,22 @@ def _statement(sql: str) -> Statement:
 
 # PostgreSQL's text has no U+0000. It is written as two characters, the first of which is no character to anybody else;
 # where that one stands itself, it is written as two as well, so nothing is mistaken for anything else.
-_ESCAPE: Final = "\ufdd0"
+ESCAPE: Final = "\ufdd0"
 
 
 def escaped(value: Any) -> Any:
     """A value as it is written."""
-    if isinstance(value, str) and ("\0" in value or _ESCAPE in value):
-        return value.replace(_ESCAPE, _ESCAPE + "1").replace("\0", _ESCAPE + "0")
+    if isinstance(value, list):
+        return [escaped(each) for each in value]
+    if isinstance(value, str) and ("\0" in value or ESCAPE in value):
+        return value.replace(ESCAPE, ESCAPE + "1").replace("\0", ESCAPE + "0")
     return value
 
 
 class _TextLoader(psycopg.adapt.Loader):
     def load(self, data: Buffer) -> str:
         text = bytes(data).decode("utf-8")
-        return text.replace(_ESCAPE + "0", "\0").replace(_ESCAPE + "1", _ESCAPE) if _ESCAPE in text else text
+        return text.replace(ESCAPE + "0", "\0").replace(ESCAPE + "1", ESCAPE) if ESCAPE in text else text
 
 
 def parameters(url: str) -> dict[str, Any]:

@@ -1,23 +1,25 @@
-"""The writing half of the PostgreSQL store: batches of units, on one thread with one connection.
+"""The writing half of the PostgreSQL store: the transactions of batches, on one thread with one connection.
 
 A batch is one transaction. It begins with a lock on the row of the cluster's state, so brokers write one after the
-other and each sees all that was committed before; it ends with that row moved on. Between the two, statements are sent
-without waiting for their answers (a pipeline), so only what a unit reads is a round trip. Where a statement fails, the
-batch is run again without a pipeline, and then it is known whose it was.
+other and each sees all that was committed before; it ends with that row moved on. Between the two its units are run in
+memory (`postgres_batch`), by the event loop: on a thread they would have to win the interpreter back from it again and
+again. What is done here waits for the server, so it is for a thread.
 """
 
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import psycopg
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import sql_log, sql_units
+from agentwrit.broker.storage import sql_log
+from agentwrit.broker.storage.base import Row
+from agentwrit.broker.storage.postgres_batch import Batch, Question, Reading
 from agentwrit.broker.storage.postgres_link import Link
-from agentwrit.broker.storage.postgres_rows import SELECT_STATE, PostgresSnapshot, PostgresTransaction, State
+from agentwrit.broker.storage.postgres_rows import SELECT_STATE, PostgresSnapshot, State
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.domain import audit, merkle
@@ -47,10 +49,24 @@ class OutcomeUnknown(Exception):
     """The connection was lost while the server committed: it may have, or not."""
 
 
-class Batch(NamedTuple):
-    """A batch that is durable: of the units the first ones. `revocations`: others' before it, and its own."""
+class Begun(NamedTuple):
+    """A batch under way. `state`: what the commit before left; `revocations`: others', that are to be announced.
+
+    `changes`: what its connection had changed before it.
+    """
+
+    link: Link
+    batch: Batch
+    state: State
+    revocations: Sequence[Revocation]
+    changes: int
+
+
+class Written(NamedTuple):
+    """A batch that is durable. `left`: units that it had no time for; `revocations`: others' before it, and its own."""
 
     outcomes: Sequence[Outcome]
+    left: Sequence[Waiting]
     revocations: Sequence[Revocation]
     state: State
 
@@ -68,24 +84,79 @@ class Writer:
         self._lock = threading.Lock()
         self._is_broken_off = False
 
-    def run(self, units: Sequence[Waiting], announced: int) -> Batch:
-        """Run units, as many as there is time for, and commit. `announced`: the feed's number that is known already.
+    def begin(self, announced: int, wanted: Iterable[Row | Question]) -> Begun:
+        """Begin a batch, with what its units are known to need. `announced`: the feed's number that is known already.
+
+        Raises:
+            Lost, psycopg.Error: nothing was done, as with all that follows.
+            TamperedRecord: nor then, for what is in the database is not what brokers left there.
+        """
+        is_from_before = self._link is not None
+        with self._ended_by_errors():
+            try:
+                return self._begin(self._connected(), announced, wanted)
+            except psycopg.Error:
+                if self._link is None or not self._link.is_lost or not is_from_before or self._is_broken_off:
+                    raise
+            # The server may have been restarted since that connection was used.
+            self.close()
+            return self._begin(self._connected(), announced, wanted)
+
+    def read(self, begun: Begun, wanted: Iterable[Row | Question]) -> None:
+        """Let the batch know what its units lack."""
+        with self._ended_by_errors():
+            with begun.link.pipeline():
+                reading = Reading(begun.link, wanted)
+            begun.batch.learn(reading.rows())
+
+    def run_on_database(self, begun: Begun, unit: Waiting) -> Outcome:
+        """Run a unit that cannot be run in memory."""
+        with self._ended_by_errors(), begun.link.pipeline():
+            return begun.batch.run_on_database(unit, is_stores_fault=_takes_the_batch)
+
+    def run_one_by_one(self, units: Sequence[Waiting], announced: int) -> Written:
+        """Run units on the database, as many as there is time for, and commit.
+
+        A statement that fails where many are sent at once takes the batch with it. Here it is known whose it was.
+
+        Raises:
+            OutcomeUnknown, Lost, psycopg.Error, TamperedRecord: as `begin` and `commit`.
+        """
+        begun = self.begin(announced, ())
+        outcomes: list[Outcome] = []
+        stop_at = time.monotonic() + BATCH_SECONDS
+        with self._ended_by_errors():
+            for unit in units:
+                outcomes.append(begun.batch.run_on_database(unit, is_stores_fault=_is_stores_fault))
+                if time.monotonic() >= stop_at:
+                    break
+        return self.commit(begun, outcomes, units[len(outcomes) :])
+
+    def commit(self, begun: Begun, outcomes: Sequence[Outcome], left: Sequence[Waiting]) -> Written:
+        """Write what units have written, and make it durable.
 
         Raises:
             OutcomeUnknown: see there.
             Lost, psycopg.Error: nothing was done.
-            TamperedRecord: nor then, for what is in the database is not what brokers left there.
         """
-        with self._lock:
-            self._is_broken_off = False
-        is_from_before = self._link is not None
-        try:
-            return self._run(self._connected(), units, announced)
-        except Lost:
-            if not is_from_before or self._is_broken_off:
-                raise
-        # The server may have been restarted since that connection was used.
-        return self._run(self._connected(), units, announced)
+        link, batch, state = begun.link, begun.batch, begun.state
+        with self._ended_by_errors():
+            with link.pipeline():
+                batch.write()
+                if link.changes != begun.changes or batch.now >= state.now + MAX_UNSAVED_SECONDS:
+                    state = State(batch.head.sequence, batch.head.hash, batch.feed_head, batch.now)
+                    link.execute("UPDATE cluster SET state = ? WHERE one = 1", (state.sealed(self._sealer),))
+            if state is begun.state:
+                link.execute("ROLLBACK")
+            else:
+                _commit(link)
+        self._known, self._head = state, batch.head
+        self._clock.advance_to(state.now)
+        return Written(outcomes, left, [*begun.revocations, *batch.revocations], state)
+
+    def abandon(self) -> None:
+        """Leave a batch as it is: nothing of it was done."""
+        self.close()
 
     def take_charge(self) -> bool:
         """Whether this broker keeps house, from now on perhaps.
@@ -93,8 +164,6 @@ class Writer:
         Raises:
             Lost, psycopg.Error: it cannot be known.
         """
-        with self._lock:
-            self._is_broken_off = False
         link = self._connected()
         try:
             if link.is_in_charge:
@@ -105,6 +174,15 @@ class Writer:
             self.close()
             raise
         return link.is_in_charge
+
+    def allow(self) -> None:
+        """Take back what `break_off` said."""
+        with self._lock:
+            self._is_broken_off = False
+
+    @property
+    def is_broken_off(self) -> bool:
+        return self._is_broken_off
 
     def break_off(self) -> None:
         """Make what is under way fail. From any thread."""
@@ -134,60 +212,32 @@ class Writer:
             self._link = link
         return link
 
-    def _run(self, link: Link, units: Sequence[Waiting], announced: int) -> Batch:
+    @contextlib.contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        """In whatever state a connection is after an error, it is not one to go on with."""
         try:
-            try:
-                return self._attempt(link, units, announced, is_piped=True)
-            except (*UNITS_OWN_FAULT, psycopg.errors.PipelineAborted):
-                if link.is_lost:
-                    raise
-                link.execute("ROLLBACK")
-                return self._attempt(link, units, announced, is_piped=False)
+            yield
         except BaseException as error:
-            # In whatever state the connection is, it is not one to go on with.
-            is_lost = link.is_lost
+            is_lost = self._link is not None and self._link.is_lost
             self.close()
             if is_lost and isinstance(error, psycopg.Error):
                 raise Lost from error
             raise
 
-    def _attempt(self, link: Link, units: Sequence[Waiting], announced: int, *, is_piped: bool) -> Batch:
-        with link.pipeline() if is_piped else contextlib.nullcontext():
+    def _begin(self, link: Link, announced: int, wanted: Iterable[Row | Question]) -> Begun:
+        with link.pipeline():
             link.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            before = State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), self._sealer)
-            before.check_follows(self._known)
-            changes = link.changes
-            now = max(self._clock.now(), before.now)
-            revocations: list[Revocation] = []
-            if before.feed_head > announced:
-                snapshot = PostgresSnapshot(link, self._sealer)
-                revocations.extend(snapshot.feed(announced + 1, before.feed_head))
-            outcomes: list[Outcome] = []
-            head, feed_head = self._head_of(link, before), before.feed_head
-            stop_at = time.monotonic() + BATCH_SECONDS
-
-            def begin() -> PostgresTransaction:
-                return PostgresTransaction(link, self._sealer, head, now, feed_head)
-
-            is_fault = _takes_the_batch if is_piped else _is_stores_fault
-            for waiting in units:
-                outcome, transaction = sql_units.run(waiting, link, begin, is_stores_fault=is_fault)
-                outcomes.append(outcome)
-                head, feed_head = transaction.head, transaction.feed_head()
-                revocations.extend(transaction.revoked)
-                if time.monotonic() >= stop_at:
-                    break
-            state = before
-            if link.changes != changes or now >= before.now + MAX_UNSAVED_SECONDS:
-                state = State(head.sequence, head.hash, feed_head, now)
-                link.execute("UPDATE cluster SET state = ? WHERE one = 1", (state.sealed(self._sealer),))
-        if state is before:
-            link.execute("ROLLBACK")
-        else:
-            _commit(link)
-        self._known, self._head = state, head
-        self._clock.advance_to(state.now)
-        return Batch(outcomes, revocations, state)
+            locked = link.execute(f"{SELECT_STATE} FOR UPDATE")
+            reading = Reading(link, wanted)
+        state = State.opened(locked.fetchone(), self._sealer)
+        state.check_follows(self._known)
+        revocations: Sequence[Revocation] = ()
+        if state.feed_head > announced:
+            revocations = PostgresSnapshot(link, self._sealer).feed(announced + 1, state.feed_head)
+        now = max(self._clock.now(), state.now)
+        batch = Batch(link, self._sealer, self._head_of(link, state), state.feed_head, now)
+        batch.learn(reading.rows())
+        return Begun(link, batch, state, revocations, link.changes)
 
     def _head_of(self, link: Link, state: State) -> Head:
         """Where the log ends. What other brokers have added since this one looked is read and followed."""

@@ -18,6 +18,7 @@ from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
 
 EVENT_COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(audit.Event))
+TILE_COLUMNS: Final = ("level", "number", "hashes", "mac")
 SELECT_EVENTS: Final = f"SELECT {', '.join(EVENT_COLUMNS)} FROM events"
 
 _DATA_COLUMN = EVENT_COLUMNS.index("data")
@@ -37,9 +38,14 @@ _encode_members = msgspec.json.Encoder(order="deterministic").encode
 
 
 def put_event(connection: Session, event: audit.Event) -> None:
-    columns = list(msgspec.structs.astuple(event))
-    columns[_DATA_COLUMN] = _encode(event.data).decode()
-    connection.execute(_INSERT_EVENT, columns)
+    connection.execute(_INSERT_EVENT, event_row(event))
+
+
+def event_row(event: audit.Event) -> Sequence[object]:
+    """The row of an event, in the order of EVENT_COLUMNS."""
+    row = list(msgspec.structs.astuple(event))
+    row[_DATA_COLUMN] = _encode(event.data).decode()
+    return row
 
 
 def event(row: tuple[Any, ...]) -> audit.Event:
@@ -153,8 +159,13 @@ def put_tiles(connection: Session, sealer: Sealer, tiles: Iterable[merkle.Tile])
         connection.execute(
             "INSERT INTO tiles (level, number, hashes, mac) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (level, number) DO UPDATE SET hashes = excluded.hashes, mac = excluded.mac",
-            (tile.level, tile.number, tile.hashes, sealer.mac("tiles", _tile_body(*tile))),
+            tile_row(sealer, tile),
         )
+
+
+def tile_row(sealer: Sealer, tile: merkle.Tile) -> tuple[int, int, bytes, bytes]:
+    """The row of a tile, in the order of TILE_COLUMNS."""
+    return tile.level, tile.number, tile.hashes, sealer.mac("tiles", _tile_body(*tile))
 
 
 def tile(connection: Session, sealer: Sealer, level: int, number: int) -> bytes:

@@ -1,9 +1,9 @@
 """Rows of the SQL schemas, and the records that they hold."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from typing import ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, Revocatio
 from agentwrit.domain.signing_key import StoredKey
 
 R = TypeVar("R", bound=msgspec.Struct)
+
+Key = str | bytes
 
 _BELOW = (
     "WITH RECURSIVE below (sid) AS ("
@@ -53,16 +55,16 @@ class SqlSnapshot:
         self._sealer = sealer
 
     def operator(self, name: str) -> Operator | None:
-        return self._one("operators", Operator, "name = ?", name, name=name)
+        return self._one("operators", Operator, "name", name)
 
     def app(self, app_id: str) -> App | None:
-        return self._one("apps", App, "app_id = ?", app_id, app_id=app_id)
+        return self._one("apps", App, "app_id", app_id)
 
     def app_by_client_id(self, client_id: str) -> App | None:
-        return self._one("apps", App, "client_id = ?", client_id, client_id=client_id)
+        return self._one("apps", App, "client_id", client_id)
 
     def active_app_by_name(self, name: str) -> App | None:
-        return self._one("apps", App, "name = ? AND status <> 'inactive'", name, name=name)
+        return self._one("apps", App, "name", name, "status <> 'inactive'")
 
     def apps(self, *, limit: int | None = None, offset: int = 0) -> Sequence[App]:
         return self._all(
@@ -74,12 +76,17 @@ class SqlSnapshot:
         return int(count)
 
     def launch_token(self, token_hash: bytes) -> LaunchToken | None:
-        return self._one("launch_tokens", LaunchToken, "token_hash = ?", token_hash, token_hash=token_hash)
+        return self._one("launch_tokens", LaunchToken, "token_hash", token_hash)
 
     def grant(self, sid: str) -> Grant | None:
-        return self._one("grants", Grant, "sid = ?", sid, sid=sid)
+        return self._one("grants", Grant, "sid", sid)
 
     def grants(self, query: GrantQuery) -> Sequence[Grant]:
+        sql, values = self._select_grants(query)
+        return self._opened_grants(query, self._connection.execute(sql, values))
+
+    def _select_grants(self, query: GrantQuery) -> tuple[str, tuple[object, ...]]:
+        """What finds them: a statement, and its values."""
         where = _Where()
         if query.live_at is not None:
             # Hardly any is over, so the index on exp is no way to the rest.
@@ -97,8 +104,11 @@ class SqlSnapshot:
         place = self.GRANT_PLACE
         where.add(f"{place} > (SELECT {place} FROM grants WHERE sid = ?)", query.after)
         limit = ALL if query.limit is None else query.limit
-        found = self._all("grants", Grant, f"{where.sql} ORDER BY {place} LIMIT ?", *where.values, limit)
+        return f"SELECT body, mac FROM grants WHERE {where.sql} ORDER BY {place} LIMIT ?", (*where.values, limit)
+
+    def _opened_grants(self, query: GrantQuery, rows: Iterable[Any]) -> list[Grant]:
         # The columns find the rows; what a row says is what its sealed body says.
+        found = (self._sealer.open("grants", body, mac, Grant) for body, mac in rows)
         return [grant for grant in found if query.matches(grant)]
 
     def last_exp(self) -> int:
@@ -106,7 +116,7 @@ class SqlSnapshot:
         return int(exp)
 
     def first_answer(self, key: bytes) -> FirstAnswer | None:
-        return self._one("first_answers", FirstAnswer, "key = ?", key, key=key)
+        return self._one("first_answers", FirstAnswer, "key", key)
 
     def signing_keys(self) -> Sequence[StoredKey]:
         return self._all("signing_keys", StoredKey, "TRUE ORDER BY created_at DESC, kid")
@@ -226,14 +236,19 @@ class SqlSnapshot:
         [last] = self._connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
         return int(first), int(last)
 
-    def _one(self, table: str, record_type: type[R], where: str, value: object, **key: object) -> R | None:
-        rows = self._all(table, record_type, where, value)
-        if not rows:
-            return None
+    def _one(self, table: str, record_type: type[R], column: str, value: Key, condition: str = "TRUE") -> R | None:
+        row = self._connection.execute(
+            f"SELECT body, mac FROM {table} WHERE {column} = ? AND {condition}", (value,)
+        ).fetchone()
+        return None if row is None else self._open(table, record_type, row, column, value)
+
+    def _open(self, table: str, record_type: type[R], row: Sequence[Any], column: str, value: Key) -> R:
+        body, mac = row
+        record = self._sealer.open(table, body, mac, record_type)
         # A genuine row in another's place is no better than a forged one.
-        if any(getattr(rows[0], name) != expected for name, expected in key.items()):
+        if getattr(record, column) != value:
             raise TamperedRecord(f"a row of {table} stands in another's place")
-        return rows[0]
+        return record
 
     def _all(self, table: str, record_type: type[R], where: str, *values: object) -> list[R]:
         rows = self._connection.execute(f"SELECT body, mac FROM {table} WHERE {where}", values)
@@ -307,19 +322,15 @@ class SqlTransaction(SqlSnapshot):
         if known is not None:
             revocation = known.joined(revocation)
         _, mac = self._sealer.seal("revocations", revocation)
-        self._connection.execute(
-            "INSERT INTO revocations (kind, id, effective_at, last_exp, mac, seq) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (kind, id) DO UPDATE SET effective_at = excluded.effective_at,"
-            " last_exp = excluded.last_exp, mac = excluded.mac, seq = excluded.seq",
-            (
-                revocation.kind.value,
-                revocation.id,
-                revocation.effective_at,
-                revocation.last_exp,
-                mac,
-                self._next_number(),
-            ),
-        )
+        columns: dict[str, object] = {
+            "kind": revocation.kind.value,
+            "id": revocation.id,
+            "effective_at": revocation.effective_at,
+            "last_exp": revocation.last_exp,
+            "mac": mac,
+            "seq": self._next_number(),
+        }
+        self._put_row("revocations", ("kind", "id"), columns)
         self.revoked.append(revocation)
 
     def _next_number(self) -> int:
@@ -328,9 +339,9 @@ class SqlTransaction(SqlSnapshot):
 
     def record(self, draft: audit.Draft) -> None:
         appended = audit.append(draft, self.head, now=self.now)
-        sql_log.put_event(self._connection, appended.event)
+        self._put_event(appended.event)
         if appended.tiles:
-            sql_log.put_tiles(self._connection, self._sealer, appended.tiles)
+            self._put_tiles(appended.tiles)
         self.head = appended.head
 
     def put_checkpoint(self, size: int, note: str) -> None:
@@ -368,16 +379,28 @@ class SqlTransaction(SqlSnapshot):
 
     def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
         columns["body"], columns["mac"] = self._sealer.seal(table, record)
+        self._put_row(table, (key,), columns)
+
+    def _put_row(self, table: str, key: tuple[str, ...], columns: dict[str, object]) -> None:
         self._connection.execute(_upsert(table, key, tuple(columns)), tuple(columns.values()))
+
+    def _put_event(self, event: audit.Event) -> None:
+        sql_log.put_event(self._connection, event)
+
+    def _put_tiles(self, tiles: Sequence[merkle.Tile]) -> None:
+        sql_log.put_tiles(self._connection, self._sealer, tiles)
 
 
 @cache
-def _upsert(table: str, key: str, columns: tuple[str, ...]) -> str:
-    changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != key)
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-        f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
-    )
+def _upsert(table: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
+    values = ", ".join("?" * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {on_conflict(key, columns)}"
+
+
+def on_conflict(key: Sequence[str], columns: Sequence[str]) -> str:
+    """What makes an INSERT replace a row that has the same key."""
+    changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in key)
+    return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
 
 
 class _Where:

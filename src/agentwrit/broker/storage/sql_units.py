@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
-from agentwrit.broker.storage.base import Denied, Transaction
+from agentwrit.broker.storage.base import Denied, Row, Transaction
 from agentwrit.broker.storage.sql import Session
 from agentwrit.broker.storage.sql_rows import SqlTransaction
 from agentwrit.domain.errors import Unavailable
@@ -18,14 +18,15 @@ MAX_WAITING_UNITS: Final = 4096
 
 
 class Waiting(NamedTuple):
-    """A unit that somebody waits for. `since`: of the monotonic clock."""
+    """A unit that somebody waits for. `since`: of the monotonic clock; `reads`: what it is known to read."""
 
     unit: Callable[[Transaction], Any]
     answer: asyncio.Future[Any]
     since: float
+    reads: Sequence[Row]
 
 
-def wait(queue: deque[Waiting], unit: Callable[[Transaction], T]) -> asyncio.Future[T]:
+def wait(queue: deque[Waiting], unit: Callable[[Transaction], T], reads: Sequence[Row] = ()) -> asyncio.Future[T]:
     """Put a unit at the end of those that wait. Returns its answer to be.
 
     Raises:
@@ -34,7 +35,7 @@ def wait(queue: deque[Waiting], unit: Callable[[Transaction], T]) -> asyncio.Fut
     if len(queue) >= MAX_WAITING_UNITS:
         raise Unavailable("the broker is busy")
     answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    queue.append(Waiting(unit, answer, time.monotonic()))
+    queue.append(Waiting(unit, answer, time.monotonic(), reads))
     return answer
 
 
@@ -47,14 +48,17 @@ class Outcome(NamedTuple):
 
 
 def run(
-    waiting: Waiting, session: Session, begin: Callable[[], S], *, is_stores_fault: Callable[[Exception], bool]
+    waiting: Waiting,
+    begin: Callable[[], S],
+    *,
+    undo: Callable[[], object] = lambda: None,
+    is_passed_on: Callable[[Exception], bool],
 ) -> tuple[Outcome, S]:
-    """Run a unit in a savepoint. Returns what it came to, and the transaction with what is left of it.
+    """Run a unit. Returns what it came to, and the transaction with what is left of it.
 
-    `begin` gives a transaction that goes on from where the last unit ended. What the unit raises is its caller's to
-    see, and no other's, unless it is the store's fault: that takes the batch with it, and is raised.
+    `begin` gives a transaction that goes on from where the last unit ended, and `undo` undoes all of one. What the
+    unit raises is its caller's to see, and no other's, unless it `is_passed_on`.
     """
-    session.execute("SAVEPOINT unit")
     transaction = begin()
     value: Any = None
     failure: BaseException | None = None
@@ -62,18 +66,27 @@ def run(
         value = waiting.unit(transaction)
     except Denied as denied:
         failure = denied.error
-        session.execute("ROLLBACK TO unit")
+        undo()
         transaction = begin()
         for event in denied.events:
             transaction.record(event)
     except Exception as error:
-        if is_stores_fault(error):
+        if is_passed_on(error):
             raise
         failure = error
-        session.execute("ROLLBACK TO unit")
+        undo()
         transaction = begin()
-    session.execute("RELEASE unit")
     return Outcome(waiting.answer, value, failure), transaction
+
+
+def run_in_savepoint(
+    waiting: Waiting, session: Session, begin: Callable[[], S], *, is_stores_fault: Callable[[Exception], bool]
+) -> tuple[Outcome, S]:
+    """As `run`, in a transaction that others share. What is the store's fault ends the batch: it is raised."""
+    session.execute("SAVEPOINT unit")
+    done = run(waiting, begin, undo=lambda: session.execute("ROLLBACK TO unit"), is_passed_on=is_stores_fault)
+    session.execute("RELEASE unit")
+    return done
 
 
 def deliver(outcomes: Iterable[Outcome]) -> None:

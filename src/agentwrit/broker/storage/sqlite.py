@@ -13,14 +13,14 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import sql_log, sql_units, sqlite_rows, sqlite_schema
-from agentwrit.broker.storage.base import RevocationListener, Snapshot, Transaction
+from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
@@ -73,7 +73,7 @@ class SqliteStore:
         self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
         clock.advance_to(self._saved_now)
 
-    async def write(self, unit: Callable[[Transaction], T]) -> T:
+    async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
         answer = sql_units.wait(self._waiting, unit)
         if self._committer is None:
@@ -195,7 +195,9 @@ class SqliteStore:
         def begin() -> SqliteTransaction:
             return SqliteTransaction(self._connection, self._sealer, self._head, now)
 
-        outcome, transaction = sql_units.run(waiting, self._connection, begin, is_stores_fault=_is_stores_fault)
+        outcome, transaction = sql_units.run_in_savepoint(
+            waiting, self._connection, begin, is_stores_fault=_is_stores_fault
+        )
         self._head = transaction.head
         revocations.extend(transaction.revoked)
         return outcome
