@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from agentwrit.broker.config import Network
 from agentwrit.broker.http import problems
 from agentwrit.broker.http.admission import BUSY, Admission
-from agentwrit.broker.http.exchange import Answer, Exchange, Header
+from agentwrit.broker.http.exchange import DIRECT, Answer, Direct, Exchange, Header, joined
 from agentwrit.broker.http.routing import Router
 from agentwrit.broker.metrics import Metrics
 from agentwrit.domain.errors import InternalError, NotFound, Refusal, TamperedRecord, Unavailable
@@ -29,6 +29,7 @@ _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000; in
 STALLED_SECONDS: Final = 10  # how long a piece of a stream may wait for a client that does not read
 
 _IS_COUNTED: Final = "agentwrit.is_counted"
+_FOUND: Final = "agentwrit.found"
 
 # Asked many times a second by machines; their counts say what their lines would.
 _QUIET_ROUTES: Final = frozenset(
@@ -61,6 +62,7 @@ class Edge:
         self._trusted_proxies = trusted_proxies
         self._headers = [*_SECURITY_HEADERS, _STRICT_TRANSPORT] if is_tls else _SECURITY_HEADERS
         self._uncached = [*self._headers, _NO_STORE]
+        self._head, self._uncached_head = joined(self._headers), joined(self._uncached)
         self._is_draining = is_draining
         self._admission = Admission()
 
@@ -71,7 +73,7 @@ class Edge:
         ends has to end.
         """
         try:
-            resource, _ = self._router.find(scope["path"])
+            scope[_FOUND] = resource, _ = self._router.find(scope["path"])
         except NotFound:
             return True
         if not resource.is_bounded:
@@ -89,7 +91,7 @@ class Edge:
         status = 0
         try:
             try:
-                resource, exchange.path_params = self._router.find(scope["path"])
+                resource, exchange.path_params = scope.get(_FOUND) or self._router.find(scope["path"])
                 route = resource.path
                 handler = resource.handler(scope["method"])
                 exchange.route = resource.routes[scope["method"]]
@@ -105,23 +107,32 @@ class Edge:
                 error = InternalError("the broker failed; its log has the details under this request id")
                 answer = _problem(error, scope, exchange)
             status = answer.status
-            headers = self._complete(answer, exchange)
-            if answer.stream is not None:
-                await _stream(receive, send, answer.status, headers, answer.stream)
-            else:
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": answer.body})
+            direct: Direct | None = scope.get(DIRECT)
+            if direct is None or answer.stream is not None or not self._answer(direct, answer, exchange):
+                await self._send(receive, send, answer, exchange)
         finally:
             if scope.get(_IS_COUNTED):
                 self._admission.leave()
             self._account(scope, route, exchange, status, time.perf_counter() - started_at)
 
-    def _complete(self, answer: Answer, exchange: Exchange) -> list[Header]:
+    def _answer(self, direct: Direct, answer: Answer, exchange: Exchange) -> bool:
+        common = self._head if answer.is_cacheable else self._uncached_head
+        head = b"%b%bx-request-id: %b\r\n" % (answer.head(), common, exchange.request_id.encode("ascii"))
+        return direct.answer(answer.status, head, answer.body, is_last=self._is_last(exchange))
+
+    async def _send(self, receive: Receive, send: Send, answer: Answer, exchange: Exchange) -> None:
         common = self._headers if answer.is_cacheable else self._uncached
-        complete = [*answer.fields(), *common, (b"x-request-id", exchange.request_id.encode("ascii"))]
-        if exchange.is_body_unread or self._is_draining():
-            complete.append(_CLOSE)
-        return complete
+        headers = [*answer.fields(), *common, (b"x-request-id", exchange.request_id.encode("ascii"))]
+        if self._is_last(exchange):
+            headers.append(_CLOSE)
+        if answer.stream is not None:
+            await _stream(receive, send, answer.status, headers, answer.stream)
+        else:
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": answer.body})
+
+    def _is_last(self, exchange: Exchange) -> bool:
+        return exchange.is_body_unread or self._is_draining()
 
     def _account(self, scope: Scope, route: str, exchange: Exchange, status: int, seconds: float) -> None:
         method = scope["method"] if route != UNKNOWN_ROUTE and status != 405 else "other"

@@ -7,12 +7,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from agentwrit.broker.http import problems
 from agentwrit.broker.http.admission import BUSY
 from agentwrit.broker.http.edge import Edge
-from agentwrit.broker.http.exchange import new_request_id
+from agentwrit.broker.http.exchange import DIRECT, Header, joined, new_request_id
 from agentwrit.domain.errors import InvalidRequest, Refusal
 
 MAX_HEAD_BYTES: Final = 32 * 1024
@@ -38,6 +38,13 @@ class _Gathering:
             self._call_soon(self._flush)
         self._pieces.append(data)
 
+    def write_whole(self, data: bytes) -> None:
+        """Write what nothing belongs to that is written afterwards."""
+        if self._pieces:
+            self._pieces.append(data)
+        else:
+            self._transport.write(data)
+
     def close(self) -> None:
         self._flush()
         self._transport.close()
@@ -49,6 +56,52 @@ class _Gathering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+class _Direct:
+    """A request that is answered past uvicorn's messages: it would check each of our header fields once more."""
+
+    __slots__ = ("_cycle", "_protocol")
+
+    _default_fields: list[Header] | None = None
+    _default_head = b""
+
+    def __init__(self, protocol: "BoundedHttpProtocol", cycle: Any) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+
+    def body(self) -> bytes | None:
+        cycle = self._cycle
+        if cycle.more_body or cycle.waiting_for_100_continue or cycle.disconnected or cycle.response_complete:
+            return None
+        body = bytes(cycle.body)
+        cycle.body = bytearray()
+        cycle.message_event.clear()
+        self._protocol.flow.resume_reading()
+        return body
+
+    def answer(self, status: int, head: bytes, body: bytes, *, is_last: bool) -> bool:
+        cycle = self._cycle
+        if cycle.response_started or cycle.disconnected or self._protocol.flow.write_paused:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.keep_alive = cycle.keep_alive and not is_last
+        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        content = b"" if cycle.scope["method"] == "HEAD" else body
+        transport: Any = self._protocol.transport
+        transport.write_whole(b"".join((STATUS_LINE[status], self._defaults(), head, end, content)))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            transport.close()
+        cycle.on_response()
+        return True
+
+    def _defaults(self) -> bytes:
+        """The date, and whatever else uvicorn puts into every answer: a new list every second."""
+        fields = self._protocol.server_state.default_headers
+        if fields is not _Direct._default_fields:
+            _Direct._default_fields, _Direct._default_head = fields, joined(fields)
+        return _Direct._default_head
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -93,6 +146,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.transport.close()
             cycle.on_response()
             return
+        cycle.scope[DIRECT] = _Direct(self, cycle)
         super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
