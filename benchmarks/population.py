@@ -7,6 +7,7 @@ some of the tokens that hold.
 import argparse
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from agentwrit.broker import bootstrap
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.issuing import TokenIssuer, holder, new_id
+from agentwrit.broker.services.issuing import TokenIssuer, holder
 from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain.audit import EventType
@@ -95,7 +96,9 @@ def _revoke(numbers: range, over_at: int, transaction: Transaction) -> None:
     for number in numbers:
         last_exp = over_at - number % SPREAD_SECONDS
         at = int(transaction.now)
-        transaction.revoke(Revocation(kind=RevocationKind.GRANT, id=new_id(), effective_at=at, last_exp=last_exp))
+        transaction.revoke(
+            Revocation(kind=RevocationKind.GRANT, id=secrets.token_hex(16), effective_at=at, last_exp=last_exp)
+        )
 
 
 def run(

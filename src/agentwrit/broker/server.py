@@ -70,7 +70,7 @@ def serve(
         if config.workers > 1 and listen_fd is None:
             runner.run(_serve_with_workers(config, file, ready_fd, stop_fd))
         else:
-            runner.run(_serve(config, ready_fd, stop_fd, listen_fd))
+            runner.run(logs.gathered(_serve(config, ready_fd, stop_fd, listen_fd)))
 
 
 async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int | None, stop_fd: int | None) -> None:

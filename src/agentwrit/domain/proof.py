@@ -14,6 +14,7 @@ The rules:
 import hashlib
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -28,6 +29,7 @@ WINDOW_SECONDS: Final = 30
 MAX_PROOF_BYTES: Final = 4096
 MAX_JTI_LENGTH: Final = 128
 MAX_IAT: Final = 2**53
+TOKENS_REMEMBERED: Final = 256
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PUBLIC_MEMBERS: Final = {"kty", "crv", "x"}
@@ -86,6 +88,7 @@ def target(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+@lru_cache(TOKENS_REMEMBERED)  # an app makes its agents one after the other, with the same token
 def token_hash(token: str) -> str:
     """What a proof says of the token that it goes with (RFC 9449 §4.2, `ath`)."""
     return base64url.encode(hashlib.sha256(token.encode("utf-8")).digest())

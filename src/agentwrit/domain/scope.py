@@ -100,11 +100,16 @@ def uncovered(requested: Iterable[str], allowed: Iterable[str]) -> tuple[str, ..
     if isinstance(requested, str) or isinstance(allowed, str):
         raise TypeError("scopes are given as a list of strings, not as one string")
     held = [scope for scope in map(_parse_or_none, allowed) if scope is not None]
-    return tuple(text for text in requested if not _is_covered(_parse_or_none(text), held))
+    return tuple([text for text in requested if not _is_covered(_parse_or_none(text), held)])
 
 
 def _is_covered(requested: Scope | None, held: Iterable[Scope]) -> bool:
-    return requested is not None and any(scope.covers(requested) for scope in held)
+    if requested is None:
+        return False
+    for scope in held:  # noqa: SIM110  # asked several times for each request, and a generator costs more than this
+        if scope.covers(requested):
+            return True
+    return False
 
 
 @lru_cache(PARSED_SCOPES_REMEMBERED)

@@ -86,7 +86,8 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = time.perf_counter()
-        exchange = Exchange(scope, receive, self._trusted_proxies)
+        direct: Direct | None = scope.pop(DIRECT, None)  # it knows the scope: a circle is garbage that has to be found
+        exchange = Exchange(scope, receive, self._trusted_proxies, direct)
         route = UNKNOWN_ROUTE
         status = 0
         try:
@@ -107,7 +108,6 @@ class Edge:
                 error = InternalError("the broker failed; its log has the details under this request id")
                 answer = _problem(error, scope, exchange)
             status = answer.status
-            direct: Direct | None = scope.get(DIRECT)
             if direct is None or answer.stream is not None or not self._answer(direct, answer, exchange):
                 await self._send(receive, send, answer, exchange)
         finally:

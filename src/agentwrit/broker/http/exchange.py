@@ -93,6 +93,7 @@ class Exchange:
 
     __slots__ = (
         "_caller",
+        "_direct",
         "_receive",
         "_scope",
         "_trusted_proxies",
@@ -102,10 +103,13 @@ class Exchange:
         "route",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, trusted_proxies: Sequence[Network]) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, trusted_proxies: Sequence[Network], direct: Direct | None = None
+    ) -> None:
         self._scope = scope
         self._receive = receive
         self._trusted_proxies = trusted_proxies
+        self._direct = direct
         self._caller: Caller | None = None
         given_id = self.header("x-request-id")
         self.request_id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else new_request_id()
@@ -248,8 +252,7 @@ class Exchange:
         """
         # Until the whole body is read, what follows on this connection is no new request.
         self.is_body_unread = True
-        direct: Direct | None = self._scope.get(DIRECT)
-        whole = direct.body() if direct is not None else None
+        whole = self._direct.body() if self._direct is not None else None
         if whole is not None and len(whole) <= MAX_BODY_BYTES:
             self.is_body_unread = False
             return whole

@@ -1,6 +1,6 @@
 """Making grants and the tokens on them."""
 
-import secrets
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -27,9 +27,10 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
         return f"IssuedToken(sid={self.grant.sid!r}, expires_in={self.expires_in})"
 
 
-def new_id() -> str:
-    """A name for a grant or a token that nobody can guess: 128 random bits in hex."""
-    return secrets.token_hex(16)
+def new_ids() -> tuple[str, str]:
+    """Names for a grant and its token that nobody can guess: 128 random bits each, in hex."""
+    drawn = os.urandom(32).hex()
+    return drawn[:32], drawn[32:]
 
 
 class TokenIssuer:
@@ -52,10 +53,11 @@ class TokenIssuer:
         audience: Sequence[str] = (),
     ) -> Grant:
         """A grant with its first token. `ttl`: seconds; `ends_at`: its end, whatever its tokens' (Unix seconds)."""
+        sid, jti = new_ids()
         at = int(now)
         end = at + ttl if ends_at is None else ends_at
         return Grant(
-            sid=new_id(),
+            sid=sid,
             kind=kind,
             subject=subject,
             app_id=app.app_id if app is not None else "",
@@ -65,7 +67,7 @@ class TokenIssuer:
             ttl=ttl,
             created_at=at,
             ends_at=end,
-            jti=new_id(),
+            jti=jti,
             iat=at,
             exp=min(at + ttl, end),
             kid=self._keys.signer.kid,
@@ -77,6 +79,7 @@ class TokenIssuer:
         It is for the parent's task and audience, and by the delegate's key: bound to it where either of the two grants
         is bound, so that binding is not lost on the way. `ends_at`: Unix seconds.
         """
+        sid, jti = new_ids()
         at = int(now)
         chain = delegation.extend(
             parent.chain,
@@ -90,7 +93,7 @@ class TokenIssuer:
         )
         return msgspec.structs.replace(
             to,
-            sid=new_id(),
+            sid=sid,
             scope=tuple(scope),
             audience=parent.audience,
             task_id=parent.task_id,
@@ -100,7 +103,7 @@ class TokenIssuer:
             ttl=ends_at - at,
             created_at=at,
             ends_at=ends_at,
-            jti=new_id(),
+            jti=jti,
             iat=at,
             exp=ends_at,
             previous_jti="",
@@ -114,7 +117,7 @@ class TokenIssuer:
 
     def renewed(self, of: Grant, now: float) -> Grant:
         """The grant with a new current token."""
-        return msgspec.structs.replace(grant_rules.renewed(of, new_id(), now), kid=self._keys.signer.kid)
+        return msgspec.structs.replace(grant_rules.renewed(of, new_ids()[1], now), kid=self._keys.signer.kid)
 
     def token(self, of: Grant, now: float, *, scope_field: str = "requested_scope") -> IssuedToken:
         """The current token of a grant. The same grant and key give the same token.

@@ -63,6 +63,7 @@ class PostgresStore:
             opening.url, sealer, opening.state, opening.time, lambda: self._announced, self._take_news
         )
         self._waiting: deque[Waiting] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._committer: asyncio.Task[None] | None = None
         self._listeners: list[RevocationListener] = []
         self._is_writable = True
@@ -74,9 +75,11 @@ class PostgresStore:
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
-        answer = sql_units.wait(self._waiting, unit, reads)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # which asks the system, each time
+        answer = sql_units.wait(self._loop, self._waiting, unit, reads)
         if self._committer is None:
-            self._committer = asyncio.create_task(self._commit_all())
+            self._committer = self._loop.create_task(self._commit_all())
         return await answer
 
     async def read(self, query: Callable[[Snapshot], T]) -> T:

@@ -26,7 +26,9 @@ class Waiting(NamedTuple):
     reads: Sequence[Row]
 
 
-def wait(queue: deque[Waiting], unit: Callable[[Transaction], T], reads: Sequence[Row] = ()) -> asyncio.Future[T]:
+def wait(
+    loop: asyncio.AbstractEventLoop, queue: deque[Waiting], unit: Callable[[Transaction], T], reads: Sequence[Row] = ()
+) -> asyncio.Future[T]:
     """Put a unit at the end of those that wait. Returns its answer to be.
 
     Raises:
@@ -34,7 +36,7 @@ def wait(queue: deque[Waiting], unit: Callable[[Transaction], T], reads: Sequenc
     """
     if len(queue) >= MAX_WAITING_UNITS:
         raise Unavailable("the broker is busy")
-    answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    answer: asyncio.Future[T] = loop.create_future()
     queue.append(Waiting(unit, answer, time.monotonic(), reads))
     return answer
 
