@@ -21,7 +21,6 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import postgres_link, sql_units
 from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.postgres_barrier import Barrier, News
-from agentwrit.broker.storage.postgres_batch import NotInMemory, Question, Unread
 from agentwrit.broker.storage.postgres_readers import Readers
 from agentwrit.broker.storage.postgres_schema import Opening
 from agentwrit.broker.storage.postgres_writer import (
@@ -34,6 +33,7 @@ from agentwrit.broker.storage.postgres_writer import (
     Written,
 )
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql_batch import NotInMemory, Question, Unread
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.domain.errors import TamperedRecord, Unavailable
 from agentwrit.domain.revocation import Revocation
@@ -176,7 +176,7 @@ class PostgresStore:
         except BaseException:
             await self._on_write_thread(self._writer.abandon)
             raise
-        return await self._on_write_thread(partial(self._writer.commit, begun, outcomes, left))
+        return await self._on_write_thread(partial(self._writer.commit, begun, begun.batch.writing(), outcomes, left))
 
     async def _run(self, begun: Begun, units: Sequence[Waiting]) -> tuple[Sequence[Outcome], Sequence[Waiting]]:
         """Run units in memory, and on the database those that ask for it. Returns what they came to, and those left."""

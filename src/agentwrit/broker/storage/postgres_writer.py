@@ -9,7 +9,7 @@ again. What is done here waits for the server, so it is for a thread.
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import psycopg
@@ -17,10 +17,11 @@ import psycopg
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Row
-from agentwrit.broker.storage.postgres_batch import Batch, Question, Reading
+from agentwrit.broker.storage.postgres_batch import PostgresBatch, Reading
 from agentwrit.broker.storage.postgres_link import Link
 from agentwrit.broker.storage.postgres_rows import SELECT_STATE, PostgresSnapshot, State
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql_batch import Question
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Head
@@ -56,7 +57,7 @@ class Begun(NamedTuple):
     """
 
     link: Link
-    batch: Batch
+    batch: PostgresBatch
     state: State
     revocations: Sequence[Revocation]
     changes: int
@@ -130,9 +131,11 @@ class Writer:
                 outcomes.append(begun.batch.run_on_database(unit, is_stores_fault=_is_stores_fault))
                 if time.monotonic() >= stop_at:
                     break
-        return self.commit(begun, outcomes, units[len(outcomes) :])
+        return self.commit(begun, begun.batch.writing(), outcomes, units[len(outcomes) :])
 
-    def commit(self, begun: Begun, outcomes: Sequence[Outcome], left: Sequence[Waiting]) -> Written:
+    def commit(
+        self, begun: Begun, write: Callable[[], object], outcomes: Sequence[Outcome], left: Sequence[Waiting]
+    ) -> Written:
         """Write what units have written, and make it durable.
 
         Raises:
@@ -142,9 +145,9 @@ class Writer:
         link, batch, state = begun.link, begun.batch, begun.state
         with self._ended_by_errors():
             with link.pipeline():
-                batch.write()
+                write()
                 if link.changes != begun.changes or batch.now >= state.now + MAX_UNSAVED_SECONDS:
-                    state = State(batch.head.sequence, batch.head.hash, batch.feed_head, batch.now)
+                    state = State(batch.head.sequence, batch.head.hash, batch.feed_head(), batch.now)
                     link.execute("UPDATE cluster SET state = ? WHERE one = 1", (state.sealed(self._sealer),))
             if state is begun.state:
                 link.execute("ROLLBACK")
@@ -235,7 +238,7 @@ class Writer:
         if state.feed_head > announced:
             revocations = PostgresSnapshot(link, self._sealer).feed(announced + 1, state.feed_head)
         now = max(self._clock.now(), state.now)
-        batch = Batch(link, self._sealer, self._head_of(link, state), state.feed_head, now)
+        batch = PostgresBatch(link, self._sealer, self._head_of(link, state), state.feed_head, now)
         batch.learn(reading.rows())
         return Begun(link, batch, state, revocations, link.changes)
 

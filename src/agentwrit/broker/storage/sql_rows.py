@@ -382,7 +382,7 @@ class SqlTransaction(SqlSnapshot):
         self._put_row(table, (key,), columns)
 
     def _put_row(self, table: str, key: tuple[str, ...], columns: dict[str, object]) -> None:
-        self._connection.execute(_upsert(table, key, tuple(columns)), tuple(columns.values()))
+        self._connection.execute(upsert(table, key, tuple(columns)), tuple(columns.values()))
 
     def _put_event(self, event: audit.Event) -> None:
         sql_log.put_event(self._connection, event)
@@ -392,9 +392,11 @@ class SqlTransaction(SqlSnapshot):
 
 
 @cache
-def _upsert(table: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
+def upsert(table: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
+    """What inserts a row, and if it has a key replaces a row that has the same."""
     values = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {on_conflict(key, columns)}"
+    conflict = on_conflict(key, columns) if key else ""
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {conflict}"
 
 
 def on_conflict(key: Sequence[str], columns: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """The embedded store: SQLite in WAL mode, one process, one writer, one commit for all who wait.
 
-Units of work run on the event loop, on one connection, one after the other, each in a savepoint of its own; the COMMIT
-with its fsync runs on a thread. While it runs the next units gather, so under load one fsync serves many. (Running the
-units on the thread too would be the obvious way, but each of their statements gives up the GIL, and a busy event loop
-takes milliseconds to hand it back.)
+Units of work run on the event loop, one after the other, in memory as far as they can (`sqlite_batch`); writing their
+rows and the COMMIT with its fsync are a thread's. While that runs the next units gather, so under load one fsync serves
+many. (Running the units on the thread too would be the obvious way, but each of their statements gives up the GIL, and
+a busy event loop takes milliseconds to hand it back.)
 
 Readers have connections of their own on other threads: WAL lets them see the last commit while a writer writes.
 """
@@ -15,15 +15,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import sql_log, sql_units, sqlite_rows, sqlite_schema
+from agentwrit.broker.storage import sql_log, sql_units, sqlite_batch, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql_batch import NotInMemory
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
-from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
+from agentwrit.broker.storage.sqlite_batch import SqliteBatch
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
 
@@ -71,6 +74,7 @@ class SqliteStore:
         except BaseException:
             self._connection.close()
             raise
+        sqlite_batch.prepare(self._connection)
         self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
         clock.advance_to(self._saved_now)
 
@@ -126,17 +130,15 @@ class SqliteStore:
         try:
             while self._waiting:
                 outcomes: list[Outcome] = []
-                revocations: list[Revocation] = []
-                head = self._head
                 try:
                     await self._begin()
-                    saved_now = self._run_batch(outcomes, revocations)
-                    end = self._connection.rollback if saved_now is None else self._connection.commit
+                    batch = SqliteBatch(self._connection, self._sealer, self._head, self._clock.now())
+                    has_changes = self._run_batch(batch, outcomes)
+                    end = partial(self._commit, batch.writing()) if has_changes else self._connection.rollback
                     await loop.run_in_executor(self._commit_thread, end)
                 except BaseException as error:
                     # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
                     self._is_writable = False
-                    self._head = head
                     answers = [outcome.answer for outcome in outcomes] or self._give_up_waiting()
                     sql_units.fail(answers, "the store cannot be written", error)
                     await loop.run_in_executor(self._commit_thread, self._connection.rollback)
@@ -144,8 +146,9 @@ class SqliteStore:
                         raise
                 else:
                     self._is_writable = True
-                    self._saved_now = self._saved_now if saved_now is None else saved_now
-                    self._announce(revocations)
+                    self._head = batch.head
+                    self._saved_now = batch.now if has_changes else self._saved_now
+                    self._announce(batch.revocations)
                     sql_units.deliver(outcomes)
         finally:
             self._committer = None
@@ -170,40 +173,36 @@ class SqliteStore:
         self._waiting.clear()
         return answers
 
-    def _run_batch(self, outcomes: list[Outcome], revocations: list[Revocation]) -> float | None:
+    def _commit(self, write: Callable[[], object]) -> None:
+        write()
+        self._connection.commit()
+
+    def _run_batch(self, batch: SqliteBatch, outcomes: list[Outcome]) -> bool:
         """Run waiting units in one transaction, for as long as the event loop can be spared.
 
-        Returns the time that it made part of the transaction, or None where there is nothing to commit.
+        Returns whether there is anything to commit.
         """
         changes = self._connection.total_changes
         started = time.monotonic()
         waited = started - self._waiting[0].since if self._waiting else 0
         stop_at = started + min(max(BATCH_SECONDS, BATCH_SHARE * waited), MAX_BATCH_SECONDS)
-        now = self._clock.now()
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.answer.cancelled():
                 # Entered before it is run, so that it is answered even if the store fails under it.
                 outcomes.append(Outcome(waiting.answer, None, None))
-                outcomes[-1] = self._run_unit(waiting, now, revocations)
+                try:
+                    outcomes[-1] = batch.run(waiting)
+                except NotInMemory:
+                    outcomes[-1] = batch.run_on_database(waiting, is_stores_fault=_is_stores_fault)
             if time.monotonic() >= stop_at:
                 break
-        if self._connection.total_changes == changes and now < self._saved_now + MAX_UNSAVED_SECONDS:
-            return None
-        sqlite_schema.save_high_water_mark(self._connection, now)
-        sqlite_rows.save_head(self._connection, self._sealer, self._head)
-        return now
-
-    def _run_unit(self, waiting: Waiting, now: float, revocations: list[Revocation]) -> Outcome:
-        def begin() -> SqliteTransaction:
-            return SqliteTransaction(self._connection, self._sealer, self._head, now)
-
-        outcome, transaction = sql_units.run_in_savepoint(
-            waiting, self._connection, begin, is_stores_fault=_is_stores_fault
-        )
-        self._head = transaction.head
-        revocations.extend(transaction.revoked)
-        return outcome
+        is_changed = batch.changes or self._connection.total_changes != changes
+        if not is_changed and batch.now < self._saved_now + MAX_UNSAVED_SECONDS:
+            return False
+        sqlite_schema.save_high_water_mark(self._connection, batch.now)
+        sqlite_rows.save_head(self._connection, self._sealer, batch.head)
+        return True
 
     def _announce(self, revocations: list[Revocation]) -> None:
         if revocations:

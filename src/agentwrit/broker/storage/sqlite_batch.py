@@ -1,0 +1,153 @@
+"""Units of work in memory, beside the database: what a batch has written goes into it by one statement, off the loop.
+
+Each statement gives up the interpreter's lock while it runs, and then has to win it back. One that writes all rows of a
+batch does so once, and what it costs is another core's. It inserts a row of JSON into a view, whose trigger inserts the
+rows; bytes, which JSON does not have, travel beside it, in one piece.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from agentwrit.broker.storage import sql_log
+from agentwrit.broker.storage.base import Row
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql_batch import (
+    NEVER_REPLACED,
+    READ,
+    WRITTEN,
+    Batch,
+    BatchTransaction,
+    Changes,
+    Columns,
+    Question,
+)
+from agentwrit.broker.storage.sql_rows import on_conflict, upsert
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
+from agentwrit.domain import audit
+
+_COLUMNS: Final[dict[str, Sequence[str]]] = {
+    "launch_tokens": ("token_hash", "expires_at", "body", "mac"),
+    "grants": (
+        "sid",
+        "kind",
+        "app_id",
+        "ended_at",
+        "exp",
+        "subject",
+        "task_id",
+        "orch_id",
+        "jti",
+        "parent_sid",
+        "kid",
+        "body",
+        "mac",
+    ),
+    "first_answers": ("key", "expires_at", "body", "mac"),
+    "nonces": ("nonce", "expires_at"),
+    "revocations": ("kind", "id", "effective_at", "last_exp", "mac", "seq"),
+    "tiles": sql_log.TILE_COLUMNS,
+    "events": sql_log.EVENT_COLUMNS,
+}
+_BYTES: Final = {"token_hash", "body", "mac", "key", "nonce", "hashes"}
+
+_WRITE: Final = f"INSERT INTO batch VALUES ({', '.join('?' * len(_COLUMNS))}, ?)"
+_NUL: Final = b"\\u0000"  # ends a text where SQLite reads one out of JSON
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Let this connection write batches."""
+    columns = ", ".join(f"NULL AS {name}" for name in (*_COLUMNS, "bytes"))
+    connection.execute(f"CREATE TEMP VIEW batch AS SELECT {columns}")
+    inserts = "".join(f"{_insert(table)};" for table in _COLUMNS)
+    connection.execute(f"CREATE TEMP TRIGGER write_batch INSTEAD OF INSERT ON batch BEGIN {inserts} END")
+
+
+def _insert(table: str) -> str:
+    """What inserts the rows of a table. Each is an array: a value for each column, and where its bytes begin.
+
+    In the place of bytes stands how many there are.
+    """
+    names = _COLUMNS[table]
+    values = []
+    start = f"1 + (value ->> {len(names)})"
+    for place, name in enumerate(names):
+        if name in _BYTES:
+            values.append(f"substr(NEW.bytes, {start}, value ->> {place})")
+            start += f" + (value ->> {place})"
+        else:
+            values.append(f"value ->> {place}")
+    conflict = "" if table == NEVER_REPLACED else on_conflict(WRITTEN[table], names)
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)}"
+        f" FROM json_each(NEW.{table}) WHERE TRUE ORDER BY key {conflict}"
+    )
+
+
+class SqliteBatchTransaction(BatchTransaction, SqliteSnapshot):
+    pass
+
+
+class SqliteBatch(Batch):
+    """In a transaction of `connection`. It is read where it is run, and may be written on another thread."""
+
+    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, head: audit.Head, now: float) -> None:
+        super().__init__(connection, sealer, head, now)
+        self._connection = connection
+        self._feed_head: int | None = None
+
+    def rows(self, wanted: Row | Question) -> Sequence[tuple[Any, ...]]:
+        if isinstance(wanted, Question):
+            return self._connection.execute(wanted.sql, wanted.values).fetchall()
+        key, columns = READ[wanted.table]
+        return self._connection.execute(
+            f"SELECT {columns} FROM {wanted.table} WHERE {key} = ?", (wanted.key,)
+        ).fetchall()
+
+    def _first_feed_head(self) -> int:
+        if self._feed_head is None:
+            self._feed_head = SqliteSnapshot(self._connection, self._sealer).feed_head() - len(self.revocations)
+        return self._feed_head
+
+    def _in_memory(self) -> BatchTransaction:
+        return SqliteBatchTransaction(self, self._sealer)
+
+    def _on_database(self) -> SqliteTransaction:
+        return SqliteTransaction(self._connection, self._sealer, self.head, self.now)
+
+    def _writing(self, changes: Changes) -> Callable[[], object]:
+        pieces: list[bytes] = []
+        begin = 0
+        forms: list[str | bytes] = []
+        for table in _COLUMNS:
+            arrays, begin = _arrays(table, changes.rows.get(table, {}).values(), pieces, begin)
+            form = msgspec.json.encode(arrays)
+            if _NUL in form:
+                self._write_one_by_one(table, changes.rows[table].values())
+                form = b"[]"
+            forms.append(form.decode())
+        return partial(self._connection.execute, _WRITE, (*forms, b"".join(pieces)))
+
+    def _write_one_by_one(self, table: str, rows: Iterable[Columns]) -> None:
+        key = () if table == NEVER_REPLACED else WRITTEN[table]
+        for row in rows:
+            self._connection.execute(upsert(table, key, tuple(row)), tuple(row.values()))
+
+
+def _arrays(table: str, rows: Iterable[Columns], pieces: list[bytes], begin: int) -> tuple[list[list[object]], int]:
+    """Rows as `_insert` reads them. Their bytes go behind `pieces`, at `begin`; returns where they end as well."""
+    names = _COLUMNS[table]
+    of_bytes = [place for place, name in enumerate(names) if name in _BYTES]
+    arrays = []
+    for row in rows:
+        array: list[Any] = [row[name] for name in names]
+        array.append(begin)
+        for place in of_bytes:
+            pieces.append(array[place])
+            array[place] = len(array[place])
+            begin += array[place]
+        arrays.append(array)
+    return arrays, begin
