@@ -5,18 +5,16 @@ may have read before the commit that is asked about; so the database sees one qu
 """
 
 import asyncio
-import contextlib
-import os
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import psycopg
 import structlog
 
 from agentwrit.broker.clock import DatabaseTime
 from agentwrit.broker.storage import postgres_link
+from agentwrit.broker.storage.postgres_query import QueryConnection
 from agentwrit.broker.storage.postgres_rows import State
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_rows import SELECT_REVOCATIONS, open_revocation
@@ -26,7 +24,7 @@ from agentwrit.domain.revocation import Revocation
 QUERY_SECONDS: Final = 2  # beyond that the answer is not known
 
 _SELECT_STATE: Final = b"SELECT state, extract(epoch FROM clock_timestamp())::float8 FROM cluster WHERE one = 1"
-_SELECT_NEW: Final = f"{SELECT_REVOCATIONS} WHERE seq > %s ORDER BY seq".encode("ascii")
+_SELECT_NEW: Final = f"{SELECT_REVOCATIONS} WHERE seq > $1 ORDER BY seq".encode("ascii")
 
 log = structlog.get_logger("agentwrit.storage")
 
@@ -57,7 +55,7 @@ class Barrier:
         self._take = take
         self._known = known
         self._is_lost = False
-        self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        self._connection: QueryConnection | None = None
         self._waiting: list[asyncio.Future[None]] = []  # for the next query: one each, so that each can be cancelled
         self._runner: asyncio.Task[None] | None = None
 
@@ -125,18 +123,21 @@ class Barrier:
 
     async def _ask(self) -> News:
         if self._connection is None:
-            self._connection = await postgres_link.connect_async(self._url)
-        with _limited(self._connection):
+            self._connection = await QueryConnection.connect(self._url)
+        timer = asyncio.get_running_loop().call_later(QUERY_SECONDS, self._connection.break_off)
+        try:
             before = time.monotonic()
-            row = await (await self._connection.execute(_SELECT_STATE)).fetchone()
-            if row is not None:
-                self._time.observe(row[1], before, time.monotonic())
-            state = State.opened(row, self._sealer)
+            rows = await self._connection.query(_SELECT_STATE)
+            for _, now in rows:
+                self._time.observe(now, before, time.monotonic())
+            state = State.opened(rows[0] if rows else None, self._sealer)
             state.check_follows(self._known)
             new = []
             if state.feed_head > self._announced():
-                rows = await (await self._connection.execute(_SELECT_NEW, (self._announced(),))).fetchall()
+                rows = await self._connection.query(_SELECT_NEW, str(self._announced()).encode("ascii"))
                 new = [open_revocation(self._sealer, *row) for row in rows]
+        finally:
+            timer.cancel()
         self._known = state
         return News(state, new)
 
@@ -152,21 +153,3 @@ def _refuse(waiting: Sequence[asyncio.Future[None]], error: BaseException) -> No
             refusal = Unavailable("the store cannot be read")
             refusal.__cause__ = error
             known.set_exception(refusal)
-
-
-@contextlib.contextmanager
-def _limited(connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
-    """Break the connection off when what is asked takes too long: that ends the waiting, whatever the server does."""
-
-    def break_off() -> None:
-        with (
-            contextlib.suppress(OSError, psycopg.OperationalError),  # it broke off by itself
-            socket.socket(fileno=os.dup(connection.fileno())) as own,
-        ):
-            own.shutdown(socket.SHUT_RDWR)
-
-    timer = asyncio.get_running_loop().call_later(QUERY_SECONDS, break_off)
-    try:
-        yield
-    finally:
-        timer.cancel()
