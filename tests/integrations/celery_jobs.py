@@ -14,12 +14,14 @@ class JobTask(AgentWritTask):
     abstract = True
 
 
-jobs = Celery("jobs", broker="filesystem://", task_cls=JobTask)
+jobs = Celery("jobs", task_cls=JobTask)
 
 
 def use(queue: Path) -> None:
     """Take a directory as the queue, before anything is published or run."""
     jobs.conf.update(
+        broker_url="filesystem://",
+        broker_transport="tests.integrations.celery_files:Transport",
         result_backend=f"file://{queue}",
         broker_transport_options={
             "data_folder_in": str(queue),
