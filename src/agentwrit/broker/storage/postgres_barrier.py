@@ -55,6 +55,7 @@ class Barrier:
         self._take = take
         self._known = known
         self._is_lost = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: QueryConnection | None = None
         self._waiting: list[asyncio.Future[None]] = []  # for the next query: one each, so that each can be cancelled
         self._runner: asyncio.Task[None] | None = None
@@ -65,10 +66,12 @@ class Barrier:
         Raises:
             Unavailable: the database does not answer, or what it says is not what brokers left there.
         """
-        known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # which asks the system, each time
+        known: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(known)
         if self._runner is None:
-            self._runner = asyncio.create_task(self._run())
+            self._runner = self._loop.create_task(self._run())
         await known
 
     async def close(self) -> None:
