@@ -3,7 +3,8 @@
 Units of work run on the event loop, one after the other, in memory as far as they can (`sqlite_batch`); writing their
 rows and the COMMIT with its fsync are a thread's. While that runs the next units gather, so under load one fsync serves
 many. (Running the units on the thread too would be the obvious way, but each of their statements gives up the GIL, and
-a busy event loop takes milliseconds to hand it back.)
+a busy event loop takes milliseconds to hand it back.) A unit that comes alone, on a disk that is quick, is committed
+without a thread.
 
 Readers have connections of their own on other threads: WAL lets them see the last commit while a writer writes.
 """
@@ -36,6 +37,7 @@ LOCK_TIMEOUT_MS: Final = 5000  # for a lock that something outside the broker ho
 BATCH_SECONDS: Final = 0.004  # how long a batch may keep the event loop from everybody else
 BATCH_SHARE: Final = 0.5  # of the time that its first unit had to wait: a busy loop has to spare more
 MAX_BATCH_SECONDS: Final = 0.05
+LONE_SECONDS: Final = 0.001  # below that, what one commits alone is done before a thread would have been told of it
 MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk when nothing else is written
 READERS: Final = 2
 
@@ -60,6 +62,7 @@ class SqliteStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._committer: asyncio.Task[None] | None = None
         self._listeners: list[RevocationListener] = []
+        self._commit_seconds = float("inf")  # what the last one took
         self._is_writable = True
         self._is_closed = False
         self._commit_thread = ThreadPoolExecutor(1, "sqlite-commit")
@@ -135,7 +138,10 @@ class SqliteStore:
                     batch = SqliteBatch(self._connection, self._sealer, self._head, self._clock.now())
                     has_changes = self._run_batch(batch, outcomes)
                     end = partial(self._commit, batch.writing()) if has_changes else self._connection.rollback
-                    await loop.run_in_executor(self._commit_thread, end)
+                    if len(outcomes) == 1 and not self._waiting and self._commit_seconds < LONE_SECONDS:
+                        end()
+                    else:
+                        await loop.run_in_executor(self._commit_thread, end)
                 except BaseException as error:
                     # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
                     self._is_writable = False
@@ -174,8 +180,10 @@ class SqliteStore:
         return answers
 
     def _commit(self, write: Callable[[], object]) -> None:
+        started = time.monotonic()
         write()
         self._connection.commit()
+        self._commit_seconds = time.monotonic() - started
 
     def _run_batch(self, batch: SqliteBatch, outcomes: list[Outcome]) -> bool:
         """Run waiting units in one transaction, for as long as the event loop can be spared.
