@@ -36,11 +36,11 @@ def _figure(value: float, unit: str, source: str) -> Any:
 class Figures:
     """What the model starts from."""
 
-    create_us: float = _figure(670, "µs", "`create`: POST /v1/agents, one process")
+    create_us: float = _figure(380, "µs", "`create`: POST /v1/agents, one process")
     end_us: float = _figure(400, "µs", "assumed: a release, one process")
-    validate_us: float = _figure(43, "µs", "`validate`: a token seen before")
-    unit_us: float = _figure(420, "µs", "`cluster`: the rows of an agent, processor time of the broker, 64 callers")
-    barrier_us: float = _figure(160, "µs", "`cluster`: a query of the barrier, processor time of the broker")
+    validate_us: float = _figure(31, "µs", "`validate`: a token seen before")
+    unit_us: float = _figure(305, "µs", "`cluster`: the parts of a creation without HTTP, 64 callers")
+    barrier_us: float = _figure(60, "µs", "a query of the barrier, processor time of the broker")
     commit_us: float = _figure(1500, "µs", "assumed: three round trips in a zone and a commit")
     round_trip_us: float = _figure(500, "µs", "assumed: a query across a zone")
     event_bytes: float = _figure(700, "bytes", "`cluster`: the rows of an agent, size with their indexes")
