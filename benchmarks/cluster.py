@@ -7,12 +7,13 @@ batches through the same store; and what the server itself can do is pgbench, wi
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import re
 import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 from tests import postgres
 
@@ -102,29 +103,28 @@ def _validations(broker: Running) -> Generator:
 def _creating(server: postgres.PostgresServer, url: str, rounds: int, seconds: int) -> list[Comparison]:
     names = ("one broker", "one broker of two workers", "three brokers")
     taken: dict[str, list[float]] = {name: [] for name in names}
-    parts: list[float] = []
+    parts: dict[str, list[float]] = {name: [] for name in names}
     statements: list[float] = []
-    config = Config(database_url=url, master_key=MASTER_KEY)
     for _ in range(rounds):
         taken[names[0]].append(_of_brokers(url, 1, seconds))
         taken[names[1]].append(_of_brokers(url, 1, seconds, workers=2))
         taken[names[2]].append(_of_brokers(url, 3, seconds))
-        parts.append(1 / asyncio.run(without_http(config, seconds)).rate)
+        for name, processes in zip(names, (1, 2, 3), strict=True):
+            parts[name].append(_of_parts(url, processes, seconds))
         statements.append(_by_pgbench(server, url, seconds))
-    floor = Series("the parts, without HTTP", parts)
     return [
         *(
             Comparison(
                 f"an agent in one round trip by {name}, {CONNECTIONS} connections, mean for each",
                 Series("POST /v1/agents", series),
-                floor,
-                target="ratio at most 2" if name == names[0] else "none is set",
+                Series("the parts, without HTTP, by as many processes", parts[name]),
+                target="ratio at most 2",
             )
             for name, series in taken.items()
         ),
         Comparison(
             "the rows of an agent, mean for each",
-            floor,
+            Series("the parts, without HTTP", parts[names[0]]),
             Series(f"pgbench, {CONNECTIONS} agents in a pipeline", statements),
             target="none is set",
         ),
@@ -140,6 +140,20 @@ def _of_brokers(url: str, count: int, seconds: int, *, workers: int = 1) -> floa
             loads = pool.map(lambda each: each.run(seconds=seconds, connections=CONNECTIONS // count), generators)
             rate: float = sum(load.rate for load in loads)
             return 1 / rate
+
+
+def _of_parts(url: str, processes: int, seconds: int) -> float:
+    """Mean seconds for each agent when so many processes write them at once, in batches like those of brokers."""
+    config = Config(database_url=url, master_key=MASTER_KEY)
+    context = multiprocessing.get_context("spawn")
+    all_there = context.Barrier(processes)
+    with ProcessPoolExecutor(processes, context, initializer=all_there.wait) as pool:
+        rates = pool.map(_rate, *zip(*[(config, seconds, CONNECTIONS // processes)] * processes, strict=True))
+        return 1 / sum(rates)
+
+
+def _rate(config: Config, seconds: int, callers: int) -> float:
+    return asyncio.run(without_http(config, seconds, callers)).rate
 
 
 def _by_pgbench(server: postgres.PostgresServer, url: str, seconds: int) -> float:

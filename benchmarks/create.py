@@ -117,8 +117,8 @@ def _body(number: int, public_key: bytes, **more: object) -> str:
     return json.dumps(wanted | more)
 
 
-async def without_http(config: Config, seconds: int) -> Load:
-    """The parts of creating agents for 64 callers at once, in the store of these settings."""
+async def without_http(config: Config, seconds: int, callers: int = CONNECTIONS) -> Load:
+    """The parts of creating agents for so many callers at once, in the store of these settings."""
     key = SigningKey.generate()
     message = os.urandom(500)  # as long as what a proof signs
     signature, public_key = key.sign(message).signature, bytes(key.verify_key)
@@ -142,7 +142,7 @@ async def without_http(config: Config, seconds: int) -> Load:
                 issuer.token(await store.write(partial(create, nonce), reads=[Row("nonces", nonce)]), time.time())
                 waits.append(time.perf_counter() - begun)
 
-        await asyncio.gather(*(caller() for _ in range(CONNECTIONS)))
+        await asyncio.gather(*(caller() for _ in range(callers)))
         taken = time.perf_counter() - started
     series = Series("waits", waits)
     return Load(rate=len(waits) / taken, p50=series.p50, p99=series.p99)
