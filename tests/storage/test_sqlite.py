@@ -1,6 +1,7 @@
 """What only the SQLite store has: a file, restarts, one commit for many, and somebody who edits it by hand."""
 
 import asyncio
+import contextlib
 import hmac
 import sqlite3
 import stat
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentwrit.broker.storage import migrations
+from agentwrit.broker.storage import migrations, sqlite_batch
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
@@ -155,6 +156,28 @@ def test_writers_who_do_not_wait_together_have_a_commit_each(file: File) -> None
     for _ in range(5):
         store.write(lambda t: t.record(ISSUED))
     assert file.commits() - before == 5
+
+
+def test_a_batch_writes_every_column_of_its_tables(file: File) -> None:
+    file.open()
+    with contextlib.closing(sqlite3.connect(file.path)) as connection:
+        for table, columns in sqlite_batch.COLUMNS.items():
+            there = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
+            assert sorted(columns) == sorted(there)
+
+
+def test_a_unit_that_cannot_read_is_told_that_the_store_is_out_of_order(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: t.put_grant(make_grant()))
+    with contextlib.closing(sqlite3.connect(file.path)) as connection:
+        connection.execute("ALTER TABLE grants RENAME TO elsewhere")
+    with pytest.raises(Unavailable):
+        store.write(lambda t: t.grant("sid-1"))
+    assert not store.store.is_writable()
+    with contextlib.closing(sqlite3.connect(file.path)) as connection:
+        connection.execute("ALTER TABLE elsewhere RENAME TO grants")
+    assert store.write(lambda t: t.grant("sid-1")) == make_grant()
+    assert store.store.is_writable()
 
 
 def test_a_unit_that_changes_nothing_costs_no_commit(file: File) -> None:

@@ -159,11 +159,12 @@ class PostgresStore:
 
     async def _write(self, units: Sequence[Waiting]) -> Written:
         async with self._turn():
+            is_from_before = self._writer.is_connected
             try:
                 return await self._write_together(units)
             except Lost:
-                if self._writer.is_broken_off:
-                    raise
+                if not is_from_before or self._writer.is_broken_off:
+                    raise  # else the server may have been restarted since that connection was used
             except (*UNITS_OWN_FAULT, psycopg.errors.PipelineAborted):
                 return await self._on_write_thread(partial(self._writer.run_one_by_one, units, self._announced))
             return await self._write_together(units)

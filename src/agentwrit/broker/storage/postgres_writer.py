@@ -92,15 +92,7 @@ class Writer:
             Lost, psycopg.Error: nothing was done, as with all that follows.
             TamperedRecord: nor then, for what is in the database is not what brokers left there.
         """
-        is_from_before = self._link is not None
         with self._ended_by_errors():
-            try:
-                return self._begin(self._connected(), announced, wanted)
-            except psycopg.Error:
-                if self._link is None or not self._link.is_lost or not is_from_before or self._is_broken_off:
-                    raise
-            # The server may have been restarted since that connection was used.
-            self.close()
             return self._begin(self._connected(), announced, wanted)
 
     def read(self, begun: Begun, wanted: Iterable[Row | Question]) -> None:
@@ -182,6 +174,11 @@ class Writer:
         """Take back what `break_off` said."""
         with self._lock:
             self._is_broken_off = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it has a connection, as far as it has heard."""
+        return self._link is not None
 
     @property
     def is_broken_off(self) -> bool:

@@ -114,7 +114,7 @@ class Batch(ABC):
             Unread: it cannot be, until it has these rows. Nothing was done.
             NotInMemory: and never will be.
         """
-        return self._keep(sql_units.run(waiting, self._in_memory, is_passed_on=_is_ours))
+        return self._keep(sql_units.run(waiting, self._in_memory, is_passed_on=self._is_passed_on))
 
     def run_on_database(self, waiting: Waiting, *, is_stores_fault: Callable[[Exception], bool]) -> Outcome:
         """Run a unit on the database, behind all that units have written."""
@@ -186,9 +186,9 @@ class Batch(ABC):
             self.changes.take(transaction.changes)
         return outcome
 
-
-def _is_ours(error: Exception) -> bool:
-    return isinstance(error, (Unread, NotInMemory))
+    def _is_passed_on(self, error: Exception) -> bool:
+        """Whether an error in memory is not its unit's own."""
+        return isinstance(error, (Unread, NotInMemory))
 
 
 class _NoDatabase:

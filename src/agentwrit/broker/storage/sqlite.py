@@ -26,7 +26,7 @@ from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Tra
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_batch import NotInMemory
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
-from agentwrit.broker.storage.sqlite_batch import SqliteBatch
+from agentwrit.broker.storage.sqlite_batch import SqliteBatch, is_stores_fault
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
@@ -40,14 +40,6 @@ MAX_BATCH_SECONDS: Final = 0.05
 LONE_SECONDS: Final = 0.001  # below that, what one commits alone is done before a thread would have been told of it
 MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk when nothing else is written
 READERS: Final = 2
-
-# What SQLite refuses because of what it was asked, and not of how it is.
-UNITS_OWN_FAULT: Final = (
-    sqlite3.IntegrityError,
-    sqlite3.ProgrammingError,
-    sqlite3.DataError,
-    sqlite3.NotSupportedError,
-)
 
 
 class SqliteStore:
@@ -202,7 +194,7 @@ class SqliteStore:
                 try:
                     outcomes[-1] = batch.run(waiting)
                 except NotInMemory:
-                    outcomes[-1] = batch.run_on_database(waiting, is_stores_fault=_is_stores_fault)
+                    outcomes[-1] = batch.run_on_database(waiting, is_stores_fault=is_stores_fault)
             if time.monotonic() >= stop_at:
                 break
         is_changed = batch.changes or self._connection.total_changes != changes
@@ -231,7 +223,3 @@ class SqliteStore:
             return query(SqliteSnapshot(connection, self._sealer))
         finally:
             connection.rollback()
-
-
-def _is_stores_fault(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and not isinstance(error, UNITS_OWN_FAULT)

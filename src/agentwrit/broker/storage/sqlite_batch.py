@@ -29,7 +29,7 @@ from agentwrit.broker.storage.sql_rows import on_conflict, upsert
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain import audit
 
-_COLUMNS: Final[dict[str, Sequence[str]]] = {
+COLUMNS: Final[dict[str, Sequence[str]]] = {
     "launch_tokens": ("token_hash", "expires_at", "body", "mac"),
     "grants": (
         "sid",
@@ -54,15 +54,27 @@ _COLUMNS: Final[dict[str, Sequence[str]]] = {
 }
 _BYTES: Final = {"token_hash", "body", "mac", "key", "nonce", "hashes"}
 
-_WRITE: Final = f"INSERT INTO batch VALUES ({', '.join('?' * len(_COLUMNS))}, ?)"
+_WRITE: Final = f"INSERT INTO batch VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
 _NUL: Final = b"\\u0000"  # ends a text where SQLite reads one out of JSON
+
+# What SQLite refuses because of what it was asked, and not of how it is.
+UNITS_OWN_FAULT: Final = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    sqlite3.NotSupportedError,
+)
+
+
+def is_stores_fault(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and not isinstance(error, UNITS_OWN_FAULT)
 
 
 def prepare(connection: sqlite3.Connection) -> None:
     """Let this connection write batches."""
-    columns = ", ".join(f"NULL AS {name}" for name in (*_COLUMNS, "bytes"))
+    columns = ", ".join(f"NULL AS {name}" for name in (*COLUMNS, "bytes"))
     connection.execute(f"CREATE TEMP VIEW batch AS SELECT {columns}")
-    inserts = "".join(f"{_insert(table)};" for table in _COLUMNS)
+    inserts = "".join(f"{_insert(table)};" for table in COLUMNS)
     connection.execute(f"CREATE TEMP TRIGGER write_batch INSTEAD OF INSERT ON batch BEGIN {inserts} END")
 
 
@@ -71,7 +83,7 @@ def _insert(table: str) -> str:
 
     In the place of bytes stands how many there are.
     """
-    names = _COLUMNS[table]
+    names = COLUMNS[table]
     values = []
     start = f"1 + (value ->> {len(names)})"
     for place, name in enumerate(names):
@@ -118,11 +130,14 @@ class SqliteBatch(Batch):
     def _on_database(self) -> SqliteTransaction:
         return SqliteTransaction(self._connection, self._sealer, self.head, self.now)
 
+    def _is_passed_on(self, error: Exception) -> bool:
+        return super()._is_passed_on(error) or is_stores_fault(error)  # it reads the database
+
     def _writing(self, changes: Changes) -> Callable[[], object]:
         pieces: list[bytes] = []
         begin = 0
         forms: list[str | bytes] = []
-        for table in _COLUMNS:
+        for table in COLUMNS:
             arrays, begin = _arrays(table, changes.rows.get(table, {}).values(), pieces, begin)
             form = msgspec.json.encode(arrays)
             if _NUL in form:
@@ -139,7 +154,7 @@ class SqliteBatch(Batch):
 
 def _arrays(table: str, rows: Iterable[Columns], pieces: list[bytes], begin: int) -> tuple[list[list[object]], int]:
     """Rows as `_insert` reads them. Their bytes go behind `pieces`, at `begin`; returns where they end as well."""
-    names = _COLUMNS[table]
+    names = COLUMNS[table]
     of_bytes = [place for place, name in enumerate(names) if name in _BYTES]
     arrays = []
     for row in rows:
