@@ -131,6 +131,27 @@ def test_a_path_before_the_routes_stays_before_them(broker: Peer) -> None:
     assert [path for path, _, _ in broker.seen] == ["/under/%C3%A4/livez"]
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://broker.example", "broker.example"),
+        ("http://broker.example:80", "broker.example"),
+        ("http://broker.example:443/under", "broker.example:443"),
+        ("http://[fe80::1%25eth0]:8080", "[fe80::1]:8080"),
+        ("http://bröker.example:8080", "xn--brker-kua.example:8080"),
+    ],
+)
+def test_a_request_names_the_host_that_the_url_names(url: str, host: str) -> None:
+    assert Connections(url, no_tls)._host_field == host
+
+
+def test_the_host_reaches_the_broker_as_it_is_in_the_url(broker: Peer) -> None:
+    with closing(Connections(broker.url, no_tls)) as kept:
+        ask(kept)
+    [(_, _, headers)] = broker.seen
+    assert headers["host"] == broker.url.removeprefix("http://")
+
+
 def test_proxies_of_the_environment_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

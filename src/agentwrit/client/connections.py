@@ -1,8 +1,8 @@
-"""Connections to one broker over the standard library's HTTP client, kept between requests.
+"""Connections to one broker, made by the standard library, kept between requests.
 
-For requests as small as ours most of a call is what the HTTP library does itself: here that is less than half of what
-it is with httpx2, and it holds on to the interpreter's lock for as much less while other threads want it. What httpx2
-does beyond this (proxies, streams, a client of the caller's own) goes through httpx2 still.
+For requests as small as ours most of a call is what the HTTP library does itself: here (`agentwrit.client.http1`) that
+is a fraction of what it is with httpx2, and it holds on to the interpreter's lock for as much less while other threads
+want it. What httpx2 does beyond this (proxies, streams, a client of the caller's own) goes through httpx2 still.
 """
 
 import http.client
@@ -13,15 +13,16 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
+from agentwrit.client import http1
 from agentwrit.client.exchange import ConnectFailed, HttpResponse
 
 MAX_CONNECTIONS: Final = 256
 MAX_IDLE: Final = 64
 IDLE_SECONDS: Final = 30
-CHUNK_BYTES: Final = 64 * 1024
 
 
 class _Idle(NamedTuple):
@@ -48,6 +49,7 @@ class Connections:
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port
+        self._default_port = 443 if parts.scheme == "https" else 80
         self._path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
         self._context = context() if parts.scheme == "https" else None
         self._idle: list[_Idle] = []  # the one that was used last comes first: the others may grow old
@@ -103,23 +105,21 @@ class Connections:
     ) -> HttpResponse:
         transport: socket.socket = connection.sock
         transport.settimeout(remaining())
-        connection.request(method, self._path + path, content, headers)
-        response = connection.getresponse()
-        body = bytearray()
-        while chunk := response.read1(CHUNK_BYTES):
-            collect(body, chunk)
-            if response.length == 0:
-                break
-            transport.settimeout(remaining())
-        if response.length:
-            raise http.client.IncompleteRead(b"", response.length)
-        will_close = response.will_close
-        response.close()
-        if will_close or self._is_closed:
+        transport.sendall(http1.request(method, self._path + path, self._host_field, headers, content))
+        answer = http1.read_answer(transport, method, remaining=remaining, collect=collect)
+        if answer.is_last or self._is_closed:
             connection.close()
         else:
             self._give_back(connection)
-        return HttpResponse(response.status, _fields(response.headers), bytes(body))
+        return answer.response
+
+    @cached_property
+    def _host_field(self) -> str:
+        """What requests name the host by (RFC 9110 §7.2)."""
+        host = self._host if self._host.isascii() else self._host.encode("idna").decode("ascii")
+        if ":" in host:
+            host = f"[{host.partition('%')[0]}]"  # which of our interfaces leads there is nobody else's business
+        return host if self._port in (None, self._default_port) else f"{host}:{self._port}"
 
     def _take(self) -> http.client.HTTPConnection | None:
         """A connection that waits, and is fit for use."""
@@ -166,12 +166,3 @@ def _is_readable(transport: socket.socket) -> bool:
     waiting = select.poll()
     waiting.register(transport, select.POLLIN)
     return bool(waiting.poll(0))
-
-
-def _fields(headers: http.client.HTTPMessage) -> dict[str, str]:
-    """The fields by their names in lower case; one that came more than once as a list (RFC 9110 §5.3)."""
-    fields: dict[str, str] = {}
-    for name, value in headers.items():
-        known = name.lower()
-        fields[known] = f"{fields[known]}, {value}" if known in fields else value
-    return fields

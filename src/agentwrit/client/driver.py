@@ -1,6 +1,6 @@
 """The blocking driver: carries out calls over HTTP connections that are kept.
 
-They are the standard library's (`agentwrit.client.connections`), or httpx2's where the caller has a client, where a
+They are our own (`agentwrit.client.connections`), or httpx2's where the caller has a client, where a
 proxy is wanted, and for streams of events.
 """
 
