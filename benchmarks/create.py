@@ -74,6 +74,12 @@ def run(*, rounds: int = 3, seconds: int = 3) -> list[Comparison]:
 def in_one_trip(broker: Running, seconds: int) -> Generator:
     """Requests that create agents, enough for so many seconds."""
     url, token = f"{broker.url}/v1/agents", broker.app_token()
+    bodies = bodies_in_one_trip(url, token, AGENTS_A_SECOND * seconds)
+    return Generator(url, bodies, headers={"authorization": f"Bearer {token}"}, is_repeatable=False)
+
+
+def bodies_in_one_trip(url: str, token: str, count: int) -> list[str]:
+    """What is posted to `url` with an app's token for so many agents, each once and within half a minute."""
     key = SigningKey.generate()
     public_key, now = bytes(key.verify_key), int(time.time())
 
@@ -89,8 +95,7 @@ def in_one_trip(broker: Running, seconds: int) -> Generator:
         )
         return _body(number, public_key, agent_name="bench", max_ttl=300, proof=made)
 
-    bodies = [body(number) for number in range(AGENTS_A_SECOND * seconds)]
-    return Generator(url, bodies, headers={"authorization": f"Bearer {token}"}, is_repeatable=False)
+    return [body(number) for number in range(count)]
 
 
 def _in_three_steps(broker: Running, seconds: int) -> Load:

@@ -1,13 +1,18 @@
-"""What a user feels: the life of an agent, against as many empty requests by the same client."""
+"""What a user feels: the life of an agent, against as many empty requests by the same client.
+
+By eight threads also against the same requests by bare sockets, which is what the broker and the machine allow.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 from agentwrit import AgentWritApp, AsyncAgentWritApp
 from agentwrit.client.exchange import HttpRequest
+from benchmarks.bare import BareLives
 from benchmarks.broker import running
 from benchmarks.measuring import Comparison, in_turns
 
@@ -17,6 +22,7 @@ LIVES = 40  # of all who live at once, together
 
 NAME = "create, validate, release, validate"
 FLOOR = f"{CALLS} empty requests"
+BARE = "the same requests, by bare sockets"
 EMPTY = HttpRequest("GET", "/livez")
 
 
@@ -64,18 +70,27 @@ def run(*, rounds: int = 20) -> list[Comparison]:
         ]
         with ThreadPoolExecutor(AT_ONCE) as threads:
 
-            def by_threads(call: Callable[[AgentWritApp], None]) -> None:
-                for done in [threads.submit(call, app) for _ in range(LIVES)]:
+            def by_threads(call: Callable[[], None]) -> None:
+                for done in [threads.submit(call) for _ in range(LIVES)]:
                     done.result()
 
             found.append(
                 in_turns(
                     f"{LIVES} lives by {AT_ONCE} threads",
-                    (NAME, [[partial(by_threads, live)]] * rounds),
-                    (FLOOR, [[partial(by_threads, empty)]] * rounds),
+                    (NAME, [[partial(by_threads, partial(live, app))]] * rounds),
+                    (FLOOR, [[partial(by_threads, partial(empty, app))]] * rounds),
                     target="p50 at most 57 ms, which is 700 lives a second",
                 )
             )
+            with closing(BareLives(broker, LIVES * rounds)) as bare:
+                found.append(
+                    in_turns(
+                        f"{LIVES} lives by {AT_ONCE} threads, and by bare sockets",
+                        (NAME, [[partial(by_threads, partial(live, app))]] * rounds),
+                        (BARE, [[partial(by_threads, bare.live)]] * rounds),
+                        target="none is set",
+                    )
+                )
         with asyncio.Runner() as runner:
             other = AsyncAgentWritApp(broker.url, app.client_id, broker.client_secret)
 
