@@ -1,7 +1,7 @@
 """The blocking driver: carries out calls over HTTP connections that are kept.
 
-They are our own (`agentwrit.client.connections`), or httpx2's where the caller has a client, where a
-proxy is wanted, and for streams of events.
+They are our own (`agentwrit.client.connections`), or httpx2's where the caller has a client, where a proxy is wanted,
+and for streams of events.
 """
 
 import os
