@@ -1,6 +1,7 @@
 """A connection that asks one question at a time (`postgres_query`), on either kind of event loop."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -105,5 +106,24 @@ def test_what_is_broken_off_fails_whatever_the_server_does(asked: Callable[[Aske
         with pytest.raises(psycopg.OperationalError):
             await asyncio.wait_for(waiting, 10)
         connection.break_off()
+
+    asked(work)
+
+
+def test_closing_a_lost_connection_leaves_whoever_has_its_number_by_now_alone(
+    asked: Callable[[Asked], Any], database_url: str
+) -> None:
+    async def work(connection: QueryConnection) -> None:
+        [[pid]] = await connection.query(PID)
+        number = connection._socket
+        await asyncio.to_thread(postgres.ask, database_url, f"SELECT pg_terminate_backend({pid})")
+        with pytest.raises(psycopg.OperationalError):
+            await asyncio.wait_for(connection.query(PID), 10)
+        ends = [end for _ in range(8) for end in socket.socketpair()]
+        assert number in [end.fileno() for end in ends]
+        streams = [await asyncio.open_connection(sock=end) for end in ends]
+        await connection.close()
+        for _, writer in streams:
+            writer.close()
 
     asked(work)

@@ -33,6 +33,7 @@ class QueryConnection:
         self._answer: asyncio.Future[pq.abc.PGresult] | None = None
         self._result: pq.abc.PGresult | None = None
         self._is_writing = False
+        self._is_watching = True
         self._loop.add_reader(self._socket, self._read)
 
     @classmethod
@@ -119,5 +120,8 @@ class QueryConnection:
             self._answer.set_exception(error)
 
     def _stop_watching(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
+        """Once: libpq closes a socket that is lost, and then its number may be another one's."""
+        if self._is_watching:
+            self._is_watching = False
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
