@@ -252,13 +252,16 @@ class Exchange:
         """
         # Until the whole body is read, what follows on this connection is no new request.
         self.is_body_unread = True
-        whole = self._direct.body() if self._direct is not None else None
-        if whole is not None and len(whole) <= MAX_BODY_BYTES:
-            self.is_body_unread = False
-            return whole
-        declared = self.header("content-length")
-        if whole is not None or (declared.isdigit() and int(declared) > MAX_BODY_BYTES):
-            raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
+        body = self._direct.body() if self._direct is not None else None
+        if body is None:
+            declared = self.header("content-length")
+            _check_size(int(declared) if declared.isdigit() else 0)
+            body = await self._receive_body()
+        _check_size(len(body))
+        self.is_body_unread = False
+        return body
+
+    async def _receive_body(self) -> bytes:
         body = b""
         while True:
             message = await self._receive()
@@ -266,15 +269,18 @@ class Exchange:
                 raise InvalidRequest("the connection was closed before the body arrived")
             piece: bytes = message.get("body", b"")
             body += piece
-            if len(body) > MAX_BODY_BYTES:
-                raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
+            _check_size(len(body))
             if not message.get("more_body", False):
-                self.is_body_unread = False
                 return body
 
     def _values(self, name: str) -> list[str]:
         wanted = name.encode("ascii")
         return [value.decode("latin-1") for field, value in self._scope["headers"] if field == wanted]
+
+
+def _check_size(of_body: int) -> None:
+    if of_body > MAX_BODY_BYTES:
+        raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
 
 
 def integer_parameter(parameters: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
