@@ -148,8 +148,8 @@ def _of_parts(url: str, processes: int, seconds: int) -> float:
     context = multiprocessing.get_context("spawn")
     all_there = context.Barrier(processes)
     with ProcessPoolExecutor(processes, context, initializer=all_there.wait) as pool:
-        rates = pool.map(_rate, *zip(*[(config, seconds, CONNECTIONS // processes)] * processes, strict=True))
-        return 1 / sum(rates)
+        rates = [pool.submit(_rate, config, seconds, CONNECTIONS // processes) for _ in range(processes)]
+        return 1 / sum(rate.result() for rate in rates)
 
 
 def _rate(config: Config, seconds: int, callers: int) -> float:
