@@ -34,7 +34,7 @@ from agentwrit.broker.storage.postgres_writer import (
 )
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_batch import NotInMemory, Question, Unread
-from agentwrit.broker.storage.sql_units import Outcome, Waiting
+from agentwrit.broker.storage.sql_units import Outcome, Queue, Waiting
 from agentwrit.domain.errors import TamperedRecord, Unavailable
 from agentwrit.domain.revocation import Revocation
 
@@ -62,9 +62,7 @@ class PostgresStore:
         self._barrier = Barrier(
             opening.url, sealer, opening.state, opening.time, lambda: self._announced, self._take_news
         )
-        self._waiting: deque[Waiting] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._committer: asyncio.Task[None] | None = None
+        self._waiting = Queue(self._commit_all)
         self._listeners: list[RevocationListener] = []
         self._is_writable = True
         self._is_closed = False
@@ -75,12 +73,7 @@ class PostgresStore:
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()  # which asks the system, each time
-        answer = sql_units.wait(self._loop, self._waiting, unit, reads)
-        if self._committer is None:
-            self._committer = self._loop.create_task(self._commit_all())
-        return await answer
+        return await self._waiting.put(unit, reads)
 
     async def read(self, query: Callable[[Snapshot], T]) -> T:
         self._check_open()
@@ -108,8 +101,7 @@ class PostgresStore:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._committer is not None:
-            await self._committer
+        await self._waiting.finish()
         await self._barrier.close()
         self._writer.break_off()
         self._write_thread.shutdown()
@@ -121,33 +113,30 @@ class PostgresStore:
             raise Unavailable("the broker is stopping")
 
     async def _commit_all(self) -> None:
-        try:
-            while self._waiting:
-                units = self._next_units()
-                if not units:
-                    return
-                try:
-                    written = await self._write(units)
-                except BaseException as error:
-                    # Whatever it is: everyone who waits is answered. Those behind would only wait as long again.
-                    detail = UNKNOWN if isinstance(error, OutcomeUnknown) else CANNOT_WRITE
-                    if self._is_writable or detail is UNKNOWN:
-                        log.warning(detail, reason=postgres_link.reason(error.__cause__ or error))
-                    self._is_writable = False
-                    sql_units.fail((waiting.answer for waiting in units), detail, error)
-                    sql_units.fail((waiting.answer for waiting in self._waiting), CANNOT_WRITE, error)
-                    self._waiting.clear()
-                    if not isinstance(error, (OutcomeUnknown, Lost, psycopg.Error, TamperedRecord)):
-                        raise
-                else:
-                    if not self._is_writable:
-                        log.info("the store can be written again")
-                    self._is_writable = True
-                    self._waiting.extendleft(reversed(written.left))
-                    self._announce(written.revocations, written.state.feed_head)
-                    sql_units.deliver(written.outcomes)
-        finally:
-            self._committer = None
+        while self._waiting:
+            units = self._next_units()
+            if not units:
+                return
+            try:
+                written = await self._write(units)
+            except BaseException as error:
+                # Whatever it is: everyone who waits is answered. Those behind would only wait as long again.
+                detail = UNKNOWN if isinstance(error, OutcomeUnknown) else CANNOT_WRITE
+                if self._is_writable or detail is UNKNOWN:
+                    log.warning(detail, reason=postgres_link.reason(error.__cause__ or error))
+                self._is_writable = False
+                sql_units.fail((waiting.answer for waiting in units), detail, error)
+                sql_units.fail((waiting.answer for waiting in self._waiting), CANNOT_WRITE, error)
+                self._waiting.clear()
+                if not isinstance(error, (OutcomeUnknown, Lost, psycopg.Error, TamperedRecord)):
+                    raise
+            else:
+                if not self._is_writable:
+                    log.info("the store can be written again")
+                self._is_writable = True
+                self._waiting.extendleft(reversed(written.left))
+                self._announce(written.revocations, written.state.feed_head)
+                sql_units.deliver(written.outcomes)
 
     def _next_units(self) -> list[Waiting]:
         units: list[Waiting] = []
@@ -175,7 +164,7 @@ class PostgresStore:
         try:
             outcomes, left = await self._run(begun, units)
         except BaseException:
-            await self._on_write_thread(self._writer.abandon)
+            await self._on_write_thread(self._writer.close)
             raise
         return await self._on_write_thread(partial(self._writer.commit, begun, begun.batch.writing(), outcomes, left))
 
@@ -184,25 +173,27 @@ class PostgresStore:
         outcomes: list[Outcome] = []
         stop_at = time.monotonic() + BATCH_SECONDS
         waiting = deque(units)
-        for is_last in (*[False] * MAX_READINGS, True):
+        for readings in range(MAX_READINGS + 1):
             unread: list[Waiting] = []
             wanted: list[Row | Question] = []
             while waiting and time.monotonic() < stop_at:
                 unit = waiting.popleft()
                 try:
-                    if is_last:
-                        raise NotInMemory
-                    outcomes.append(begun.batch.run(unit))
+                    outcomes.append(await self._run_unit(begun, unit, is_in_memory=readings < MAX_READINGS))
                 except Unread as lacking:
                     unread.append(unit)
                     wanted.append(lacking.wanted)
-                except NotInMemory:
-                    outcomes.append(await self._on_write_thread(partial(self._writer.run_on_database, begun, unit)))
             waiting.extendleft(reversed(unread))
             if not waiting or time.monotonic() >= stop_at:
                 break
             await self._on_write_thread(partial(self._writer.read, begun, wanted))
         return outcomes, waiting
+
+    async def _run_unit(self, begun: Begun, unit: Waiting, *, is_in_memory: bool) -> Outcome:
+        if is_in_memory:
+            with contextlib.suppress(NotInMemory):
+                return begun.batch.run(unit)
+        return await self._on_write_thread(partial(self._writer.run_on_database, begun, unit))
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

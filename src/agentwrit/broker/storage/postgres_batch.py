@@ -19,15 +19,14 @@ from agentwrit.broker.storage.postgres_rows import PostgresSnapshot, PostgresTra
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Rows
 from agentwrit.broker.storage.sql_batch import (
-    NEVER_REPLACED,
     READ,
-    WRITTEN,
     Batch,
     BatchTransaction,
     Changes,
     Columns,
     Question,
     Unread,
+    replaced_by,
 )
 from agentwrit.broker.storage.sql_rows import Key, on_conflict
 from agentwrit.domain import audit
@@ -46,7 +45,6 @@ class PostgresBatch(Batch):
 
     def __init__(self, link: Link, sealer: Sealer, head: audit.Head, feed_head: int, now: float) -> None:
         super().__init__(link, sealer, head, now)
-        self._link = link
         self._feed_head = feed_head
         self._read: dict[Row | Question, Sequence[tuple[Any, ...]]] = {}
 
@@ -71,7 +69,7 @@ class PostgresBatch(Batch):
         return PostgresBatchTransaction(self, self._sealer)
 
     def _on_database(self) -> PostgresTransaction:
-        return PostgresTransaction(self._link, self._sealer, self.head, self.now, self.feed_head())
+        return PostgresTransaction(self._session, self._sealer, self.head, self.now, self.feed_head())
 
     def _writing(self, changes: Changes) -> Callable[[], object]:
         statements = []
@@ -79,7 +77,7 @@ class PostgresBatch(Batch):
             columns = list(rows.values())
             statements.append((_put_all(table, columns[0]), (_form(columns),)))
         # Within a pipeline none of them waits.
-        return lambda: [self._link.execute(sql, values) for sql, values in statements]
+        return lambda: [self._session.execute(sql, values) for sql, values in statements]
 
 
 class Reading:
@@ -131,8 +129,7 @@ def _put_all_of(table: str, columns: tuple[tuple[str, type], ...]) -> str:
     names = [name for name, _ in columns]
     values = ", ".join(f"decode({name}, 'base64')" if kind is bytes else name for name, kind in columns)
     types = ", ".join(f"{name} {_KINDS[kind]}" for name, kind in columns)
-    conflict = "" if table == NEVER_REPLACED else on_conflict(WRITTEN[table], names)
     return (
-        f"INSERT INTO {table} ({', '.join(names)})"
-        f" SELECT {values} FROM json_to_recordset(?::json) AS new ({types}) {conflict}"
+        f"INSERT INTO {table} ({', '.join(names)}) SELECT {values}"
+        f" FROM json_to_recordset(?::json) AS new ({types}) {on_conflict(replaced_by(table), names)}"
     )

@@ -149,10 +149,6 @@ class Writer:
         self._clock.advance_to(state.now)
         return Written(outcomes, left, [*begun.revocations, *batch.revocations], state)
 
-    def abandon(self) -> None:
-        """Leave a batch as it is: nothing of it was done."""
-        self.close()
-
     def take_charge(self) -> bool:
         """Whether this broker keeps house, from now on perhaps.
 
@@ -192,6 +188,7 @@ class Writer:
                 self._link.break_off()
 
     def close(self) -> None:
+        """Give the connection up. What was begun on it was never done."""
         with self._lock:
             if self._link is not None:
                 self._link.close()

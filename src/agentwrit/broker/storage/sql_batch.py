@@ -44,7 +44,11 @@ WRITTEN: Final = {
     "tiles": ("level", "number"),
     "events": ("sequence",),
 }
-NEVER_REPLACED: Final = "events"
+
+
+def replaced_by(table: str) -> tuple[str, ...]:
+    """The key by which a row of a table replaces another one: none for events, which never do."""
+    return () if table == "events" else WRITTEN[table]
 
 
 class Question(NamedTuple):

@@ -395,12 +395,13 @@ class SqlTransaction(SqlSnapshot):
 def upsert(table: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
     """What inserts a row, and if it has a key replaces a row that has the same."""
     values = ", ".join("?" * len(columns))
-    conflict = on_conflict(key, columns) if key else ""
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {conflict}"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {on_conflict(key, columns)}"
 
 
 def on_conflict(key: Sequence[str], columns: Sequence[str]) -> str:
-    """What makes an INSERT replace a row that has the same key."""
+    """What makes an INSERT replace a row that has the same key; nothing where there is none that is replaced."""
+    if not key:
+        return ""
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in key)
     return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from agentwrit.broker.storage.base import Denied, Row, Transaction
@@ -26,19 +26,41 @@ class Waiting(NamedTuple):
     reads: Sequence[Row]
 
 
-def wait(
-    loop: asyncio.AbstractEventLoop, queue: deque[Waiting], unit: Callable[[Transaction], T], reads: Sequence[Row] = ()
-) -> asyncio.Future[T]:
-    """Put a unit at the end of those that wait. Returns its answer to be.
+class Queue(deque[Waiting]):
+    """Units that wait. While there are any, `run_all` is a task: it takes them out, and ends when there are none."""
 
-    Raises:
-        Unavailable: too many wait already.
-    """
-    if len(queue) >= MAX_WAITING_UNITS:
-        raise Unavailable("the broker is busy")
-    answer: asyncio.Future[T] = loop.create_future()
-    queue.append(Waiting(unit, answer, time.monotonic(), reads))
-    return answer
+    def __init__(self, run_all: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        super().__init__()
+        self._run_all = run_all
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    def put(self, unit: Callable[[Transaction], T], reads: Sequence[Row]) -> asyncio.Future[T]:
+        """Put a unit at the end. Returns its answer to be.
+
+        Raises:
+            Unavailable: too many wait already.
+        """
+        if len(self) >= MAX_WAITING_UNITS:
+            raise Unavailable("the broker is busy")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # which asks the system, each time
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self.append(Waiting(unit, answer, time.monotonic(), reads))
+        if self._running is None:
+            self._running = self._loop.create_task(self._run())
+        return answer
+
+    async def finish(self) -> None:
+        """Wait until all who wait are answered."""
+        if self._running is not None:
+            await self._running
+
+    async def _run(self) -> None:
+        try:
+            await self._run_all()
+        finally:
+            self._running = None
 
 
 class Outcome(NamedTuple):

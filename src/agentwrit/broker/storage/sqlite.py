@@ -13,7 +13,6 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +24,7 @@ from agentwrit.broker.storage import sql_log, sql_units, sqlite_batch, sqlite_ro
 from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_batch import NotInMemory
-from agentwrit.broker.storage.sql_units import Outcome, Waiting
+from agentwrit.broker.storage.sql_units import Outcome, Queue
 from agentwrit.broker.storage.sqlite_batch import SqliteBatch, is_stores_fault
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.domain.errors import Unavailable
@@ -50,9 +49,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._sealer = sealer
-        self._waiting: deque[Waiting] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._committer: asyncio.Task[None] | None = None
+        self._waiting = Queue(self._commit_all)
         self._listeners: list[RevocationListener] = []
         self._commit_seconds = float("inf")  # what the last one took
         self._is_writable = True
@@ -66,21 +63,16 @@ class SqliteStore:
             self._head = sql_log.load_head(
                 self._connection, sealer, sqlite_rows.saved_head(self._connection, sealer).last
             )
+            sqlite_batch.prepare(self._connection)
         except BaseException:
             self._connection.close()
             raise
-        sqlite_batch.prepare(self._connection)
         self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
         clock.advance_to(self._saved_now)
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()  # which asks the system, each time
-        answer = sql_units.wait(self._loop, self._waiting, unit)
-        if self._committer is None:
-            self._committer = self._loop.create_task(self._commit_all())
-        return await answer
+        return await self._waiting.put(unit, reads)
 
     async def read(self, query: Callable[[Snapshot], T]) -> T:
         self._check_open()
@@ -106,8 +98,7 @@ class SqliteStore:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._committer is not None:
-            await self._committer
+        await self._waiting.finish()
         self._commit_thread.shutdown()
         self._read_threads.shutdown()
         for reader in self._readers:
@@ -122,34 +113,31 @@ class SqliteStore:
 
     async def _commit_all(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            while self._waiting:
-                outcomes: list[Outcome] = []
-                try:
-                    await self._begin()
-                    batch = SqliteBatch(self._connection, self._sealer, self._head, self._clock.now())
-                    has_changes = self._run_batch(batch, outcomes)
-                    end = partial(self._commit, batch.writing()) if has_changes else self._connection.rollback
-                    if len(outcomes) == 1 and not self._waiting and self._commit_seconds < LONE_SECONDS:
-                        end()
-                    else:
-                        await loop.run_in_executor(self._commit_thread, end)
-                except BaseException as error:
-                    # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
-                    self._is_writable = False
-                    answers = [outcome.answer for outcome in outcomes] or self._give_up_waiting()
-                    sql_units.fail(answers, "the store cannot be written", error)
-                    await loop.run_in_executor(self._commit_thread, self._connection.rollback)
-                    if not isinstance(error, sqlite3.Error):
-                        raise
+        while self._waiting:
+            outcomes: list[Outcome] = []
+            try:
+                await self._begin()
+                batch = SqliteBatch(self._connection, self._sealer, self._head, self._clock.now())
+                has_changes = self._run_batch(batch, outcomes)
+                end = partial(self._commit, batch.writing()) if has_changes else self._connection.rollback
+                if len(outcomes) == 1 and not self._waiting and self._commit_seconds < LONE_SECONDS:
+                    end()
                 else:
-                    self._is_writable = True
-                    self._head = batch.head
-                    self._saved_now = batch.now if has_changes else self._saved_now
-                    self._announce(batch.revocations)
-                    sql_units.deliver(outcomes)
-        finally:
-            self._committer = None
+                    await loop.run_in_executor(self._commit_thread, end)
+            except BaseException as error:
+                # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
+                self._is_writable = False
+                answers = [outcome.answer for outcome in outcomes] or self._give_up_waiting()
+                sql_units.fail(answers, "the store cannot be written", error)
+                await loop.run_in_executor(self._commit_thread, self._connection.rollback)
+                if not isinstance(error, sqlite3.Error):
+                    raise
+            else:
+                self._is_writable = True
+                self._head = batch.head
+                self._saved_now = batch.now if has_changes else self._saved_now
+                self._announce(batch.revocations)
+                sql_units.deliver(outcomes)
 
     async def _begin(self) -> None:
         """Take the write lock. The broker is its only user, so it is free, unless somebody looks in from outside."""

@@ -16,14 +16,13 @@ from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Row
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_batch import (
-    NEVER_REPLACED,
     READ,
-    WRITTEN,
     Batch,
     BatchTransaction,
     Changes,
     Columns,
     Question,
+    replaced_by,
 )
 from agentwrit.broker.storage.sql_rows import on_conflict, upsert
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
@@ -92,10 +91,9 @@ def _insert(table: str) -> str:
             start += f" + (value ->> {place})"
         else:
             values.append(f"value ->> {place}")
-    conflict = "" if table == NEVER_REPLACED else on_conflict(WRITTEN[table], names)
     return (
         f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)}"
-        f" FROM json_each(NEW.{table}) WHERE TRUE ORDER BY key {conflict}"
+        f" FROM json_each(NEW.{table}) WHERE TRUE ORDER BY key {on_conflict(replaced_by(table), names)}"
     )
 
 
@@ -108,27 +106,24 @@ class SqliteBatch(Batch):
 
     def __init__(self, connection: sqlite3.Connection, sealer: Sealer, head: audit.Head, now: float) -> None:
         super().__init__(connection, sealer, head, now)
-        self._connection = connection
         self._feed_head: int | None = None
 
     def rows(self, wanted: Row | Question) -> Sequence[tuple[Any, ...]]:
         if isinstance(wanted, Question):
-            return self._connection.execute(wanted.sql, wanted.values).fetchall()
+            return self._session.execute(wanted.sql, wanted.values).fetchall()
         key, columns = READ[wanted.table]
-        return self._connection.execute(
-            f"SELECT {columns} FROM {wanted.table} WHERE {key} = ?", (wanted.key,)
-        ).fetchall()
+        return self._session.execute(f"SELECT {columns} FROM {wanted.table} WHERE {key} = ?", (wanted.key,)).fetchall()
 
     def _first_feed_head(self) -> int:
         if self._feed_head is None:
-            self._feed_head = SqliteSnapshot(self._connection, self._sealer).feed_head() - len(self.revocations)
+            self._feed_head = SqliteSnapshot(self._session, self._sealer).feed_head() - len(self.revocations)
         return self._feed_head
 
     def _in_memory(self) -> BatchTransaction:
         return SqliteBatchTransaction(self, self._sealer)
 
     def _on_database(self) -> SqliteTransaction:
-        return SqliteTransaction(self._connection, self._sealer, self.head, self.now)
+        return SqliteTransaction(self._session, self._sealer, self.head, self.now)
 
     def _is_passed_on(self, error: Exception) -> bool:
         return super()._is_passed_on(error) or is_stores_fault(error)  # it reads the database
@@ -144,12 +139,11 @@ class SqliteBatch(Batch):
                 self._write_one_by_one(table, changes.rows[table].values())
                 form = b"[]"
             forms.append(form.decode())
-        return partial(self._connection.execute, _WRITE, (*forms, b"".join(pieces)))
+        return partial(self._session.execute, _WRITE, (*forms, b"".join(pieces)))
 
     def _write_one_by_one(self, table: str, rows: Iterable[Columns]) -> None:
-        key = () if table == NEVER_REPLACED else WRITTEN[table]
         for row in rows:
-            self._connection.execute(upsert(table, key, tuple(row)), tuple(row.values()))
+            self._session.execute(upsert(table, replaced_by(table), tuple(row)), tuple(row.values()))
 
 
 def _arrays(table: str, rows: Iterable[Columns], pieces: list[bytes], begin: int) -> tuple[list[list[object]], int]:
