@@ -4,7 +4,7 @@ FROM python:3.11-slim AS build
 WORKDIR /build
 RUN python -m venv /opt/agentwrit
 COPY requirements/broker.txt requirements/broker.txt
-RUN /opt/agentwrit/bin/python -m pip install --no-cache-dir --require-hashes --requirement requirements/broker.txt
+RUN /opt/agentwrit/bin/python -m pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/broker.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN /opt/agentwrit/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation .

@@ -4,7 +4,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP    := -m pip --disable-pip-version-check --quiet
+
+# A lock is the whole answer, so nothing is left to resolve. With its dependencies looked at, pip would also refuse a lock
+# as soon as a newer release appears of a package that another one asks for with an extra. `pip check` sees what lacks.
+LOCKED := $(PIP) install --no-deps --require-hashes --requirement
 
 .PHONY: demo test soak extras bench lint types layers lock clean
 
@@ -16,27 +20,30 @@ $(BIN)/python:
 
 $(VENV)/.broker: $(BIN)/python requirements/broker.txt pyproject.toml
 	@echo "Setting up $(VENV) (once)"
-	@$(PIP) install --require-hashes --requirement requirements/broker.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(BIN)/python $(LOCKED) requirements/broker.txt
+	@$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.broker requirements/dev.txt
 	@echo "Adding what the tests need (once)"
-	@$(PIP) install --require-hashes --requirement requirements/dev.txt
+	@$(BIN)/python $(LOCKED) requirements/dev.txt
+	@$(BIN)/python $(PIP) check
 	@touch $@
 
 # Others' client of the same protocol, as it was published: it must work with our broker as it is.
 .venv-published/.done: requirements/published-client.txt $(BIN)/python
 	@echo "Setting up .venv-published (once)"
 	@$(PYTHON) -m venv .venv-published
-	@.venv-published/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --requirement $<
+	@.venv-published/bin/python $(LOCKED) $<
+	@.venv-published/bin/python $(PIP) check
 	@touch $@
 
 # Others' resource servers, which know OAuth and nothing of us.
 .venv-standards/.done: requirements/standards.txt $(BIN)/python
 	@echo "Setting up .venv-standards (once)"
 	@$(PYTHON) -m venv .venv-standards
-	@.venv-standards/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --requirement $<
+	@.venv-standards/bin/python $(LOCKED) $<
+	@.venv-standards/bin/python $(PIP) check
 	@touch $@
 
 # -- run ------------------------------------------------------------------------------------------
@@ -60,7 +67,7 @@ EXTRAS := langchain=frameworks/langchain_support pydantic-ai=frameworks/pydantic
 extras: $(VENV)/.dev
 	@set -e; for pair in $(EXTRAS); do \
 		rm -rf .venv-extra; $(PYTHON) -m venv .venv-extra; \
-		.venv-extra/bin/python -m pip --disable-pip-version-check --quiet install ".[$${pair%%=*}]"; \
+		.venv-extra/bin/python $(PIP) install ".[$${pair%%=*}]"; \
 		echo "agentwrit[$${pair%%=*}], $$(.venv-extra/bin/python -m pip list --format=freeze | wc -l) packages"; \
 		$(BIN)/agentwrit dev -- .venv-extra/bin/python "examples/$${pair#*=}.py"; \
 	done; rm -rf .venv-extra
