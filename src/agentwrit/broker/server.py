@@ -30,6 +30,7 @@ from agentwrit.domain.errors import ConfigurationError
 BACKLOG: Final = 2048
 HEALTH_SECONDS: Final = 3
 GRACE_SECONDS: Final = 10  # for requests in flight when the broker is told to stop
+YOUNG_OBJECTS: Final = 10_000  # before the garbage collector looks at them: requests end without leaving any to it
 
 log = structlog.get_logger("agentwrit.server")
 
@@ -122,6 +123,7 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None, list
         # What was loaded to get here stays: no garbage collection needs to look at it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS)
         store = "PostgreSQL" if config.database_url is not None else str(config.data_dir)
         log.info("listening", url=url, version=__version__, store=store)
         _announce(ready_fd, url)
