@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -15,6 +16,8 @@ from agentwrit.domain.claims import Claims, Confirmation
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant, GrantKind
 
+_ID_BYTES: Final = 16
+
 
 class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
     """A token, for whoever it was issued to. `expires_in`: seconds."""
@@ -27,10 +30,17 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
         return f"IssuedToken(sid={self.grant.sid!r}, expires_in={self.expires_in})"
 
 
-def new_ids() -> tuple[str, str]:
-    """Names for a grant and its token that nobody can guess: 128 random bits each, in hex."""
-    drawn = os.urandom(32).hex()
-    return drawn[:32], drawn[32:]
+def new_sid(at: int) -> str:
+    """A name for a grant made at this time (Unix seconds): that in 8 hex digits, and 128 random bits in 32.
+
+    Nobody can guess it. New grants have the highest names, so they stand together in a store, however many there are.
+    """
+    return f"{at:08x}{os.urandom(_ID_BYTES).hex()}"
+
+
+def new_jti() -> str:
+    """A name for a token that nobody can guess: 128 random bits, in hex."""
+    return os.urandom(_ID_BYTES).hex()
 
 
 class TokenIssuer:
@@ -53,11 +63,10 @@ class TokenIssuer:
         audience: Sequence[str] = (),
     ) -> Grant:
         """A grant with its first token. `ttl`: seconds; `ends_at`: its end, whatever its tokens' (Unix seconds)."""
-        sid, jti = new_ids()
         at = int(now)
         end = at + ttl if ends_at is None else ends_at
         return Grant(
-            sid=sid,
+            sid=new_sid(at),
             kind=kind,
             subject=subject,
             app_id=app.app_id if app is not None else "",
@@ -67,7 +76,7 @@ class TokenIssuer:
             ttl=ttl,
             created_at=at,
             ends_at=end,
-            jti=jti,
+            jti=new_jti(),
             iat=at,
             exp=min(at + ttl, end),
             kid=self._keys.signer.kid,
@@ -79,7 +88,6 @@ class TokenIssuer:
         It is for the parent's task and audience, and by the delegate's key: bound to it where either of the two grants
         is bound, so that binding is not lost on the way. `ends_at`: Unix seconds.
         """
-        sid, jti = new_ids()
         at = int(now)
         chain = delegation.extend(
             parent.chain,
@@ -93,7 +101,7 @@ class TokenIssuer:
         )
         return msgspec.structs.replace(
             to,
-            sid=sid,
+            sid=new_sid(at),
             scope=tuple(scope),
             audience=parent.audience,
             task_id=parent.task_id,
@@ -103,7 +111,7 @@ class TokenIssuer:
             ttl=ends_at - at,
             created_at=at,
             ends_at=ends_at,
-            jti=jti,
+            jti=new_jti(),
             iat=at,
             exp=ends_at,
             previous_jti="",
@@ -117,7 +125,7 @@ class TokenIssuer:
 
     def renewed(self, of: Grant, now: float) -> Grant:
         """The grant with a new current token."""
-        return msgspec.structs.replace(grant_rules.renewed(of, new_ids()[1], now), kid=self._keys.signer.kid)
+        return msgspec.structs.replace(grant_rules.renewed(of, new_jti(), now), kid=self._keys.signer.kid)
 
     def token(self, of: Grant, now: float, *, scope_field: str = "requested_scope") -> IssuedToken:
         """The current token of a grant. The same grant and key give the same token.
