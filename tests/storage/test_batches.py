@@ -25,6 +25,7 @@ from tests.storage.conftest import Subject
 
 NAMES = ("a", "b", "c\0\ufdd0")
 UNITS_AT_ONCE = 12
+TURNS = 30  # of the event loop, after which the last unit comes
 
 Operation = Callable[[Transaction, str], object]
 Work = tuple[list[tuple[str, str]], str]
@@ -138,13 +139,18 @@ def reference(subject: Subject) -> Subject:
 
 @pytest.mark.parametrize("subject", ["sqlite", "postgres"], indirect=True)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch=batches(OPERATIONS.keys() - FOR_THE_DATABASE) | batches(OPERATIONS))
+@given(
+    batch=batches(OPERATIONS.keys() - FOR_THE_DATABASE) | batches(OPERATIONS),
+    turns=st.just([0] * UNITS_AT_ONCE)
+    | st.lists(st.integers(0, TURNS), min_size=UNITS_AT_ONCE, max_size=UNITS_AT_ONCE),
+)
 def test_units_at_once_come_to_what_they_would_one_after_the_other(
-    subject: Subject, reference: Subject, batch: list[Work]
+    subject: Subject, reference: Subject, batch: list[Work], turns: list[int]
 ) -> None:
+    """Also those that come while others are being committed."""
     # What examples leave behind is the next ones' to find, in both stores.
     start = reference.read(lambda s: s.event_head())
-    results = subject.run(at_once(subject, batch))
+    results = subject.run(at_once(subject, batch, turns=turns))
     events = subject.read(lambda s: s.events(EventQuery(after=start, limit=1000)))
     order = [event.data["unit"] for event in events]
     assert sorted(order) == [number for number, (_, end) in enumerate(batch) if end != "failed"]
@@ -155,8 +161,17 @@ def test_units_at_once_come_to_what_they_would_one_after_the_other(
     assert subject.read(lambda s: state(s, start)) == reference.read(lambda s: state(s, start))
 
 
-async def at_once(subject: Subject, batch: Sequence[Work], *, first: int = 0) -> list[object]:
-    writes = [subject.store.write(unit(number, *work)) for number, work in enumerate(batch, first)]
+async def at_once(
+    subject: Subject, batch: Sequence[Work], *, first: int = 0, turns: Sequence[int] = (0,)
+) -> list[object]:
+    """What units come to, each of which comes after so many turns of the event loop."""
+
+    async def write(number: int, work: Work, turns: int) -> object:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await subject.store.write(unit(number, *work))
+
+    writes = map(write, range(first, first + len(batch)), batch, turns)
     return await asyncio.gather(*writes, return_exceptions=True)
 
 

@@ -7,7 +7,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,24 @@ class File:
         salt = log[16:24]
         frames = [log[at : at + 24] for at in range(32, len(log), 24 + page_size)]
         return sum(frame[8:16] == salt and frame[4:8] != bytes(4) for frame in frames)
+
+
+@contextlib.asynccontextmanager
+async def opened(file: File, **settings: int) -> AsyncIterator[SqliteStore]:
+    """A store on the loop that runs, to be written by several at once."""
+    store = SqliteStore(file.path, file.time.clock(), Sealer(KEY), **settings)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def locked_from_outside(file: File) -> AsyncIterator[sqlite3.Connection]:
+    """Somebody else's connection, which holds the write lock."""
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as outsider:
+        outsider.execute("BEGIN IMMEDIATE")
+        yield outsider
 
 
 @pytest.fixture
@@ -378,11 +397,12 @@ def test_the_files_are_readable_by_their_owner_alone(file: File) -> None:
 # -- a store that cannot be written -----------------------------------------------------------------------------------
 
 FULL_DISK = """
-import asyncio, pathlib, resource, signal, sys
+import asyncio, contextlib, pathlib, resource, signal, sqlite3, sys
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage.base import EventQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.broker.storage.sqlite_rows import saved_head
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import Unavailable
@@ -403,7 +423,8 @@ async def main():
     await store.write(lambda t: t.record(big))
     largest = max(file.stat().st_size for file in path.parent.iterdir())
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 1024, unlimited[1]))
-    answers = await asyncio.gather(*(store.write(unit) for _ in range(10)), return_exceptions=True)
+    units = [unit] * 10 + [lambda t: t.put_checkpoint(1, "a note")]
+    answers = await asyncio.gather(*map(store.write, units), return_exceptions=True)
     assert all(isinstance(answer, Unavailable) for answer in answers), answers
     assert not store.is_writable()
     assert announced == []
@@ -414,6 +435,8 @@ async def main():
     assert announced == [entry]
     assert audit.verify(await store.read(lambda s: s.events(EventQuery()))) == 2
     await store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert saved_head(connection, Sealer(b"s" * 32)).covered == 0
     store = SqliteStore(path, Clock(), Sealer(b"s" * 32))
     assert await store.read(lambda s: s.event_count()) == 2
     await store.close()
@@ -448,6 +471,17 @@ def test_too_many_units_that_wait_are_turned_away(file: File) -> None:
     assert answers.count(False) == 5000 - len(refused) - 1
 
 
+def test_those_whose_units_were_run_count_among_those_who_wait(file: File) -> None:
+    store = file.open()
+
+    async def flood() -> list[Any]:
+        units: list[Callable[[Transaction], Any]] = [*[spend] * 4000, *[lambda t: t.event_count()] * 1000]
+        return await asyncio.gather(*map(store.store.write, units), return_exceptions=True)
+
+    answers = store.run(flood())
+    assert [type(answer) for answer in answers] == [bool] * 4000 + [int] * 96 + [Unavailable] * 904
+
+
 def test_a_caller_who_stops_waiting_takes_no_other_down(file: File) -> None:
     store = file.open()
 
@@ -470,29 +504,20 @@ def test_a_lock_held_from_outside_is_waited_for_and_holds_up_nobody_else(file: F
     """Nobody should, but people open databases with other programs."""
 
     async def claim() -> None:
-        store = SqliteStore(file.path, file.time.clock(), Sealer(KEY))
-        outsider = sqlite3.connect(file.path, isolation_level=None)
-        try:
-            outsider.execute("BEGIN IMMEDIATE")
+        async with opened(file) as store, locked_from_outside(file) as outsider:
             writing = asyncio.create_task(store.write(lambda transaction: transaction.record(ISSUED)))
             for _ in range(3):
                 assert await store.read(lambda snapshot: snapshot.event_count()) == 0
             assert not writing.done()
             outsider.execute("ROLLBACK")
             await writing
-        finally:
-            outsider.close()
-            await store.close()
 
     asyncio.run(claim())
 
 
 def test_a_lock_that_is_not_given_back_is_unavailable_for_everyone_who_waits(file: File) -> None:
     async def claim() -> None:
-        store = SqliteStore(file.path, file.time.clock(), Sealer(KEY), lock_timeout_ms=20)
-        outsider = sqlite3.connect(file.path, isolation_level=None)
-        try:
-            outsider.execute("BEGIN IMMEDIATE")
+        async with opened(file, lock_timeout_ms=20) as store, locked_from_outside(file) as outsider:
             writes = [store.write(lambda transaction: transaction.record(ISSUED)) for _ in range(3)]
             results = await asyncio.gather(*writes, return_exceptions=True)
             assert [type(result) for result in results] == [Unavailable] * 3
@@ -501,9 +526,123 @@ def test_a_lock_that_is_not_given_back_is_unavailable_for_everyone_who_waits(fil
             await store.write(lambda transaction: transaction.record(ISSUED))
             assert store.is_writable()
             assert await store.read(lambda snapshot: snapshot.event_count()) == 1
-        finally:
-            outsider.close()
-            await store.close()
+
+    asyncio.run(claim())
+
+
+# -- while a commit is under way --------------------------------------------------------------------------------------
+
+
+def spend(transaction: Transaction) -> bool:
+    transaction.record(ISSUED)
+    return transaction.spend_nonce(b"n", NOW + 30)
+
+
+def end_and_revoke(transaction: Transaction) -> None:
+    transaction.put_grant(make_grant(ended_at=NOW, end_reason="revoked"))
+    transaction.revoke(ENTRY)
+
+
+def look(transaction: Transaction) -> list[Any]:
+    found = [
+        transaction.grant("sid-1"),
+        transaction.grants(GrantQuery(live_at=NOW)),
+        transaction.revocation(ENTRY.kind, ENTRY.id),
+        transaction.feed_head(),
+        spend(transaction),
+    ]
+    found.append(transaction.head.sequence)
+    return found
+
+
+def test_what_comes_during_a_commit_sees_what_is_being_committed(file: File) -> None:
+    async def claim() -> None:
+        seen: list[list[Any]] = []
+        async with opened(file) as store, locked_from_outside(file) as outsider:
+            under_way = [asyncio.create_task(store.write(unit)) for unit in (end_and_revoke, spend)]
+            for _ in range(3):
+                assert await store.read(lambda snapshot: snapshot.feed_head()) == 0
+            later = asyncio.create_task(store.write(lambda transaction: seen.append(look(transaction))))
+            assert await store.read(lambda snapshot: snapshot.event_head()) == 0
+            assert seen == [[make_grant(ended_at=NOW, end_reason="revoked"), [], ENTRY, 1, False, 2]]
+            outsider.execute("ROLLBACK")
+            await asyncio.gather(*under_way)
+            await later
+            expected = [*seen[0][:-1], 3]
+            assert await store.write(look) == expected
+            assert audit.verify(await store.read(lambda snapshot: snapshot.events(EventQuery()))) == 3
+
+    file.open().write(lambda transaction: transaction.put_grant(make_grant()))
+    file.close()
+    asyncio.run(claim())
+
+
+def test_what_comes_while_a_unit_on_the_database_is_committed_waits_for_it(file: File) -> None:
+    async def claim() -> None:
+        seen: list[Any] = []
+        async with opened(file) as store:
+            go_on = _held_up(store)
+            under_way = [asyncio.create_task(store.write(lambda t: t.put_app(make_app()))) for _ in range(2)]
+            for _ in range(3):
+                assert await store.read(lambda snapshot: snapshot.app_count()) == 0
+            later = asyncio.create_task(store.write(lambda transaction: seen.append(transaction.app("app-1"))))
+            await store.read(lambda snapshot: snapshot.app_count())
+            assert seen == []
+            go_on.set()
+            await asyncio.gather(*under_way, later)
+            assert seen == [make_app()]
+
+    asyncio.run(claim())
+
+
+def test_what_is_committed_is_kept_by_no_batch_that_comes_after(file: File) -> None:
+    async def claim() -> None:
+        async with opened(file) as store:
+            go_on = _held_up(store)
+            first = asyncio.create_task(store.write(spend))
+            for _ in range(3):
+                await store.read(lambda snapshot: snapshot.feed_head())
+            second = [asyncio.create_task(store.write(spend)) for _ in range(2)]
+            await store.read(lambda snapshot: snapshot.feed_head())
+            on_its_way = store._ground.changes
+            assert on_its_way is not None
+            go_on_again = _held_up(store)
+            go_on.set()
+            assert await first
+            for _ in range(3):
+                await store.read(lambda snapshot: snapshot.feed_head())
+            assert store._ground.changes not in (None, on_its_way)
+            assert store._ground.changes.below is None
+            go_on_again.set()
+            assert await asyncio.gather(*second) == [False, False]
+
+    asyncio.run(claim())
+
+
+def _held_up(store: SqliteStore) -> threading.Event:
+    """What lets a store go on with commits that are asked for from now on."""
+    go_on = threading.Event()
+    store._commit_thread.submit(go_on.wait, 10)
+    return go_on
+
+
+def test_what_stands_on_a_commit_that_fails_fails_with_it(file: File) -> None:
+    async def claim() -> None:
+        seen: list[bool] = []
+        async with opened(file, lock_timeout_ms=200) as store, locked_from_outside(file) as outsider:
+            under_way = [asyncio.create_task(store.write(unit)) for unit in (end_and_revoke, spend)]
+            for _ in range(3):
+                await store.read(lambda snapshot: snapshot.feed_head())
+            later = asyncio.create_task(store.write(lambda transaction: seen.append(spend(transaction))))
+            counted = asyncio.create_task(store.write(lambda transaction: transaction.event_count()))
+            results: list[object] = await asyncio.gather(*under_way, return_exceptions=True)
+            outsider.execute("ROLLBACK")
+            results += await asyncio.gather(later, counted, return_exceptions=True)
+            assert seen == [False]
+            assert [type(result) for result in results] == [Unavailable] * 4
+            assert await store.write(look) == [None, [], None, 0, True, 1]
+            assert audit.verify(await store.read(lambda snapshot: snapshot.events(EventQuery()))) == 1
+        await SqliteStore(file.path, file.time.clock(), Sealer(KEY)).close()
 
     asyncio.run(claim())
 

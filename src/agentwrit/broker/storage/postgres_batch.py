@@ -41,11 +41,10 @@ class PostgresBatchTransaction(BatchTransaction, PostgresSnapshot):
 
 
 class PostgresBatch(Batch):
-    """Behind the lock on the cluster's state. `feed_head`: where the feed ended before it."""
+    """Behind the lock on the cluster's state."""
 
     def __init__(self, link: Link, sealer: Sealer, head: audit.Head, feed_head: int, now: float) -> None:
-        super().__init__(link, sealer, head, now)
-        self._feed_head = feed_head
+        super().__init__(link, sealer, head=head, feed_head=feed_head, now=now)
         self._read: dict[Row | Question, Sequence[tuple[Any, ...]]] = {}
 
     def learn(self, read: Mapping[Row | Question, Sequence[tuple[Any, ...]]]) -> None:
@@ -61,9 +60,6 @@ class PostgresBatch(Batch):
     def forget(self) -> None:
         super().forget()
         self._read = {}
-
-    def _first_feed_head(self) -> int:
-        return self._feed_head
 
     def _in_memory(self) -> BatchTransaction:
         return PostgresBatchTransaction(self, self._sealer)

@@ -43,6 +43,7 @@ WRITTEN: Final = {
     "revocations": ("kind", "id"),
     "tiles": ("level", "number"),
     "events": ("sequence",),
+    "meta": ("name",),
 }
 
 
@@ -71,22 +72,39 @@ class NotInMemory(Exception):
 
 
 class Changes:
-    """What was written, and not yet sent: rows by table and key, and the records that are in them."""
+    """What was written, and not yet sent: rows by table and key, and the records that are in them.
 
-    def __init__(self) -> None:
+    `below`: what was written before, and may not be in the database yet either. Who looks here sees it as well.
+    """
+
+    def __init__(self, below: "Changes | None" = None) -> None:
+        self.below = below
         self.rows: defaultdict[str, dict[tuple[object, ...], Columns]] = defaultdict(dict)
         self.records: dict[Row, msgspec.Struct] = {}
         self.grants: dict[str, Grant] = {}
         self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self.rows)
+
     def put(self, table: str, columns: Columns) -> None:
         self.rows[table][tuple(columns[name] for name in WRITTEN[table])] = columns
 
     def has(self, table: str, key: Key) -> bool:
-        return table in self.rows and (key,) in self.rows[table]
+        is_here = table in self.rows and (key,) in self.rows[table]
+        return is_here or (self.below is not None and self.below.has(table, key))
 
-    def __bool__(self) -> bool:
-        return bool(self.rows)
+    def record(self, at: Row) -> msgspec.Struct | None:
+        found = self.records.get(at)
+        return found if found is not None or self.below is None else self.below.record(at)
+
+    def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
+        found = self.revocations.get((kind, name))
+        return found if found is not None or self.below is None else self.below.revocation(kind, name)
+
+    def all_grants(self) -> Mapping[str, Grant]:
+        return self.grants if self.below is None else {**self.below.all_grants(), **self.grants}
 
     def take(self, later: "Changes") -> None:
         for table, rows in later.rows.items():
@@ -100,13 +118,25 @@ class Batch(ABC):
     """What is known of the database in a transaction, and what units have made of it.
 
     `head` and `now`: where the log ends with what units have written, and the time; `revocations`: what they revoked.
+    `feed_head`: where the feed ended before the first unit; `below`: what is to be seen although it may not be in the
+    database yet.
     """
 
-    def __init__(self, session: Session, sealer: Sealer, head: audit.Head, now: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        sealer: Sealer,
+        *,
+        head: audit.Head,
+        feed_head: int,
+        now: float,
+        below: Changes | None = None,
+    ) -> None:
         self.head = head
         self.now = now
         self.revocations: list[Revocation] = []
-        self.changes = Changes()
+        self.changes = Changes(below)
+        self._first_feed_head = feed_head
         self._session = session
         self._sealer = sealer
         self._opened: dict[Row, msgspec.Struct] = {}
@@ -148,12 +178,12 @@ class Batch(ABC):
         """
 
     def record(self, at: Row, open_row: Callable[[tuple[Any, ...]], R]) -> R | None:
-        """The record of a row as it is in the database, or as a unit has left it.
+        """The record of a row as it is in the database.
 
         Raises:
             Unread: it was not read yet.
         """
-        record: Any = self.changes.records.get(at) or self._opened.get(at)
+        record: Any = self._opened.get(at)
         if record is None:
             for row in self.rows(at):
                 record = self._opened[at] = open_row(row)
@@ -161,15 +191,11 @@ class Batch(ABC):
 
     def feed_head(self) -> int:
         """Where the feed ends with what units have written."""
-        return self._first_feed_head() + len(self.revocations)
+        return self._first_feed_head + len(self.revocations)
 
     def forget(self) -> None:
         """Something was written: what was read before says nothing any more."""
         self._opened = {}
-
-    @abstractmethod
-    def _first_feed_head(self) -> int:
-        """Where the feed ended before the first unit."""
 
     @abstractmethod
     def _in_memory(self) -> "BatchTransaction":
@@ -207,7 +233,7 @@ class BatchTransaction(SqlTransaction):
 
     def __init__(self, batch: Batch, sealer: Sealer) -> None:
         super().__init__(_NoDatabase(), sealer, batch.head, batch.now)
-        self.changes = Changes()
+        self.changes = Changes(batch.changes)
         self._batch = batch
 
     def feed_head(self) -> int:
@@ -217,7 +243,7 @@ class BatchTransaction(SqlTransaction):
         if query.limit is not None or query.after is not None:
             raise NotInMemory
         stored = self._opened_grants(query, self._batch.rows(Question(*self._select_grants(query))))
-        changed = self._batch.changes.grants | self.changes.grants
+        changed = self.changes.all_grants()
         if not changed:
             return stored
         among = {grant.sid for grant in stored}
@@ -225,9 +251,9 @@ class BatchTransaction(SqlTransaction):
         return [grant for grant in (*(changed.get(each.sid, each) for each in stored), *made) if query.matches(grant)]
 
     def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
-        for changes in (self.changes, self._batch.changes):
-            if (kind, name) in changes.revocations:
-                return changes.revocations[kind, name]
+        written = self.changes.revocation(kind, name)
+        if written is not None:
+            return written
         for row in self._batch.rows(Question(f"{SELECT_REVOCATIONS} WHERE kind = ? AND id = ?", (kind.value, name))):
             return open_revocation(self._sealer, *row)
         return None
@@ -241,8 +267,7 @@ class BatchTransaction(SqlTransaction):
         self.changes.revocations[revocation.kind, revocation.id] = self.revoked[-1]
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
-        is_spent = self.changes.has("nonces", nonce) or self._batch.changes.has("nonces", nonce)
-        if is_spent or self._batch.rows(Row("nonces", nonce)):
+        if self.changes.has("nonces", nonce) or self._batch.rows(Row("nonces", nonce)):
             return False
         self.changes.put("nonces", {"nonce": nonce, "expires_at": expires_at})
         return True
@@ -251,8 +276,8 @@ class BatchTransaction(SqlTransaction):
         if condition or table not in READ or column != READ[table][0]:
             raise NotInMemory
         at = Row(table, value)
-        own: Any = self.changes.records.get(at)
-        return own or self._batch.record(at, lambda row: self._open(table, record_type, row, column, value))
+        written: Any = self.changes.record(at)
+        return written or self._batch.record(at, lambda row: self._open(table, record_type, row, column, value))
 
     def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
         super()._put(table, record, key, **columns)

@@ -27,26 +27,37 @@ class Waiting(NamedTuple):
 
 
 class Queue(deque[Waiting]):
-    """Units that wait. While there are any, `run_all` is a task: it takes them out, and ends when there are none."""
+    """Units that wait. While there are any, `run_all` is a task: it takes them out, and ends when there are none.
 
-    def __init__(self, run_all: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    `run_at_once` is asked first, when no other waits, and may have done a unit: then `run_all` is to make it durable.
+    """
+
+    def __init__(
+        self,
+        run_all: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        run_at_once: Callable[[Waiting], bool] = lambda waiting: False,
+    ) -> None:
         super().__init__()
         self._run_all = run_all
+        self._run_at_once = run_at_once
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: asyncio.Task[None] | None = None
 
-    def put(self, unit: Callable[[Transaction], T], reads: Sequence[Row]) -> asyncio.Future[T]:
-        """Put a unit at the end. Returns its answer to be.
+    def put(self, unit: Callable[[Transaction], T], reads: Sequence[Row], *, ahead: int = 0) -> asyncio.Future[T]:
+        """Put a unit at the end. Returns its answer to be. `ahead`: how many were run at once, and still wait.
 
         Raises:
             Unavailable: too many wait already.
         """
-        if len(self) >= MAX_WAITING_UNITS:
+        if ahead + len(self) >= MAX_WAITING_UNITS:
             raise Unavailable("the broker is busy")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()  # which asks the system, each time
         answer: asyncio.Future[T] = self._loop.create_future()
-        self.append(Waiting(unit, answer, time.monotonic(), reads))
+        waiting = Waiting(unit, answer, time.monotonic(), reads)
+        if self or not self._run_at_once(waiting):
+            self.append(waiting)
         if self._running is None:
             self._running = self._loop.create_task(self._run())
         return answer

@@ -1,10 +1,14 @@
 """The embedded store: SQLite in WAL mode, one process, one writer, one commit for all who wait.
 
-Units of work run on the event loop, one after the other, in memory as far as they can (`sqlite_batch`); writing their
-rows and the COMMIT with its fsync are a thread's. While that runs the next units gather, so under load one fsync serves
-many. (Running the units on the thread too would be the obvious way, but each of their statements gives up the GIL, and
-a busy event loop takes milliseconds to hand it back.) A unit that comes alone, on a disk that is quick, is committed
-without a thread.
+A unit of work runs when it comes, on the event loop and in memory (`sqlite_batch`); writing its rows and the COMMIT
+with its fsync are a thread's. While that commits one batch, the units that come are run in the next, which sees what
+the one before has written although it is not in the database yet. So under load one fsync serves many, and disk and
+loop hardly wait for each other. If a commit fails, what stands on it fails with it. (Running the units on the thread
+too would be the obvious way, but each of their statements gives up the GIL, and a busy event loop takes milliseconds to
+hand it back.)
+
+What a unit cannot do in memory it does on the database, when no commit is under way; until that is committed, what
+comes waits. A unit that comes alone, on a disk that is quick, is committed without a thread.
 
 Readers have connections of their own on other threads: WAL lets them see the last commit while a writer writes.
 """
@@ -17,16 +21,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import sql_log, sql_units, sqlite_batch, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sql_batch import NotInMemory
-from agentwrit.broker.storage.sql_units import Outcome, Queue
+from agentwrit.broker.storage.sql_batch import Changes, NotInMemory
+from agentwrit.broker.storage.sql_units import Outcome, Queue, Waiting
 from agentwrit.broker.storage.sqlite_batch import SqliteBatch, is_stores_fault
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
+from agentwrit.domain import audit
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
 
@@ -41,6 +46,18 @@ MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk w
 READERS: Final = 2
 
 
+class Ground(NamedTuple):
+    """What a batch stands on: where the log and the feed end, and what of that is not in the database yet, if any.
+
+    `covered`: up to where a checkpoint covers the log.
+    """
+
+    head: audit.Head
+    feed_head: int
+    covered: int
+    changes: Changes | None = None
+
+
 class SqliteStore:
     """The `Store` of one broker process in the file `path`, whose directory the caller has locked."""
 
@@ -49,7 +66,9 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._sealer = sealer
-        self._waiting = Queue(self._commit_all)
+        self._waiting = Queue(self._commit_all, run_at_once=self._run_at_once)
+        self._open: SqliteBatch | None = None  # for the next commit: what comes is run in it
+        self._is_shut = False  # while what comes has to wait
         self._listeners: list[RevocationListener] = []
         self._commit_seconds = float("inf")  # what the last one took
         self._is_writable = True
@@ -60,10 +79,12 @@ class SqliteStore:
         self._readers: list[sqlite3.Connection] = []
         self._connection = sqlite_schema.open_database(path, sealer)
         try:
-            self._head = sql_log.load_head(
-                self._connection, sealer, sqlite_rows.saved_head(self._connection, sealer).last
-            )
+            saved = sqlite_rows.saved_head(self._connection, sealer)
+            head = sql_log.load_head(self._connection, sealer, saved.last)
+            feed_head = SqliteSnapshot(self._connection, sealer).feed_head()
+            self._ground = Ground(head, feed_head, sqlite_rows.covered(self._connection))
             sqlite_batch.prepare(self._connection)
+            self._committed = self._connect_reader()
         except BaseException:
             self._connection.close()
             raise
@@ -72,7 +93,7 @@ class SqliteStore:
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
-        return await self._waiting.put(unit, reads)
+        return await self._waiting.put(unit, reads, ahead=len(self._open.outcomes) if self._open is not None else 0)
 
     async def read(self, query: Callable[[Snapshot], T]) -> T:
         self._check_open()
@@ -101,50 +122,120 @@ class SqliteStore:
         await self._waiting.finish()
         self._commit_thread.shutdown()
         self._read_threads.shutdown()
-        for reader in self._readers:
-            reader.close()
-        self._connection.close()
+        for connection in (*self._readers, self._committed, self._connection):
+            connection.close()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise Unavailable("the broker is stopping")
 
-    # -- writing: the event loop owns the connection, but during a COMMIT the commit thread does ----------------------
+    # -- writing: the commit thread has the connection while it commits, and the event loop when it does not -----------
+
+    def _run_at_once(self, waiting: Waiting) -> bool:
+        """Run a unit that has just come, in memory. Returns whether that was possible."""
+        if self._is_shut:
+            return False
+        if self._open is None:
+            self._open = self._new_batch()
+        self._open.now = self._clock.now()
+        try:
+            self._open.outcomes.append(self._open.run(waiting))
+        except (NotInMemory, sqlite3.Error):
+            return False
+        return True
+
+    def _new_batch(self) -> SqliteBatch:
+        return SqliteBatch(
+            self._committed,
+            self._connection,
+            self._sealer,
+            head=self._ground.head,
+            feed_head=self._ground.feed_head,
+            now=self._clock.now(),
+            below=self._ground.changes,
+        )
+
+    def _take_open(self) -> SqliteBatch | None:
+        batch, self._open = self._open, None
+        return batch
 
     async def _commit_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            outcomes: list[Outcome] = []
+        while self._waiting or self._open is not None:
+            ground = self._ground
+            batch = self._take_open() or self._new_batch()
             try:
-                await self._begin()
-                batch = SqliteBatch(self._connection, self._sealer, self._head, self._clock.now())
-                has_changes = self._run_batch(batch, outcomes)
-                end = partial(self._commit, batch.writing()) if has_changes else self._connection.rollback
-                if len(outcomes) == 1 and not self._waiting and self._commit_seconds < LONE_SECONDS:
-                    end()
-                else:
-                    await loop.run_in_executor(self._commit_thread, end)
+                await self._commit_batch(batch)
             except BaseException as error:
-                # Whatever it is: everyone who waits is answered, and nothing of the batch is kept.
+                # Whatever it is: everyone who waits is answered, and nothing is kept, not of what stands on it either.
                 self._is_writable = False
-                answers = [outcome.answer for outcome in outcomes] or self._give_up_waiting()
-                sql_units.fail(answers, "the store cannot be written", error)
-                await loop.run_in_executor(self._commit_thread, self._connection.rollback)
+                self._ground = ground
+                sql_units.fail(self._give_up(batch), "the store cannot be written", error)
+                await self._on_commit_thread(self._connection.rollback)
                 if not isinstance(error, sqlite3.Error):
                     raise
             else:
                 self._is_writable = True
-                self._head = batch.head
-                self._saved_now = batch.now if has_changes else self._saved_now
+                self._ground = self._ground._replace(changes=None)
+                if self._open is not None:
+                    self._open.settle()
                 self._announce(batch.revocations)
-                sql_units.deliver(outcomes)
+                sql_units.deliver(batch.outcomes)
+            finally:
+                self._is_shut = False
 
-    async def _begin(self) -> None:
-        """Take the write lock. The broker is its only user, so it is free, unless somebody looks in from outside."""
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            await asyncio.get_running_loop().run_in_executor(self._commit_thread, self._begin_patiently)
+    async def _commit_batch(self, batch: SqliteBatch) -> None:
+        """Run the units that could not be run when they came, and make the batch durable."""
+        is_changed, covered = bool(batch.changes), self._ground.covered
+        if self._waiting:
+            self._is_shut = True  # what is written on the database is seen there by nobody else, until it is committed
+            is_changed = await self._run_waiting(batch)
+            covered = sqlite_rows.covered(self._connection)
+        if not is_changed and batch.now < self._saved_now + MAX_UNSAVED_SECONDS:
+            self._connection.rollback()
+            return
+        batch.put_meta(sqlite_schema.HIGH_WATER_MARK, repr(batch.now))
+        batch.put_meta(sqlite_rows.HEAD, sqlite_rows.sealed_head(self._sealer, batch.head, covered))
+        self._ground = Ground(batch.head, batch.feed_head(), covered, batch.changes)
+        commit = partial(self._commit, batch.writing())
+        if len(batch.outcomes) == 1 and self._commit_seconds < LONE_SECONDS and self._begin():
+            commit()
+        else:
+            await self._on_commit_thread(commit)
+        self._saved_now = batch.now
+
+    async def _run_waiting(self, batch: SqliteBatch) -> bool:
+        """Run waiting units on the database, for as long as the event loop can be spared.
+
+        Returns whether the batch has changed anything.
+        """
+        if not self._begin():
+            await self._on_commit_thread(self._begin_patiently)
+        changes = self._connection.total_changes
+        batch.now = self._clock.now()
+        started = time.monotonic()
+        waited = started - self._waiting[0].since
+        stop_at = started + min(max(BATCH_SECONDS, BATCH_SHARE * waited), MAX_BATCH_SECONDS)
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.answer.cancelled():
+                # Entered before it is run, so that it is answered even if the store fails under it.
+                batch.outcomes.append(Outcome(waiting.answer, None, None))
+                try:
+                    batch.outcomes[-1] = batch.run(waiting)
+                except NotInMemory:
+                    batch.outcomes[-1] = batch.run_on_database(waiting, is_stores_fault=is_stores_fault)
+            if time.monotonic() >= stop_at:
+                break
+        return bool(batch.changes) or self._connection.total_changes != changes
+
+    def _begin(self) -> bool:
+        """Take the write lock, which is free unless somebody looks in from outside. Returns whether it was."""
+        if not self._connection.in_transaction:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
     def _begin_patiently(self) -> None:
         self._connection.execute(f"PRAGMA busy_timeout = {self._lock_timeout_ms}")
@@ -153,44 +244,24 @@ class SqliteStore:
         finally:
             self._connection.execute("PRAGMA busy_timeout = 0")
 
-    def _give_up_waiting(self) -> list[asyncio.Future[Any]]:
-        """Take everyone who waits from the queue."""
-        answers = [waiting.answer for waiting in self._waiting]
-        self._waiting.clear()
-        return answers
-
     def _commit(self, write: Callable[[], object]) -> None:
         started = time.monotonic()
+        if not self._begin():
+            self._begin_patiently()
         write()
         self._connection.commit()
         self._commit_seconds = time.monotonic() - started
 
-    def _run_batch(self, batch: SqliteBatch, outcomes: list[Outcome]) -> bool:
-        """Run waiting units in one transaction, for as long as the event loop can be spared.
+    async def _on_commit_thread(self, work: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._commit_thread, work)
 
-        Returns whether there is anything to commit.
-        """
-        changes = self._connection.total_changes
-        started = time.monotonic()
-        waited = started - self._waiting[0].since if self._waiting else 0
-        stop_at = started + min(max(BATCH_SECONDS, BATCH_SHARE * waited), MAX_BATCH_SECONDS)
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.answer.cancelled():
-                # Entered before it is run, so that it is answered even if the store fails under it.
-                outcomes.append(Outcome(waiting.answer, None, None))
-                try:
-                    outcomes[-1] = batch.run(waiting)
-                except NotInMemory:
-                    outcomes[-1] = batch.run_on_database(waiting, is_stores_fault=is_stores_fault)
-            if time.monotonic() >= stop_at:
-                break
-        is_changed = batch.changes or self._connection.total_changes != changes
-        if not is_changed and batch.now < self._saved_now + MAX_UNSAVED_SECONDS:
-            return False
-        sqlite_schema.save_high_water_mark(self._connection, batch.now)
-        sqlite_rows.save_head(self._connection, self._sealer, batch.head)
-        return True
+    def _give_up(self, batch: SqliteBatch) -> list[asyncio.Future[Any]]:
+        """Everyone who waits, for this batch or behind it: they wait no longer."""
+        above = self._take_open()
+        outcomes = batch.outcomes + (above.outcomes if above is not None else [])
+        answers = [each.answer for each in (*outcomes, *self._waiting)]
+        self._waiting.clear()
+        return answers
 
     def _announce(self, revocations: list[Revocation]) -> None:
         if revocations:
@@ -202,12 +273,15 @@ class SqliteStore:
     def _read(self, query: Callable[[Snapshot], T]) -> T:
         connection = getattr(self._reader, "connection", None)
         if connection is None:
-            connection = sqlite_schema.connect(self._path, busy_timeout_ms=self._lock_timeout_ms)
-            connection.execute("PRAGMA query_only = ON")
-            self._reader.connection = connection
+            connection = self._reader.connection = self._connect_reader()
             self._readers.append(connection)
         connection.execute("BEGIN")
         try:
             return query(SqliteSnapshot(connection, self._sealer))
         finally:
             connection.rollback()
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        connection = sqlite_schema.connect(self._path, busy_timeout_ms=self._lock_timeout_ms)
+        connection.execute("PRAGMA query_only = ON")
+        return connection

@@ -15,6 +15,7 @@ import msgspec
 from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Row
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sql import Session
 from agentwrit.broker.storage.sql_batch import (
     READ,
     Batch,
@@ -25,6 +26,7 @@ from agentwrit.broker.storage.sql_batch import (
     replaced_by,
 )
 from agentwrit.broker.storage.sql_rows import on_conflict, upsert
+from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain import audit
 
@@ -50,6 +52,7 @@ COLUMNS: Final[dict[str, Sequence[str]]] = {
     "revocations": ("kind", "id", "effective_at", "last_exp", "mac", "seq"),
     "tiles": sql_log.TILE_COLUMNS,
     "events": sql_log.EVENT_COLUMNS,
+    "meta": ("name", "value"),
 }
 _BYTES: Final = {"token_hash", "body", "mac", "key", "nonce", "hashes"}
 
@@ -102,22 +105,44 @@ class SqliteBatchTransaction(BatchTransaction, SqliteSnapshot):
 
 
 class SqliteBatch(Batch):
-    """In a transaction of `connection`. It is read where it is run, and may be written on another thread."""
+    """Units that share a commit, on top of the batch before, which may be under way: `below` is what that one writes.
 
-    def __init__(self, connection: sqlite3.Connection, sealer: Sealer, head: audit.Head, now: float) -> None:
-        super().__init__(connection, sealer, head, now)
-        self._feed_head: int | None = None
+    They read by `reader`, which sees what is committed. What they write goes through `writer`, which may be another
+    thread's by then. `outcomes`: what they came to, to be told when the commit is done.
+    """
+
+    def __init__(
+        self,
+        reader: sqlite3.Connection,
+        writer: sqlite3.Connection,
+        sealer: Sealer,
+        *,
+        head: audit.Head,
+        feed_head: int,
+        now: float,
+        below: Changes | None,
+    ) -> None:
+        super().__init__(writer, sealer, head=head, feed_head=feed_head, now=now, below=below)
+        self.outcomes: list[Outcome] = []
+        self._reader: Session = reader
+
+    def put_meta(self, name: str, value: str) -> None:
+        """Write a row of `meta`."""
+        self.changes.put("meta", {"name": name, "value": value})
+
+    def settle(self) -> None:
+        """The batch before this one is committed: what it has written is to be read from the database."""
+        self.changes.below = None
+
+    def run_on_database(self, waiting: Waiting, *, is_stores_fault: Callable[[Exception], bool]) -> Outcome:
+        self._reader = self._session  # nobody else sees what is written on the database, until it is committed
+        return super().run_on_database(waiting, is_stores_fault=is_stores_fault)
 
     def rows(self, wanted: Row | Question) -> Sequence[tuple[Any, ...]]:
         if isinstance(wanted, Question):
-            return self._session.execute(wanted.sql, wanted.values).fetchall()
+            return self._reader.execute(wanted.sql, wanted.values).fetchall()
         key, columns = READ[wanted.table]
-        return self._session.execute(f"SELECT {columns} FROM {wanted.table} WHERE {key} = ?", (wanted.key,)).fetchall()
-
-    def _first_feed_head(self) -> int:
-        if self._feed_head is None:
-            self._feed_head = SqliteSnapshot(self._session, self._sealer).feed_head() - len(self.revocations)
-        return self._feed_head
+        return self._reader.execute(f"SELECT {columns} FROM {wanted.table} WHERE {key} = ?", (wanted.key,)).fetchall()
 
     def _in_memory(self) -> BatchTransaction:
         return SqliteBatchTransaction(self, self._sealer)
@@ -129,6 +154,9 @@ class SqliteBatch(Batch):
         return super()._is_passed_on(error) or is_stores_fault(error)  # it reads the database
 
     def _writing(self, changes: Changes) -> Callable[[], object]:
+        return partial(self._write, changes)
+
+    def _write(self, changes: Changes) -> None:
         pieces: list[bytes] = []
         begin = 0
         forms: list[str | bytes] = []
@@ -139,7 +167,7 @@ class SqliteBatch(Batch):
                 self._write_one_by_one(table, changes.rows[table].values())
                 form = b"[]"
             forms.append(form.decode())
-        return partial(self._session.execute, _WRITE, (*forms, b"".join(pieces)))
+        self._session.execute(_WRITE, (*forms, b"".join(pieces)))
 
     def _write_one_by_one(self, table: str, rows: Iterable[Columns]) -> None:
         for row in rows:

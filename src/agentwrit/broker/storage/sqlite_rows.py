@@ -23,12 +23,16 @@ class SqliteTransaction(SqlTransaction, SqliteSnapshot):
     pass
 
 
-def save_head(connection: sqlite3.Connection, sealer: Sealer, head: Head) -> None:
-    """Make where the log ends part of the transaction, and up to where a checkpoint covers it."""
+def sealed_head(sealer: Sealer, head: Head, covered: int) -> str:
+    """The value of HEAD: where the log ends, and up to where a checkpoint covers it."""
+    body = f"{head.sequence} {head.hash} {covered}"
+    return f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
+
+
+def covered(connection: sqlite3.Connection) -> int:
+    """Up to where a checkpoint covers the log."""
     row = connection.execute("SELECT size FROM checkpoint").fetchone()
-    body = f"{head.sequence} {head.hash} {0 if row is None else row[0]}"
-    value = f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
-    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))
+    return 0 if row is None else int(row[0])
 
 
 class SavedHead(NamedTuple):
@@ -68,4 +72,5 @@ def grow_tree(connection: sqlite3.Connection, sealer: Sealer) -> None:
     following = audit.Replay()
     for tiles in sql_log.replay(connection, following, sql_log.last_sequence(connection)):
         sql_log.put_tiles(connection, sealer, tiles)
-    save_head(connection, sealer, following.head)
+    value = sealed_head(sealer, following.head, covered(connection))
+    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))

@@ -12,6 +12,7 @@ from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
 TREE_VERSION: Final = 5  # of the schema: from here on there is a tree over the audit log
+HIGH_WATER_MARK: Final = "now"  # its row in `meta`: no later reading of the time is below it
 APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
 
 
@@ -106,10 +107,5 @@ def _name_epoch(connection: sqlite3.Connection) -> None:
 
 def load_high_water_mark(connection: sqlite3.Connection) -> float:
     """The highest time that was ever committed (Unix seconds), or 0."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'now'").fetchone()
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (HIGH_WATER_MARK,)).fetchone()
     return float(row[0]) if row is not None else 0.0
-
-
-def save_high_water_mark(connection: sqlite3.Connection, now: float) -> None:
-    """Make a time part of the transaction: no later reading will be below it."""
-    connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('now', ?)", (repr(now),))
