@@ -1,7 +1,9 @@
 """A connection that asks one question at a time (`postgres_query`), on either kind of event loop."""
 
 import asyncio
+import os
 import socket
+import struct
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -9,6 +11,7 @@ import psycopg
 import pytest
 import uvloop
 
+from agentwrit.broker.storage import postgres_link
 from agentwrit.broker.storage.postgres_query import QueryConnection
 from tests import postgres
 
@@ -96,6 +99,35 @@ def test_a_connection_that_was_cut_while_idle_fails_when_it_is_used(
                 await asyncio.wait_for(connection.query(PID), 10)
 
     asked(work)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_server_that_says_why_and_is_gone_at_once_leaves_nobody_waiting(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], database_url: str
+) -> None:
+    async def claim() -> None:
+        driver = await postgres_link.connect_async(database_url)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            with socket.create_connection(listener.getsockname()) as own:
+                own.setblocking(False)
+                os.dup2(own.fileno(), driver.pgconn.socket)
+            server, _ = listener.accept()
+        connection = QueryConnection(driver)
+        try:
+            waiting = asyncio.ensure_future(connection.query(PID))
+            await asyncio.sleep(0)
+            assert PID in server.recv(4096)
+            reason = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+            server.sendall(b"E" + (4 + len(reason)).to_bytes(4, "big") + reason)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            server.close()  # which resets the connection
+            with pytest.raises(psycopg.OperationalError):
+                await asyncio.wait_for(waiting, 10)
+        finally:
+            await connection.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(claim())
 
 
 def test_what_is_broken_off_fails_whatever_the_server_does(asked: Callable[[Asked], Any]) -> None:

@@ -100,19 +100,23 @@ class QueryConnection:
 
     def _read(self) -> None:
         try:
-            self._pgconn.consume_input()
-            while not self._pgconn.is_busy():
-                result = self._pgconn.get_result()
-                if result is None:
-                    break
-                self._result = result
-            else:
-                return
+            # Behind the server's last words stands the end of the connection, which uvloop does not tell of again.
+            is_whole = self._take() or self._take()
         except psycopg.OperationalError as error:
             self._fail(error)
             return
-        if self._result is not None and self._answer is not None and not self._answer.done():
+        if is_whole and self._result is not None and self._answer is not None and not self._answer.done():
             self._answer.set_result(self._result)
+
+    def _take(self) -> bool:
+        """Take in what has come. Returns whether libpq waits for no more."""
+        self._pgconn.consume_input()
+        while not self._pgconn.is_busy():
+            result = self._pgconn.get_result()
+            if result is None:
+                return True
+            self._result = result
+        return False
 
     def _fail(self, error: psycopg.OperationalError) -> None:
         self._stop_watching()
