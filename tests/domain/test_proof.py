@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -21,6 +22,11 @@ SIGNER = Ed25519Signer(bytes(range(32)))
 URL = "https://broker.example.com/v1/agents"
 JWK = {"kty": "OKP", "crv": "Ed25519", "x": base64url.encode(SIGNER.public_key)}
 HEADER: dict[str, Any] = {"typ": "dpop+jwt", "alg": "EdDSA", "jwk": JWK}
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 CLAIMS: dict[str, Any] = {"htm": "POST", "htu": URL, "iat": NOW, "jti": "j", "ath": proof.token_hash("token")}
 
 
@@ -34,6 +40,11 @@ def signed(header: object = HEADER, claims: object = CLAIMS, key: Ed25519Signer 
     parts = [part if isinstance(part, str) else json.dumps(part) for part in (header, claims)]
     signing_input = ".".join(base64url.encode(part.encode()) for part in parts)
     return f"{signing_input}.{base64url.encode(key.sign(signing_input.encode()))}"
+
+
+def plainly(value: object) -> str:
+    """JSON as `proof.make` spells it."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def check(text: str, *, htm: str = "POST", htu: str = URL, token: str | None = "token") -> proof.Proof:
@@ -96,6 +107,8 @@ FORGERIES: dict[str, Callable[[], str]] = {
         '{"typ":"dpop+jwt","alg":"none","alg":"EdDSA","jwk":' + json.dumps(JWK) + "}"
     ),
     "claim-twice": lambda: signed(claims=json.dumps(CLAIMS)[:-1] + ',"htm":"POST"}'),
+    "claim-twice-and-plainly-spelled": lambda: signed(claims=plainly(CLAIMS)[:-1] + ',"htm":"POST"}'),
+    "header-member-twice-and-plainly-spelled": lambda: signed(plainly(HEADER)[:-1] + ',"alg":"EdDSA"}'),
     "key-member-twice": lambda: signed(json.dumps(HEADER).replace('"kty"', '"crv": "Ed25519", "kty"')),
     "not-an-object": lambda: signed(claims=[1]),
     "nested": lambda: signed(claims="[" * 2900),
@@ -161,3 +174,15 @@ def test_it_is_remembered_by_its_key_and_its_jti() -> None:
         ).single_use_id,
     }
     assert len(ids) == 3
+
+
+@given(JSON, st.booleans())
+def test_json_of_the_plain_form_is_read_like_any_other(value: Any, is_plain: bool) -> None:
+    text = plainly(value) if is_plain else json.dumps(value)
+    read = proof._plainly_spelled(text.encode())
+    assert read is None or (read, repr(read)) == (value, repr(value))
+
+
+@pytest.mark.parametrize("value", [{}, HEADER, CLAIMS, {"iat": 1.5, "ü": ["\u2028", None, True]}])
+def test_what_we_spell_ourselves_is_of_the_plain_form(value: object) -> None:
+    assert proof._plainly_spelled(msgspec.json.encode(value)) == value

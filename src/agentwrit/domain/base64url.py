@@ -12,7 +12,7 @@ _FROM_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 
 
 def encode(data: bytes) -> str:
-    return b2a_base64(data, newline=False).rstrip(b"=").translate(_TO_URL_SAFE).decode("ascii")
+    return b2a_base64(data, newline=False).translate(_TO_URL_SAFE, b"=").decode("ascii")
 
 
 def decode(text: str) -> bytes:

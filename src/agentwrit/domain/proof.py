@@ -36,17 +36,16 @@ _PUBLIC_MEMBERS: Final = {"kty", "crv", "x"}
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """A proof that is genuine and for this request. `public_key`: 32 bytes; `iat`: Unix seconds; `nonce`: or empty."""
+    """A proof that is genuine and for this request. `public_key`: 32 bytes; `iat`: Unix seconds; `nonce`: or empty.
+
+    `single_use_id`: what is remembered of it, so that it is good once: 32 bytes.
+    """
 
     public_key: bytes
     jti: str
     iat: float
     nonce: str
-
-    @property
-    def single_use_id(self) -> bytes:
-        """What is remembered of it, so that it is good once: 32 bytes."""
-        return hashlib.sha256(f"{jwk.thumbprint(self.public_key)}\n{self.jti}".encode()).digest()
+    single_use_id: bytes
 
     def is_timely(self, now: float) -> bool:
         """Whether `now` is within the window around its `iat`."""
@@ -124,14 +123,27 @@ def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
         raise InvalidProof("the proof has no usable iat")
     if not isinstance(nonce, str):
         raise InvalidProof("the proof has no usable nonce")
-    return Proof(public_key=public_key, jti=jti, iat=iat, nonce=nonce)
+    single_use_id = hashlib.sha256(f"{jwk.thumbprint(public_key)}\n{jti}".encode()).digest()
+    return Proof(public_key=public_key, jti=jti, iat=iat, nonce=nonce, single_use_id=single_use_id)
 
 
 def _members(part: str) -> dict[str, Any]:
-    members = _decode(base64url.decode(part).decode("utf-8"))
+    form = base64url.decode(part)
+    members = _plainly_spelled(form)
+    if members is None:
+        members = _decode(form.decode("utf-8"))
     if not isinstance(members, dict):
         raise ValueError("not an object")
     return members
+
+
+def _plainly_spelled(form: bytes) -> object:
+    """What JSON says that is spelled as we would spell it, so that no member stands in it twice; else None."""
+    try:
+        value = msgspec.json.decode(form)
+        return value if msgspec.json.encode(value) == form else None
+    except (msgspec.DecodeError, ValueError):
+        return None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
