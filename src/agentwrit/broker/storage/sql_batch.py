@@ -7,6 +7,7 @@ that asks for anything else (`NotInMemory`) is run on the database itself, behin
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
@@ -47,6 +48,11 @@ WRITTEN: Final = {
 }
 
 
+_KEY_OF: Final[Mapping[str, Callable[[Columns], object]]] = {
+    table: itemgetter(*names) for table, names in WRITTEN.items()
+}
+
+
 def replaced_by(table: str) -> tuple[str, ...]:
     """The key by which a row of a table replaces another one: none for events, which never do."""
     return () if table == "events" else WRITTEN[table]
@@ -79,7 +85,7 @@ class Changes:
 
     def __init__(self, below: "Changes | None" = None) -> None:
         self.below = below
-        self.rows: defaultdict[str, dict[tuple[object, ...], Columns]] = defaultdict(dict)
+        self.rows: defaultdict[str, dict[object, Columns]] = defaultdict(dict)
         self.records: dict[Row, msgspec.Struct] = {}
         self.grants: dict[str, Grant] = {}
         self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
@@ -89,10 +95,10 @@ class Changes:
         return bool(self.rows)
 
     def put(self, table: str, columns: Columns) -> None:
-        self.rows[table][tuple(columns[name] for name in WRITTEN[table])] = columns
+        self.rows[table][_KEY_OF[table](columns)] = columns
 
     def has(self, table: str, key: Key) -> bool:
-        is_here = table in self.rows and (key,) in self.rows[table]
+        is_here = table in self.rows and key in self.rows[table]
         return is_here or (self.below is not None and self.below.has(table, key))
 
     def record(self, at: Row) -> msgspec.Struct | None:
@@ -290,7 +296,7 @@ class BatchTransaction(SqlTransaction):
         self.changes.put(table, columns)
 
     def _put_event(self, event: audit.Event) -> None:
-        self.changes.put("events", dict(zip(sql_log.EVENT_COLUMNS, sql_log.event_row(event), strict=True)))
+        self.changes.put("events", sql_log.event_columns(event))
 
     def _put_tiles(self, tiles: Sequence[merkle.Tile]) -> None:
         for tile in tiles:

@@ -38,14 +38,14 @@ _encode_members = msgspec.json.Encoder(order="deterministic").encode
 
 
 def put_event(connection: Session, event: audit.Event) -> None:
-    connection.execute(_INSERT_EVENT, event_row(event))
+    connection.execute(_INSERT_EVENT, tuple(event_columns(event).values()))
 
 
-def event_row(event: audit.Event) -> Sequence[object]:
-    """The row of an event, in the order of EVENT_COLUMNS."""
-    row = list(msgspec.structs.astuple(event))
-    row[_DATA_COLUMN] = _encode(event.data).decode()
-    return row
+def event_columns(event: audit.Event) -> dict[str, object]:
+    """The row of an event by its columns, in the order of EVENT_COLUMNS."""
+    columns = msgspec.structs.asdict(event)
+    columns["data"] = _encode(event.data).decode()
+    return columns
 
 
 def event(row: tuple[Any, ...]) -> audit.Event:
