@@ -275,8 +275,11 @@ class BatchTransaction(SqlTransaction):
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
         if self.changes.has("nonces", nonce) or self._batch.rows(Row("nonces", nonce)):
             return False
-        self.changes.put("nonces", {"nonce": nonce, "expires_at": expires_at})
+        self._put_nonce(nonce, expires_at)
         return True
+
+    def _put_nonce(self, nonce: bytes, expires_at: int) -> None:
+        self.changes.put("nonces", {"nonce": nonce, "expires_at": expires_at})
 
     def _one(self, table: str, record_type: type[R], column: str, value: Key, condition: str = "") -> R | None:
         if condition or table not in READ or column != READ[table][0]:

@@ -27,6 +27,7 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import sql_log, sql_units, sqlite_batch, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.spent_nonces import SpentNonces
 from agentwrit.broker.storage.sql_batch import Changes, NotInMemory
 from agentwrit.broker.storage.sql_units import Outcome, Queue, Waiting
 from agentwrit.broker.storage.sqlite_batch import SqliteBatch, is_stores_fault
@@ -90,6 +91,7 @@ class SqliteStore:
             raise
         self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
         clock.advance_to(self._saved_now)
+        self._spent = SpentNonces(sqlite_rows.spent_nonces(self._connection, clock.now()), now=clock.now())
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
@@ -149,6 +151,7 @@ class SqliteStore:
             self._committed,
             self._connection,
             self._sealer,
+            spent=self._spent,
             head=self._ground.head,
             feed_head=self._ground.feed_head,
             now=self._clock.now(),

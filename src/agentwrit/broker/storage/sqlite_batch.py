@@ -15,6 +15,7 @@ import msgspec
 from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Row
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.spent_nonces import SpentNonces
 from agentwrit.broker.storage.sql import Session
 from agentwrit.broker.storage.sql_batch import (
     READ,
@@ -101,7 +102,32 @@ def _insert(table: str) -> str:
 
 
 class SqliteBatchTransaction(BatchTransaction, SqliteSnapshot):
-    pass
+    """The `Transaction` of a unit in memory. `spent`: spares it a look into the database for each new nonce."""
+
+    def __init__(self, batch: Batch, sealer: Sealer, spent: SpentNonces) -> None:
+        super().__init__(batch, sealer)
+        self._spent = spent
+
+    def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
+        if self._spent.may_hold(nonce):
+            return super().spend_nonce(nonce, expires_at)
+        self._spent.add(nonce, expires_at, now=self.now)
+        self._put_nonce(nonce, expires_at)
+        return True
+
+
+class _DatabaseTransaction(SqliteTransaction):
+    """The `Transaction` of a unit on the database, which tells `spent` what it spends."""
+
+    def __init__(
+        self, connection: Session, sealer: Sealer, head: audit.Head, now: float, *, spent: SpentNonces
+    ) -> None:
+        super().__init__(connection, sealer, head, now)
+        self._spent = spent
+
+    def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
+        self._spent.add(nonce, expires_at, now=self.now)
+        return super().spend_nonce(nonce, expires_at)
 
 
 class SqliteBatch(Batch):
@@ -117,6 +143,7 @@ class SqliteBatch(Batch):
         writer: sqlite3.Connection,
         sealer: Sealer,
         *,
+        spent: SpentNonces,
         head: audit.Head,
         feed_head: int,
         now: float,
@@ -125,6 +152,7 @@ class SqliteBatch(Batch):
         super().__init__(writer, sealer, head=head, feed_head=feed_head, now=now, below=below)
         self.outcomes: list[Outcome] = []
         self._reader: Session = reader
+        self._spent = spent
 
     def put_meta(self, name: str, value: str) -> None:
         """Write a row of `meta`."""
@@ -145,10 +173,10 @@ class SqliteBatch(Batch):
         return self._reader.execute(f"SELECT {columns} FROM {wanted.table} WHERE {key} = ?", (wanted.key,)).fetchall()
 
     def _in_memory(self) -> BatchTransaction:
-        return SqliteBatchTransaction(self, self._sealer)
+        return SqliteBatchTransaction(self, self._sealer, self._spent)
 
     def _on_database(self) -> SqliteTransaction:
-        return SqliteTransaction(self._session, self._sealer, self.head, self.now)
+        return _DatabaseTransaction(self._session, self._sealer, self.head, self.now, spent=self._spent)
 
     def _is_passed_on(self, error: Exception) -> bool:
         return super()._is_passed_on(error) or is_stores_fault(error)  # it reads the database

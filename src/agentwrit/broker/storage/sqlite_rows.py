@@ -1,6 +1,7 @@
 """Rows as the SQLite schema has them, and where the audit log ends there: a row of `meta`."""
 
 import sqlite3
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from agentwrit.broker.storage import sql_log
@@ -33,6 +34,11 @@ def covered(connection: sqlite3.Connection) -> int:
     """Up to where a checkpoint covers the log."""
     row = connection.execute("SELECT size FROM checkpoint").fetchone()
     return 0 if row is None else int(row[0])
+
+
+def spent_nonces(connection: sqlite3.Connection, now: float) -> Iterator[tuple[bytes, int]]:
+    """The nonces that have to be remembered at this time, and until when (Unix seconds)."""
+    return iter(connection.execute("SELECT nonce, expires_at FROM nonces WHERE expires_at > ?", (now,)))
 
 
 class SavedHead(NamedTuple):
