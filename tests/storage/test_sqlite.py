@@ -595,6 +595,39 @@ def test_what_comes_while_a_unit_on_the_database_is_committed_waits_for_it(file:
     asyncio.run(claim())
 
 
+def test_units_run_as_they_come_again_when_what_needed_the_database_is_committed(file: File) -> None:
+    async def claim() -> None:
+        seen: list[bool] = []
+        async with opened(file) as store:
+            go_on = _held_up(store)
+            under_way = [asyncio.create_task(store.write(lambda t: t.put_app(make_app()))) for _ in range(2)]
+            for _ in range(3):
+                await store.read(lambda snapshot: snapshot.app_count())
+            waited = [asyncio.create_task(store.write(spend)) for _ in range(2)]
+            await store.read(lambda snapshot: snapshot.app_count())
+            go_on_again = _held_up(store)
+            go_on.set()
+            await asyncio.gather(*under_way)
+            for _ in range(3):
+                assert await store.read(lambda snapshot: snapshot.event_head()) == 0
+            later = asyncio.create_task(store.write(lambda transaction: seen.append(spend(transaction))))
+            assert await store.read(lambda snapshot: snapshot.event_head()) == 0
+            assert seen == [False]
+            go_on_again.set()
+            assert await asyncio.gather(*waited) == [True, False]
+            await later
+
+    asyncio.run(claim())
+
+
+def test_a_nonce_that_was_spent_on_the_database_or_before_a_restart_is_spent_for_units_in_memory(file: File) -> None:
+    store = file.open()
+    assert store.write(lambda transaction: (transaction.event_count(), spend(transaction)))[1]
+    assert not store.write(spend)
+    file.close()
+    assert not file.open().write(spend)
+
+
 def test_what_is_committed_is_kept_by_no_batch_that_comes_after(file: File) -> None:
     async def claim() -> None:
         async with opened(file) as store:

@@ -29,7 +29,8 @@ class Waiting(NamedTuple):
 class Queue(deque[Waiting]):
     """Units that wait. While there are any, `run_all` is a task: it takes them out, and ends when there are none.
 
-    `run_at_once` is asked first, when no other waits, and may have done a unit: then `run_all` is to make it durable.
+    `run_at_once` is asked first, and may have done a unit: then `run_all` is to make it durable. Units that wait are
+    not waited for: under load there would always be some.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Queue(deque[Waiting]):
             self._loop = asyncio.get_running_loop()  # which asks the system, each time
         answer: asyncio.Future[T] = self._loop.create_future()
         waiting = Waiting(unit, answer, time.monotonic(), reads)
-        if self or not self._run_at_once(waiting):
+        if not self._run_at_once(waiting):
             self.append(waiting)
         if self._running is None:
             self._running = self._loop.create_task(self._run())

@@ -7,8 +7,9 @@ loop hardly wait for each other. If a commit fails, what stands on it fails with
 too would be the obvious way, but each of their statements gives up the GIL, and a busy event loop takes milliseconds to
 hand it back.)
 
-What a unit cannot do in memory it does on the database, when no commit is under way; until that is committed, what
-comes waits. A unit that comes alone, on a disk that is quick, is committed without a thread.
+What a unit cannot do in memory it does on the database, when no commit is under way; what comes before that is
+committed waits, and is run in memory behind it. A unit that comes alone, on a disk that is quick, is committed without
+a thread.
 
 Readers have connections of their own on other threads: WAL lets them see the last commit while a writer writes.
 """
@@ -188,14 +189,14 @@ class SqliteStore:
 
     async def _commit_batch(self, batch: SqliteBatch) -> None:
         """Run the units that could not be run when they came, and make the batch durable."""
-        is_changed, covered = bool(batch.changes), self._ground.covered
+        written = self._connection.total_changes
         if self._waiting:
-            self._is_shut = True  # what is written on the database is seen there by nobody else, until it is committed
-            is_changed = await self._run_waiting(batch)
-            covered = sqlite_rows.covered(self._connection)
+            await self._run_waiting(batch)
+        is_changed = bool(batch.changes) or self._connection.total_changes != written
         if not is_changed and batch.now < self._saved_now + MAX_UNSAVED_SECONDS:
             self._connection.rollback()
             return
+        covered = sqlite_rows.covered(self._connection) if self._is_shut else self._ground.covered
         batch.put_meta(sqlite_schema.HIGH_WATER_MARK, repr(batch.now))
         batch.put_meta(sqlite_rows.HEAD, sqlite_rows.sealed_head(self._sealer, batch.head, covered))
         self._ground = Ground(batch.head, batch.feed_head(), covered, batch.changes)
@@ -206,14 +207,8 @@ class SqliteStore:
             await self._on_commit_thread(commit)
         self._saved_now = batch.now
 
-    async def _run_waiting(self, batch: SqliteBatch) -> bool:
-        """Run waiting units on the database, for as long as the event loop can be spared.
-
-        Returns whether the batch has changed anything.
-        """
-        if not self._begin():
-            await self._on_commit_thread(self._begin_patiently)
-        changes = self._connection.total_changes
+    async def _run_waiting(self, batch: SqliteBatch) -> None:
+        """Run waiting units, on the database where they need it, for as long as the event loop can be spared."""
         batch.now = self._clock.now()
         started = time.monotonic()
         waited = started - self._waiting[0].since
@@ -226,10 +221,12 @@ class SqliteStore:
                 try:
                     batch.outcomes[-1] = batch.run(waiting)
                 except NotInMemory:
+                    self._is_shut = True  # what is written there is seen by nobody else, until it is committed
+                    if not self._begin():
+                        await self._on_commit_thread(self._begin_patiently)
                     batch.outcomes[-1] = batch.run_on_database(waiting, is_stores_fault=is_stores_fault)
             if time.monotonic() >= stop_at:
                 break
-        return bool(batch.changes) or self._connection.total_changes != changes
 
     def _begin(self) -> bool:
         """Take the write lock, which is free unless somebody looks in from outside. Returns whether it was."""
