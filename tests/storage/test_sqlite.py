@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentwrit.broker.storage import migrations, sqlite_batch
+from agentwrit.broker.storage import migrations, sqlite, sqlite_batch
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
@@ -595,7 +595,10 @@ def test_what_comes_while_a_unit_on_the_database_is_committed_waits_for_it(file:
     asyncio.run(claim())
 
 
-def test_units_run_as_they_come_again_when_what_needed_the_database_is_committed(file: File) -> None:
+@pytest.mark.parametrize("at_most", [0, sqlite.MAX_BATCH_SECONDS], ids=["some-still-wait", "none-waits"])
+def test_units_run_as_they_come_again_when_what_needed_the_database_is_committed(
+    file: File, monkeypatch: pytest.MonkeyPatch, at_most: float
+) -> None:
     async def claim() -> None:
         seen: list[bool] = []
         async with opened(file) as store:
@@ -605,6 +608,7 @@ def test_units_run_as_they_come_again_when_what_needed_the_database_is_committed
                 await store.read(lambda snapshot: snapshot.app_count())
             waited = [asyncio.create_task(store.write(spend)) for _ in range(2)]
             await store.read(lambda snapshot: snapshot.app_count())
+            monkeypatch.setattr(sqlite, "MAX_BATCH_SECONDS", at_most)
             go_on_again = _held_up(store)
             go_on.set()
             await asyncio.gather(*under_way)
