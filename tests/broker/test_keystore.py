@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.keystore import KeyWrap, MasterKey, SigningKeys, new_seed
+from agentwrit.broker.keystore import SIGNED_REMEMBERED, KeyWrap, MasterKey, SigningKeys, new_seed
 from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import EventQuery
 from agentwrit.broker.storage.memory import MemoryStore
@@ -133,6 +133,43 @@ def test_a_retired_key_verifies_and_one_that_is_gone_does_not() -> None:
     keys.verifier.verify(jws.sign(b"{}", jws.Ed25519Signer(bytes(32)), typ=jws.ACCESS_TOKEN))
     with pytest.raises(InvalidToken):
         keys.verifier.verify(jws.sign(b"{}", jws.Ed25519Signer(b"g" * 32), typ=jws.ACCESS_TOKEN))
+
+
+def test_what_was_signed_here_of_late_is_genuine_without_another_look_at_its_signature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = SigningKeys(KeyPurpose.ACCESS_TOKEN, [STORED], WRAP)
+    forgotten, *remembered = [keys.sign(b"%d" % number) for number in range(SIGNED_REMEMBERED + 1)]
+    assert forgotten == jws.sign(b"0", keys.signer, typ=jws.ACCESS_TOKEN)
+    looks: list[bytes] = []
+
+    def is_signature(signature: bytes, message: bytes, public_key: bytes) -> bool:
+        looks.append(message)
+        return False
+
+    monkeypatch.setattr(jws, "is_signature", is_signature)
+    assert [keys.verifier.verify(token) for token in remembered] == [
+        (STORED.kid, b"%d" % number) for number in range(1, SIGNED_REMEMBERED + 1)
+    ]
+    assert looks == []
+    last = remembered[-1]
+    altered = f"{last[:-6]}AAAAAA"
+    for token in (forgotten, altered):
+        with pytest.raises(InvalidToken):
+            keys.verifier.verify(token)
+    assert looks == [text.rpartition(".")[0].encode() for text in (forgotten, altered)]
+
+
+def test_what_was_signed_here_is_genuine_no_more_when_its_key_is_gone() -> None:
+    keys = SigningKeys(KeyPurpose.ACCESS_TOKEN, [STORED], WRAP)
+    token = keys.sign(b"{}")
+    other = WRAP.wrap(bytes(32), purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.ACTIVE, created_at=NOW)
+    retired = msgspec.structs.replace(STORED, state=KeyState.RETIRED)
+    keys.replace([other, retired])
+    assert keys.verifier.verify(token) == (STORED.kid, b"{}")
+    keys.replace([other])
+    with pytest.raises(InvalidToken):
+        keys.verifier.verify(token)
 
 
 def test_no_kid_can_be_taken_for_an_option() -> None:

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,12 +14,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from agentwrit.domain import canonical, jwk
+from agentwrit.domain import canonical, jwk, jws
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
 from agentwrit.domain.jws import ACCESS_TOKEN, REVOCATION_PAGE, Ed25519Signer, Verifier
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
 
 KEY_BYTES: Final = 32
+SIGNED_REMEMBERED: Final = 1024  # tokens: most are shown to us soon after they were made, if they ever are
 _TOKEN_TYPES: Final = {KeyPurpose.ACCESS_TOKEN: ACCESS_TOKEN, KeyPurpose.REVOCATION_FEED: REVOCATION_PAGE}
 _NONCE_BYTES: Final = 12  # NIST SP 800-38D §5.2.1.1: the length that GCM is made for
 
@@ -130,7 +132,16 @@ class SigningKeys:
     def __init__(self, purpose: KeyPurpose, keys: Sequence[StoredKey], wrap: KeyWrap) -> None:
         self.purpose = purpose
         self._wrap = wrap
+        self._signed: OrderedDict[str, None] = OrderedDict()
         self.replace(keys)
+
+    def sign(self, payload: bytes) -> str:
+        """A token of these keys' type. The verifier need not check its signature, as long as it is among the latest."""
+        token = jws.sign(payload, self.signer, typ=_TOKEN_TYPES[self.purpose])
+        self._signed[token] = None
+        if len(self._signed) > SIGNED_REMEMBERED:
+            self._signed.popitem(last=False)
+        return token
 
     def replace(self, keys: Sequence[StoredKey]) -> None:
         """Go on with the keys as they were just committed, those of other purposes left aside."""
@@ -139,5 +150,5 @@ class SigningKeys:
         self.signer = self._wrap.unwrap(active)
         self.public_keys = {key.kid: key.public_key for key in published}
         if self.purpose in _TOKEN_TYPES:
-            self.verifier = Verifier(self.public_keys, typ=_TOKEN_TYPES[self.purpose])
+            self.verifier = Verifier(self.public_keys, typ=_TOKEN_TYPES[self.purpose], signed_here=self._signed)
         self.jwks = {"keys": [jwk.public_jwk(key.public_key) for key in published]}

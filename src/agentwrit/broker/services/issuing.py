@@ -135,7 +135,7 @@ class TokenIssuer:
         Raises:
             InvalidRequest: it would be larger than a token may be.
         """
-        token = jws.sign(claims.encode(self._claims(of)), self._keys.signer, typ=jws.ACCESS_TOKEN)
+        token = self._keys.sign(claims.encode(self._claims(of)))
         if len(token) > jws.MAX_TOKEN_BYTES:
             raise InvalidRequest(
                 f"{scope_field} makes a token of {len(token)} bytes; at most {jws.MAX_TOKEN_BYTES} are allowed",
