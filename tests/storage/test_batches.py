@@ -137,7 +137,7 @@ def reference(subject: Subject) -> Subject:
     return Subject(MemoryStore(subject.time.clock()), subject._runner, subject.time)
 
 
-@pytest.mark.parametrize("subject", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("subject", ["sqlite", "sqlite-together", "postgres"], indirect=True)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=batches(OPERATIONS.keys() - FOR_THE_DATABASE) | batches(OPERATIONS),

@@ -609,6 +609,7 @@ def test_units_run_as_they_come_again_when_what_needed_the_database_is_committed
             waited = [asyncio.create_task(store.write(spend)) for _ in range(2)]
             await store.read(lambda snapshot: snapshot.app_count())
             monkeypatch.setattr(sqlite, "MAX_BATCH_SECONDS", at_most)
+            monkeypatch.setattr(sqlite, "LONE_SECONDS", 0)  # all are committed on the thread, which is held up
             go_on_again = _held_up(store)
             go_on.set()
             await asyncio.gather(*under_way)
