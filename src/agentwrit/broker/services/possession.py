@@ -117,5 +117,10 @@ def spending(checked: Proof | None) -> Sequence[Row]:
 
 
 def spend(transaction: Transaction, checked: Proof) -> bool:
-    """Remember that a proof was used, until it is good no more. False when it had been used before (RFC 9449 §11.1)."""
+    """Remember that a proof was used, until it is good no more (RFC 9449 §11.1).
+
+    False when it had been used before, or its time ran out since it was checked: then nobody may remember it any more.
+    """
+    if not checked.nonce and not checked.is_timely(transaction.now):  # a nonce is remembered for longer than it is good
+        return False
     return transaction.spend_nonce(checked.single_use_id, int(transaction.now) + MEMORY_SECONDS)

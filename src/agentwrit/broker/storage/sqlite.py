@@ -92,7 +92,8 @@ class SqliteStore:
             raise
         self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
         clock.advance_to(self._saved_now)
-        self._spent = SpentNonces(sqlite_rows.spent_nonces(self._connection, clock.now()), now=clock.now())
+        now = clock.now()
+        self._spent = SpentNonces(sqlite_rows.spent_nonces(self._connection, now), now=now)
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         self._check_open()
