@@ -16,7 +16,7 @@ from agentwrit.domain.claims import Claims, Confirmation
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant, GrantKind
 
-_RANDOM_BYTES: Final = 16
+_ID_BYTES: Final = 16
 
 
 class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,12 +30,17 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
         return f"IssuedToken(sid={self.grant.sid!r}, expires_in={self.expires_in})"
 
 
-def new_name(at: int) -> str:
-    """A name for a grant or a token made at this time (Unix seconds): that in 8 hex digits, and 128 random bits in 32.
+def new_sid(at: int) -> str:
+    """A name for a grant made at this time (Unix seconds): that in 8 hex digits, and 128 random bits in 32.
 
-    Nobody can guess it. The newest have the highest names, so they stand together in a store, however many there are.
+    Nobody can guess it. New grants have the highest names, so they stand together in a store, however many there are.
     """
-    return f"{at:08x}{os.urandom(_RANDOM_BYTES).hex()}"
+    return f"{at:08x}{os.urandom(_ID_BYTES).hex()}"
+
+
+def new_jti() -> str:
+    """A name for a token that nobody can guess: 128 random bits, in hex."""
+    return os.urandom(_ID_BYTES).hex()
 
 
 class TokenIssuer:
@@ -61,7 +66,7 @@ class TokenIssuer:
         at = int(now)
         end = at + ttl if ends_at is None else ends_at
         return Grant(
-            sid=new_name(at),
+            sid=new_sid(at),
             kind=kind,
             subject=subject,
             app_id=app.app_id if app is not None else "",
@@ -71,7 +76,7 @@ class TokenIssuer:
             ttl=ttl,
             created_at=at,
             ends_at=end,
-            jti=new_name(at),
+            jti=new_jti(),
             iat=at,
             exp=min(at + ttl, end),
             kid=self._keys.signer.kid,
@@ -96,7 +101,7 @@ class TokenIssuer:
         )
         return msgspec.structs.replace(
             to,
-            sid=new_name(at),
+            sid=new_sid(at),
             scope=tuple(scope),
             audience=parent.audience,
             task_id=parent.task_id,
@@ -106,7 +111,7 @@ class TokenIssuer:
             ttl=ends_at - at,
             created_at=at,
             ends_at=ends_at,
-            jti=new_name(at),
+            jti=new_jti(),
             iat=at,
             exp=ends_at,
             previous_jti="",
@@ -120,7 +125,7 @@ class TokenIssuer:
 
     def renewed(self, of: Grant, now: float) -> Grant:
         """The grant with a new current token."""
-        return msgspec.structs.replace(grant_rules.renewed(of, new_name(int(now)), now), kid=self._keys.signer.kid)
+        return msgspec.structs.replace(grant_rules.renewed(of, new_jti(), now), kid=self._keys.signer.kid)
 
     def token(self, of: Grant, now: float, *, scope_field: str = "requested_scope") -> IssuedToken:
         """The current token of a grant. The same grant and key give the same token.
