@@ -1,6 +1,8 @@
 """More than the broker can do, and clients that only hold on to it: the others are served all the same."""
 
+import os
 import resource
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -72,9 +74,11 @@ def test_what_an_operator_ends_while_the_broker_is_busy_ends(broker: BrokerProce
     request = launching(app)
     headers = broker.admin()
     with ExitStack() as stack:
+        os.kill(broker.pid, signal.SIGSTOP)  # so that all of them are there at once, however fast it is
         for connection in held:
             stack.enter_context(connection)
             connection.sendall(request)
+        os.kill(broker.pid, signal.SIGCONT)
         body = {"level": "agent", "target": agent["agent_id"]}
         assert broker.http.post("/v1/revoke", json=body, headers=headers).json()["count"] == 1
         assert not broker.is_valid(agent["access_token"])
