@@ -21,7 +21,7 @@ MANY = 1_000_000
 FEW = 1_000
 CONNECTIONS = 32
 AFTERLIFE_SECONDS = 180
-MEBIBYTE = 2**20
+PIECE_BYTES = 2**20  # of a file that is read
 
 
 def past(*, rounds: int = 5, many: int = MANY) -> list[Comparison]:
@@ -83,7 +83,7 @@ def alive(
         validated: dict[int, list[float]] = {count: [] for count in counts}
         for _ in range(rounds):
             for count, store in stores.items():
-                _read(store)
+                _bring_in(store)
                 with running(store) as broker:
                     load = create.in_one_trip(broker, seconds).run(seconds=seconds, connections=create.CONNECTIONS)
                     created[count].append(1 / load.rate)
@@ -136,11 +136,11 @@ def ended(*, many: int = MANY, afterlife: int = AFTERLIFE_SECONDS) -> list[Compa
     ]
 
 
-def _read(directory: Path) -> None:
+def _bring_in(directory: Path) -> None:
     """Bring a store into the system's memory: who has made so many agents of late has it there."""
     for path in directory.iterdir():
         with path.open("rb", buffering=0) as file:
-            while file.read(MEBIBYTE):
+            while file.read(PIECE_BYTES):
                 pass
 
 
