@@ -1,6 +1,7 @@
 """What every store guarantees (`storage/base.py`). A new adapter is done when it passes."""
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import Any
@@ -514,6 +515,35 @@ def test_the_count_of_events_is_of_all_that_match_whatever_the_page(subject: Sub
     assert subject.read(lambda s: s.event_count()) == 6
     query = EventQuery(event_type="token_issued", after=3, limit=1, offset=2)
     assert subject.read(lambda s: s.event_count(query)) == 5
+
+
+def test_events_of_a_type_are_counted_right_wherever_the_count_begins_and_whatever_was_archived(
+    subject: Subject,
+) -> None:
+    """Stores keep tallies of them, each of 4,096 events."""
+    chance = random.Random(4096)
+    types = chance.choices(list(EventType)[:3], weights=(90, 9, 1), k=10_000)
+    sizes = iter(lambda: chance.choice((1, 3, 700)), 0)
+    done = 0
+    while done < len(types):
+        unit = types[done : done + next(sizes)]
+        subject.write(lambda t: [t.record(Draft(event_type=each)) for each in unit])  # noqa: B023  # written at once
+        done += len(unit)
+
+    def check() -> None:
+        pruned = subject.read(lambda s: s.pruned())
+        for event_type in set(types):
+            query = EventQuery(event_type=event_type)
+            for behind in (0, 1, 255, 4095, 4096, 4097, 5000, 8191, 8192, 8193, 9999, 10_000):
+                counted = subject.read(lambda s: s.event_count(query, behind=behind))  # noqa: B023  # read at once
+                assert counted == types[max(behind, pruned) :].count(event_type)
+
+    check()
+    subject.write(lambda t: t.put_archive(make_archive(4352)))
+    for pruned in (256, 4096, 4352):
+        while subject.read(lambda s: s.pruned()) < pruned:
+            assert subject.write(lambda t: t.prune())
+        check()
 
 
 # -- revocations ------------------------------------------------------------------------------------------------------

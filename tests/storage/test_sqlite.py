@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agentwrit.broker.services import state_check
 from agentwrit.broker.storage import migrations, sqlite, sqlite_batch
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
@@ -688,6 +689,33 @@ def test_what_stands_on_a_commit_that_fails_fails_with_it(file: File) -> None:
 # -- schema -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_log_of_an_older_schema_is_tallied_when_it_is_opened(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: [t.record(ISSUED) for _ in range(9000)])
+    query = "SELECT event_type, last, events FROM tallies ORDER BY last"
+    with sqlite3.connect(file.path) as connection:
+        tallied = connection.execute(query).fetchall()
+    file.close()
+    with sqlite3.connect(file.path) as connection:
+        connection.executescript("DROP TRIGGER tally_events; DROP TABLE tallies; PRAGMA user_version = 6")
+    connection.close()
+    file.open()
+    with sqlite3.connect(file.path) as connection:
+        assert connection.execute(query).fetchall() == tallied == [("token_issued", n, 4096) for n in (4096, 8192)]
+    connection.close()
+
+
+def test_a_tally_that_was_altered_is_found_by_comparing_the_store_with_its_log(file: File) -> None:
+    store = file.open()
+    store.write(lambda t: [t.record(ISSUED) for _ in range(5000)])
+    store.read(lambda snapshot: state_check.check(snapshot, NOW))
+    with sqlite3.connect(file.path) as connection:
+        connection.execute("UPDATE tallies SET events = 4095")
+    connection.close()
+    with pytest.raises(TamperedRecord, match="4999 events of the type token_issued are counted, and there are 5000"):
+        store.read(lambda snapshot: state_check.check(snapshot, NOW))
+
+
 def test_grants_of_the_first_schema_are_found_by_what_later_ones_ask(file: File) -> None:
     """A file as it was written before there was delegation: its rows have fewer columns, their bodies fewer members."""
     first = migrations.load("sqlite")[0]
@@ -784,7 +812,10 @@ def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQu
     assert not any(step.startswith("SCAN grants") for step in plan), plan
 
 
-WITHOUT_TREE = "DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives;"
+WITHOUT_TREE = f"""
+    DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives; DROP TRIGGER tally_events; DROP TABLE tallies;
+    DELETE FROM meta WHERE name = 'audit_head'; PRAGMA user_version = {TREE_VERSION - 1}
+"""
 
 
 def test_a_log_from_before_there_was_a_tree_gets_its_tree(file: File) -> None:
@@ -793,10 +824,7 @@ def test_a_log_from_before_there_was_a_tree_gets_its_tree(file: File) -> None:
     head, tiles = store.write(lambda t: (t.head, [t.tile(0, 0), t.tile(0, 1), t.tile(1, 0)]))
     file.close()
     with sqlite3.connect(file.path) as connection:
-        connection.executescript(
-            "DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives; DELETE FROM meta WHERE name = 'audit_head';"
-        )
-        connection.execute(f"PRAGMA user_version = {TREE_VERSION - 1}")
+        connection.executescript(WITHOUT_TREE)
     connection.close()
     store = file.open()
     assert store.write(lambda t: (t.head, [t.tile(0, 0), t.tile(0, 1), t.tile(1, 0)])) == (head, tiles)
@@ -806,10 +834,7 @@ def test_a_log_from_before_there_was_a_tree_gets_none_if_it_is_not_whole(file: F
     file.open().write(lambda t: [t.record(ISSUED) for _ in range(30)])
     file.close()
     with sqlite3.connect(file.path) as connection:
-        connection.executescript(
-            "DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives; DELETE FROM events WHERE sequence = 7;"
-        )
-        connection.execute(f"PRAGMA user_version = {TREE_VERSION - 1}")
+        connection.executescript(f"{WITHOUT_TREE}; DELETE FROM events WHERE sequence = 7")
     connection.close()
     for _ in range(2):
         with pytest.raises(TamperedRecord, match="evt-000007 is missing"):

@@ -56,7 +56,7 @@ class AuditService:
         if principal.kind is not GrantKind.OPERATOR:
             query = msgspec.structs.replace(query, app_id=principal.app_id)
 
-        filters = msgspec.structs.replace(query, is_newest_first=False, after=0, limit=0, offset=0)
+        filters = query.filters()
         remembered = self._totals.pop(filters, _Total(0, 0, 0))
 
         def find(snapshot: Snapshot) -> tuple[Sequence[Event], _Total]:

@@ -10,10 +10,12 @@ The rules:
   that one are revoked.
 - An app is in the store, no older than the log's last word on it, and inactive if it was removed. So is the operator.
 - A key is in the store, and gone if it was revoked or has expired.
+- As many events of each type are counted as there are.
 
 The log itself is taken to be genuine: check it first.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -70,6 +72,7 @@ class _Comparison:
         self._tokens: dict[str, _Token] = {}  # by the grant's sid
         self._last_word_on_apps: dict[str, Event] = {}
         self._last_word_on_operator: Event | None = None
+        self._seen: Counter[str] = Counter()  # events of each type
         self._takers: Mapping[str, Callable[[Event], None]] = {
             EventType.TOKEN_ISSUED: self._issued,
             EventType.TOKEN_RENEWED: self._renewed,
@@ -87,6 +90,7 @@ class _Comparison:
         }
 
     def take(self, event: Event) -> None:
+        self._seen[event.event_type] += 1
         taker = self._takers.get(event.event_type)
         if taker is not None:
             taker(event)
@@ -108,6 +112,10 @@ class _Comparison:
                 raise TamperedRecord(f"the app {app_id} was put back as it was before {event.id}")
         if self._last_word_on_operator is not None:
             self._check_operator(self._last_word_on_operator)
+        for event_type in EventType:
+            counted, seen = self._snapshot.event_count(EventQuery(event_type=event_type)), self._seen[event_type]
+            if counted != seen:
+                raise TamperedRecord(f"{counted} events of the type {event_type} are counted, and there are {seen}")
 
     def _issued(self, event: Event) -> None:
         exp = event.data.get("exp", 0)

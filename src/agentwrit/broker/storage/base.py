@@ -102,6 +102,10 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 100
     offset: int = 0
 
+    def filters(self) -> "EventQuery":
+        """The query of all that match, in whatever order and on whatever page."""
+        return msgspec.structs.replace(self, is_newest_first=False, after=0, limit=0, offset=0)
+
 
 class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which grants to find, in the order in which they were made. None means any.
