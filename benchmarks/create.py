@@ -11,6 +11,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -71,14 +72,24 @@ def run(*, rounds: int = 3, seconds: int = 3) -> list[Comparison]:
     ]
 
 
-def in_one_trip(broker: Running, seconds: int) -> Generator:
+def following_task(number: int) -> str:
+    """The name of a task as of one order after the other."""
+    return f"order-{number:09}"
+
+
+def random_task(_number: int) -> str:
+    """The name of a task that is a UUID."""
+    return secrets.token_hex(16)
+
+
+def in_one_trip(broker: Running, seconds: int, *, task: Callable[[int], str] = following_task) -> Generator:
     """Requests that create agents, enough for so many seconds."""
     url, token = f"{broker.url}/v1/agents", broker.app_token()
-    bodies = bodies_in_one_trip(url, token, AGENTS_A_SECOND * seconds)
+    bodies = bodies_in_one_trip(url, token, AGENTS_A_SECOND * seconds, task=task)
     return Generator(url, bodies, headers={"authorization": f"Bearer {token}"}, is_repeatable=False)
 
 
-def bodies_in_one_trip(url: str, token: str, count: int) -> list[str]:
+def bodies_in_one_trip(url: str, token: str, count: int, *, task: Callable[[int], str] = following_task) -> list[str]:
     """What is posted to `url` with an app's token for so many agents, each once and within half a minute."""
     key = SigningKey.generate()
     public_key, now = bytes(key.verify_key), int(time.time())
@@ -93,7 +104,7 @@ def bodies_in_one_trip(url: str, token: str, count: int) -> list[str]:
             jti=secrets.token_hex(16),
             token=token,
         )
-        return _body(number, public_key, agent_name="bench", max_ttl=300, proof=made)
+        return _body(task(number), public_key, agent_name="bench", max_ttl=300, proof=made)
 
     return [body(number) for number in range(count)]
 
@@ -109,16 +120,18 @@ def _in_three_steps(broker: Running, seconds: int) -> Load:
     def body(number: int) -> str:
         nonce = json.loads(driver.send(HttpRequest("GET", "/v1/challenge")).body)["nonce"]
         signature = base64.b64encode(key.sign(bytes.fromhex(nonce)).signature).decode()
-        return _body(number, bytes(key.verify_key), launch_token=launch_token, nonce=nonce, signature=signature)
+        return _body(
+            following_task(number), bytes(key.verify_key), launch_token=launch_token, nonce=nonce, signature=signature
+        )
 
     bodies = [body(number) for number in range(AGENTS_A_SECOND * seconds)]
     url = f"{broker.url}/v1/register"
     return Generator(url, bodies, is_repeatable=False).run(seconds=seconds, connections=CONNECTIONS)
 
 
-def _body(number: int, public_key: bytes, **more: object) -> str:
+def _body(task: str, public_key: bytes, **more: object) -> str:
     key = base64.b64encode(public_key).decode()
-    wanted = {"orch_id": "bench", "task_id": f"t-{number}", "requested_scope": SCOPE, "public_key": key}
+    wanted = {"orch_id": "bench", "task_id": task, "requested_scope": SCOPE, "public_key": key}
     return json.dumps(wanted | more)
 
 

@@ -42,7 +42,7 @@ def past(*, rounds: int = 5, many: int = MANY) -> list[Comparison]:
                 f"the newest 100 events by {name}": {name: value, "limit": "100", "order": "desc"}
                 for name, value in (
                     ("agent_id", population.subject(many // 2)),
-                    ("task_id", f"t-{many // 3}"),
+                    ("task_id", population.task(many // 3)),
                     ("event_type", "token_issued"),
                 )
             }
@@ -75,29 +75,40 @@ def past(*, rounds: int = 5, many: int = MANY) -> list[Comparison]:
 def alive(
     *, rounds: int = 3, seconds: int = 2, counts: tuple[int, ...] = (FEW, 10_000, 100_000, MANY)
 ) -> list[Comparison]:
-    """`rounds` of `seconds` of load at each count of live agents, each count beside the first."""
+    """`rounds` of `seconds` of load at each count of live agents, each count beside the first.
+
+    Creating is measured twice: with tasks whose names follow each other, and with names at random, for which each index
+    that has them is written all over.
+    """
     with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
         stores = {count: Path(directory, str(count)) for count in counts}
         tokens = {count: population.run(store, live=count, wanted=1)[0] for count, store in stores.items()}
-        created: dict[int, list[float]] = {count: [] for count in counts}
-        validated: dict[int, list[float]] = {count: [] for count in counts}
+        found: dict[str, dict[int, list[float]]] = {}
         for _ in range(rounds):
             for count, store in stores.items():
                 _bring_in(store)
                 with running(store) as broker:
-                    load = create.in_one_trip(broker, seconds).run(seconds=seconds, connections=create.CONNECTIONS)
-                    created[count].append(1 / load.rate)
                     ask = Generator(f"{broker.url}/v1/token/validate", [json.dumps({"token": tokens[count]})])
-                    validated[count].append(1 / ask.run(seconds=seconds, connections=CONNECTIONS).rate)
+                    for what, generator, connections in (
+                        ("validate", ask, CONNECTIONS),
+                        ("create", create.in_one_trip(broker, seconds), create.CONNECTIONS),
+                        (
+                            "create, tasks named at random,",
+                            create.in_one_trip(broker, seconds, task=create.random_task),
+                            create.CONNECTIONS,
+                        ),
+                    ):
+                        load = generator.run(seconds=seconds, connections=connections)
+                        found.setdefault(what, {}).setdefault(count, []).append(1 / load.rate)
     least = counts[0]
     return [
         Comparison(
             f"{what} with {count:,} live agents, mean for each",
-            Series(f"{count:,} live agents", found[count]),
-            Series(f"{least:,} live agents", found[least]),
+            Series(f"{count:,} live agents", taken[count]),
+            Series(f"{least:,} live agents", taken[least]),
             target="ratio at most 1.25",
         )
-        for what, found in (("create", created), ("validate", validated))
+        for what, taken in found.items()
         for count in counts[1:]
     ]
 
