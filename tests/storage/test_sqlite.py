@@ -19,7 +19,7 @@ from agentwrit.broker.services import state_check
 from agentwrit.broker.storage import migrations, sqlite, sqlite_batch
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.broker.storage.sqlite import WORTH_A_COMMIT, SqliteStore
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID, TREE_VERSION
 from agentwrit.domain import audit, merkle
@@ -654,6 +654,39 @@ def test_what_is_committed_is_kept_by_no_batch_that_comes_after(file: File) -> N
             assert store._ground.changes.below is None
             go_on_again.set()
             assert await asyncio.gather(*second) == [False, False]
+
+    asyncio.run(claim())
+
+
+def test_many_who_wait_are_committed_before_the_event_loop_comes_round_to_it(file: File) -> None:
+    async def claim() -> None:
+        async with opened(file) as store:
+            go_on = _held_up(store)
+            first = [store._waiting.put(lambda t: t.record(ISSUED), ()) for _ in range(2)]
+            await store.read(lambda snapshot: snapshot.feed_head())  # by now their commit is the thread's
+            go_on.set()
+            store._commit_thread.submit(list).result()
+            later = [store._waiting.put(lambda t: t.record(ISSUED), ()) for _ in range(WORTH_A_COMMIT - 1)]
+            assert not any(answer.done() for answer in first)
+            later.append(store._waiting.put(lambda t: t.record(ISSUED), ()))
+            assert all(answer.done() for answer in first)
+            assert not any(answer.done() for answer in later)
+            await asyncio.gather(*later)
+            assert await store.read(lambda snapshot: snapshot.event_head()) == 2 + WORTH_A_COMMIT
+
+    asyncio.run(claim())
+
+
+def test_who_writes_again_as_soon_as_the_last_commit_is_told_is_not_left_waiting(file: File) -> None:
+    async def claim() -> None:
+        async with opened(file) as store, asyncio.timeout(10):
+
+            async def writer() -> None:
+                for _ in range(5):
+                    await store.write(lambda t: t.record(ISSUED))
+
+            await asyncio.gather(writer(), writer())
+            assert await store.read(lambda snapshot: snapshot.event_head()) == 10
 
     asyncio.run(claim())
 

@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import sql_log, sql_units, sqlite_batch, sqlite_rows, sqlite_schema
+from agentwrit.broker.storage.alternation import Alternation, Steps
 from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.spent_nonces import SpentNonces
@@ -45,6 +46,7 @@ BATCH_SHARE: Final = 0.5  # of the time that its first unit had to wait: a busy 
 MAX_BATCH_SECONDS: Final = 0.05
 LONE_SECONDS: Final = 0.001  # below that, what one commits alone is done before a thread would have been told of it
 MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk when nothing else is written
+WORTH_A_COMMIT: Final = 16  # units: for so many the next commit begins before the event loop comes round to it
 READERS: Final = 2
 
 
@@ -76,6 +78,7 @@ class SqliteStore:
         self._is_writable = True
         self._is_closed = False
         self._commit_thread = ThreadPoolExecutor(1, "sqlite-commit")
+        self._commits = Alternation(self._commit_thread)
         self._read_threads = ThreadPoolExecutor(READERS, "sqlite-read")
         self._reader = threading.local()
         self._readers: list[sqlite3.Connection] = []
@@ -146,6 +149,8 @@ class SqliteStore:
             self._open.outcomes.append(self._open.run(waiting))
         except (NotInMemory, sqlite3.Error):
             return False
+        if len(self._open.outcomes) >= WORTH_A_COMMIT:
+            self._commits.catch_up()
         return True
 
     def _new_batch(self) -> SqliteBatch:
@@ -165,17 +170,24 @@ class SqliteStore:
         return batch
 
     async def _commit_all(self) -> None:
-        while self._waiting or self._open is not None:
+        while self._is_work_left():  # as there may be again when it is known that there was none
+            await self._commits.run(self._commit_batches())
+
+    def _is_work_left(self) -> bool:
+        return bool(self._waiting) or self._open is not None
+
+    def _commit_batches(self) -> Steps:
+        while self._is_work_left():
             ground = self._ground
             batch = self._take_open() or self._new_batch()
             try:
-                await self._commit_batch(batch)
-            except BaseException as error:
+                yield from self._commit_batch(batch)
+            except Exception as error:
                 # Whatever it is: everyone who waits is answered, and nothing is kept, not of what stands on it either.
                 self._is_writable = False
                 self._ground = ground
                 sql_units.fail(self._give_up(batch), "the store cannot be written", error)
-                await self._on_commit_thread(self._connection.rollback)
+                yield self._connection.rollback
                 if not isinstance(error, sqlite3.Error):
                     raise
             else:
@@ -188,11 +200,11 @@ class SqliteStore:
             finally:
                 self._is_shut = False
 
-    async def _commit_batch(self, batch: SqliteBatch) -> None:
+    def _commit_batch(self, batch: SqliteBatch) -> Steps:
         """Run the units that could not be run when they came, and make the batch durable."""
         written = self._connection.total_changes
         if self._waiting:
-            await self._run_waiting(batch)
+            yield from self._run_waiting(batch)
         is_changed = bool(batch.changes) or self._connection.total_changes != written
         if not is_changed and batch.now < self._saved_now + MAX_UNSAVED_SECONDS:
             self._connection.rollback()
@@ -205,10 +217,10 @@ class SqliteStore:
         if len(batch.outcomes) == 1 and self._commit_seconds < LONE_SECONDS and self._begin():
             commit()
         else:
-            await self._on_commit_thread(commit)
+            yield commit
         self._saved_now = batch.now
 
-    async def _run_waiting(self, batch: SqliteBatch) -> None:
+    def _run_waiting(self, batch: SqliteBatch) -> Steps:
         """Run waiting units, on the database where they need it, for as long as the event loop can be spared."""
         batch.now = self._clock.now()
         started = time.monotonic()
@@ -224,7 +236,7 @@ class SqliteStore:
                 except NotInMemory:
                     self._is_shut = True  # what is written there is seen by nobody else, until it is committed
                     if not self._begin():
-                        await self._on_commit_thread(self._begin_patiently)
+                        yield self._begin_patiently
                     batch.outcomes[-1] = batch.run_on_database(waiting, is_stores_fault=is_stores_fault)
             if time.monotonic() >= stop_at:
                 break
@@ -252,9 +264,6 @@ class SqliteStore:
         write()
         self._connection.commit()
         self._commit_seconds = time.monotonic() - started
-
-    async def _on_commit_thread(self, work: Callable[[], object]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._commit_thread, work)
 
     def _give_up(self, batch: SqliteBatch) -> list[asyncio.Future[Any]]:
         """Everyone who waits, for this batch or behind it: they wait no longer."""
