@@ -7,6 +7,7 @@
 import json
 import tempfile
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -113,35 +114,49 @@ def alive(
     ]
 
 
-def ended(*, many: int = MANY, afterlife: int = AFTERLIFE_SECONDS) -> list[Comparison]:
-    """Memory with so many revocations that a token can still meet, and when none can any more.
+def ended(*, many: int = MANY, few: int = FEW, afterlife: int = AFTERLIFE_SECONDS) -> list[Comparison]:
+    """Memory with so many revocations that a token can still meet, and when none can any more, beside few.
 
-    `afterlife`: seconds from now until then, in which the store has to be filled and a broker be started.
+    `afterlife`: seconds from now until then, in which the stores have to be filled and brokers be started.
     """
     over_at = int(time.time()) + afterlife
-    with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
-        with running() as broker:
-            fresh = broker.rss
-        population.run(Path(directory), revoked=many, over_at=over_at)
-        with running(Path(directory)) as broker, httpx2.Client(base_url=broker.url) as http:
+    with ExitStack() as stack:
+        fresh = stack.enter_context(running()).rss
+        brokers = {}
+        for count in (few, many):
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentwrit-bench-")))
+            population.run(directory, revoked=count, over_at=over_at)
+            brokers[count] = stack.enter_context(running(directory))
+        clients = {count: stack.enter_context(httpx2.Client(base_url=each.url)) for count, each in brokers.items()}
+        for count, http in clients.items():
             while not (entries := _entries(http)):  # counted by the housekeeping, now and then
                 time.sleep(0.1)
-            if entries < many // 2:
+            if entries < count // 2:
                 raise RuntimeError("most of the revocations were over before the broker was ready")
-            full = broker.rss
+        full = {count: broker.rss for count, broker in brokers.items()}
+        for http in clients.values():
             while _entries(http):
                 time.sleep(0.1)
-            after = broker.rss
-    floor = Series("a broker that has seen none", [fresh])
+        after = {count: broker.rss for count, broker in brokers.items()}
     return [
         Comparison(
-            f"memory with {many:,} agents revoked", Series("while their tokens last", [full]), floor, unit=MEBIBYTES
+            f"memory with {many:,} agents revoked",
+            Series("while their tokens last", [full[many]]),
+            Series(f"the same with {few:,} agents", [full[few]]),
+            unit=MEBIBYTES,
         ),
         Comparison(
             f"memory after {many:,} agents",
-            Series("when their tokens are over", [after]),
-            floor,
+            Series("when their tokens are over", [after[many]]),
+            Series(f"the same with {few:,} agents", [after[few]]),
             target="ratio at most 1.1",
+            unit=MEBIBYTES,
+        ),
+        Comparison(
+            "the same, beside a broker that was just started",
+            Series("when their tokens are over", [after[many]]),
+            Series("a broker that has seen none", [fresh]),
+            target="none is set",
             unit=MEBIBYTES,
         ),
     ]
