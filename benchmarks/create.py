@@ -104,10 +104,11 @@ def in_one_trip(broker: Running, seconds: int, *, task: Callable[[int], str] = f
 
 def bodies_in_one_trip(url: str, token: str, count: int, *, task: Callable[[int], str] = following_task) -> list[str]:
     """What is posted to `url` with an app's token for so many agents, each once and within half a minute."""
-    key = SigningKey.generate()
-    public_key, now = bytes(key.verify_key), int(time.time())
+    now = int(time.time())
 
     def body(number: int) -> str:
+        key = SigningKey.generate()  # as each agent has one of its own
+        public_key = bytes(key.verify_key)
         made = proof.make(
             lambda message: key.sign(message).signature,
             public_key,
@@ -128,9 +129,8 @@ def _in_three_steps(broker: Running, seconds: int) -> Load:
     policy = {"agent_name": "bench", "allowed_scope": SCOPE, "max_ttl": 300, "single_use": False, "ttl": 600}
     launched = driver.send(HttpRequest("POST", "/v1/app/launch-tokens", json=policy, bearer=broker.app_token()))
     launch_token = json.loads(launched.body)["launch_token"]
-    key = SigningKey.generate()
-
     def body(number: int) -> str:
+        key = SigningKey.generate()
         nonce = json.loads(driver.send(HttpRequest("GET", "/v1/challenge")).body)["nonce"]
         signature = base64.b64encode(key.sign(bytes.fromhex(nonce)).signature).decode()
         return _body(

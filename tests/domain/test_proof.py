@@ -56,6 +56,7 @@ def test_what_is_made_is_accepted_and_says_who_made_it() -> None:
     assert (checked.public_key, checked.jti, checked.iat, checked.nonce) == (SIGNER.public_key, "j", NOW, "n")
     assert check(made(token=None), token=None).nonce == ""
     assert check(signed()) == check(made())
+    assert base64url.decode(made().partition(".")[0]).decode() == plainly(HEADER)
 
 
 def test_a_library_that_is_not_ours_makes_and_reads_proofs() -> None:
@@ -101,6 +102,10 @@ FORGERIES: dict[str, Callable[[], str]] = {
     "short-jwk": lambda: signed(HEADER | {"jwk": JWK | {"x": base64url.encode(bytes(31))}}),
     "jwk-of-no-text": lambda: signed(HEADER | {"jwk": JWK | {"x": 1}}),
     "jwk-of-small-order": lambda: signed(HEADER | {"jwk": JWK | {"x": base64url.encode(bytes(32))}}),
+    "jwk-that-ends-early": lambda: signed(plainly(HEADER).replace(JWK["x"], "A" * 42 + '"')),
+    "jwk-not-canonical": lambda: signed(plainly(HEADER).replace(JWK["x"], JWK["x"][:-1] + "9")),
+    "jwk-in-plain-base64": lambda: signed(plainly(HEADER).replace(JWK["x"], "+" + JWK["x"][1:])),
+    "jwk-not-ascii": lambda: signed(plainly(HEADER).replace(JWK["x"], "\u00e9" + JWK["x"][2:])),
     "jwk-is-a-list": lambda: signed(HEADER | {"jwk": [JWK]}),
     "another-key": lambda: signed(key=Ed25519Signer(bytes(32))),
     "header-member-twice": lambda: signed(

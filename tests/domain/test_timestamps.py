@@ -15,6 +15,8 @@ def test_whole_seconds_have_no_fraction() -> None:
     assert timestamps.rfc3339(1_800_000_000) == "2027-01-15T08:00:00Z"
     assert timestamps.rfc3339(1_800_000_000.25) == "2027-01-15T08:00:00.250000Z"
     assert timestamps.rfc3339_micros(1_800_000_000) == "2027-01-15T08:00:00.000000Z"
+    assert timestamps.rfc3339_micros(1_800_000_000.999_999_9) == "2027-01-15T08:00:01.000000Z"
+    assert timestamps.rfc3339_micros(1_800_000_000.000_001) == "2027-01-15T08:00:00.000001Z"
 
 
 @given(moments)

@@ -34,6 +34,11 @@ TOKENS_REMEMBERED: Final = 256
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PUBLIC_MEMBERS: Final = {"kty", "crv", "x"}
 
+# A header as we write it, with the key in base64url between the two, can be compared whole; others are taken apart.
+_HEADER_BEGIN: Final = f'{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"OKP","crv":"Ed25519","x":"'.encode("ascii")
+_HEADER_END: Final = b'"}}'
+_HEADER_BYTES: Final = len(_HEADER_BEGIN) + 43 + len(_HEADER_END)
+
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """A proof that is genuine and for this request. `public_key`: 32 bytes; `iat`: Unix seconds; `nonce`: or empty.
@@ -64,14 +69,13 @@ def make(
     nonce: str | None = None,
 ) -> str:
     """A proof by the key that `sign` signs with. `token`: the access token that goes along."""
-    members = {"kty": "OKP", "crv": "Ed25519", "x": base64url.encode(public_key)}
-    header = {"typ": TYPE, "alg": ALGORITHM, "jwk": members}
+    header = _HEADER_BEGIN + base64url.encode(public_key).encode("ascii") + _HEADER_END
     claims: dict[str, object] = {"htm": htm, "htu": htu, "iat": iat, "jti": jti}
     if token is not None:
         claims["ath"] = token_hash(token)
     if nonce is not None:
         claims["nonce"] = nonce
-    signing_input = f"{base64url.encode(msgspec.json.encode(header))}.{base64url.encode(msgspec.json.encode(claims))}"
+    signing_input = f"{base64url.encode(header)}.{base64url.encode(msgspec.json.encode(claims))}"
     return f"{signing_input}.{base64url.encode(sign(signing_input.encode('ascii')))}"
 
 
@@ -105,11 +109,11 @@ def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
     if len(parts) != 3:
         raise InvalidProof("the proof is no compact JWS")
     try:
-        header, claims = _members(parts[0]), _members(parts[1])
+        header, claims = base64url.decode(parts[0]), _members(base64url.decode(parts[1]))
         signature = base64url.decode(parts[2])
+        public_key = _public_key(header)
     except (ValueError, RecursionError):
         raise InvalidProof("the proof is not canonical base64url of JSON objects") from None
-    public_key = _public_key(header)
     if not is_signature(signature, f"{parts[0]}.{parts[1]}".encode("ascii"), public_key):
         raise InvalidProof("the proof's signature does not match")
     if claims.get("htm") != htm or not _is_same_url(claims.get("htu"), htu):
@@ -127,8 +131,7 @@ def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
     return Proof(public_key=public_key, jti=jti, iat=iat, nonce=nonce, single_use_id=single_use_id)
 
 
-def _members(part: str) -> dict[str, Any]:
-    form = base64url.decode(part)
+def _members(form: bytes) -> dict[str, Any]:
     members = _plainly_spelled(form)
     if members is None:
         members = _decode(form.decode("utf-8"))
@@ -160,15 +163,22 @@ def _refuse(constant: str) -> None:
 _decode: Final = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=_refuse).decode
 
 
-def _public_key(header: dict[str, Any]) -> bytes:
+def _public_key(header: bytes) -> bytes:
     """RFC 9449 §4.3, 4 to 7: the type, an algorithm of ours, and a public key of that kind."""
-    key = header.get("jwk")
-    if set(header) != {"typ", "alg", "jwk"} or header["typ"] != TYPE or header["alg"] != ALGORITHM:
+    if len(header) == _HEADER_BYTES and header.startswith(_HEADER_BEGIN) and header.endswith(_HEADER_END):
+        return _decoded_key(header[len(_HEADER_BEGIN) : -len(_HEADER_END)].decode("ascii"))
+    members = _members(header)
+    key = members.get("jwk")
+    if set(members) != {"typ", "alg", "jwk"} or members["typ"] != TYPE or members["alg"] != ALGORITHM:
         raise InvalidProof("the proof's header is not typ dpop+jwt, alg EdDSA and jwk")
     if not isinstance(key, dict) or set(key) != _PUBLIC_MEMBERS or (key["kty"], key["crv"]) != ("OKP", "Ed25519"):
         raise InvalidProof("the proof's key is not an Ed25519 public key")
+    return _decoded_key(key["x"])
+
+
+def _decoded_key(text: str) -> bytes:
     try:
-        public_key = base64url.decode(key["x"])
+        public_key = base64url.decode(text)
     except (ValueError, AttributeError):
         raise InvalidProof("the proof's key is not an Ed25519 public key") from None
     if len(public_key) != jwk.PUBLIC_KEY_BYTES:
