@@ -129,6 +129,7 @@ def _in_three_steps(broker: Running, seconds: int) -> Load:
     policy = {"agent_name": "bench", "allowed_scope": SCOPE, "max_ttl": 300, "single_use": False, "ttl": 600}
     launched = driver.send(HttpRequest("POST", "/v1/app/launch-tokens", json=policy, bearer=broker.app_token()))
     launch_token = json.loads(launched.body)["launch_token"]
+
     def body(number: int) -> str:
         key = SigningKey.generate()
         nonce = json.loads(driver.send(HttpRequest("GET", "/v1/challenge")).body)["nonce"]

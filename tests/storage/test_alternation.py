@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import pytest
-
 from agentwrit.broker.storage.alternation import Alternation, Steps
 
 
@@ -18,6 +16,11 @@ def claimed(claim: Callable[[Alternation, ThreadPoolExecutor], Awaitable[None]])
                 await claim(Alternation(thread), thread)
 
     asyncio.run(run())
+
+
+async def run(alternation: Alternation, steps: Steps) -> None:
+    alternation.start(steps)
+    await alternation.over()
 
 
 def test_steps_are_the_event_loops_and_what_they_yield_is_the_threads() -> None:
@@ -35,7 +38,7 @@ def test_steps_are_the_event_loops_and_what_they_yield_is_the_threads() -> None:
                 yield partial(note, f"part {number}")
             note("end")
 
-        await alternation.run(steps())
+        await run(alternation, steps())
 
     claimed(claim)
     names = [name for number in range(3) for name in (f"step {number}", f"part {number}")]
@@ -56,29 +59,35 @@ def test_what_fails_on_the_thread_fails_where_it_was_yielded() -> None:
                 caught.append(str(error))
             yield partial(caught.append, "and on")
 
-        await alternation.run(steps())
+        await run(alternation, steps())
 
     claimed(claim)
     assert caught == ["the disk", "and on"]
 
 
-def test_a_step_that_fails_ends_the_run_and_another_can_follow() -> None:
+def test_a_step_that_fails_ends_them_all_is_told_and_others_can_follow() -> None:
+    told: list[object] = []
+    done: list[int] = []
+
     async def claim(alternation: Alternation, thread: ThreadPoolExecutor) -> None:
+        defect = LookupError("a defect")
+
         def failing() -> Steps:
             yield list
-            raise LookupError("a defect")
-
-        with pytest.raises(LookupError, match="a defect"):
-            await alternation.run(failing())
-        done: list[int] = []
+            raise defect
 
         def steps() -> Steps:
             yield partial(done.append, 1)
 
-        await alternation.run(steps())
-        assert done == [1]
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        await run(alternation, failing())
+        assert told == [defect]
+        assert not alternation.is_running
+        await run(alternation, steps())
 
     claimed(claim)
+    assert done == [1]
+    assert len(told) == 1
 
 
 def test_catching_up_takes_the_next_step_once_and_only_when_the_thread_is_done() -> None:
@@ -92,15 +101,14 @@ def test_catching_up_takes_the_next_step_once_and_only_when_the_thread_is_done()
                 yield partial(go_on.wait, 10)
 
         alternation.catch_up()
-        running = asyncio.create_task(alternation.run(steps()))
-        await asyncio.sleep(0)
+        alternation.start(steps())
         alternation.catch_up()
         assert taken == [0]
         go_on.set()
         thread.submit(list).result()  # the part before it is done, and the event loop was not asked
         alternation.catch_up()
         assert taken == [0, 1]
-        await running
+        await alternation.over()
         assert taken == [0, 1, 2]
         alternation.catch_up()
 

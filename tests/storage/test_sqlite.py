@@ -19,7 +19,7 @@ from agentwrit.broker.services import state_check
 from agentwrit.broker.storage import migrations, sqlite, sqlite_batch
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.broker.storage.sqlite import WORTH_A_COMMIT, SqliteStore
+from agentwrit.broker.storage.sqlite import AT_ONCE, WORTH_A_COMMIT, SqliteStore
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID, TREE_VERSION
 from agentwrit.domain import audit, merkle
@@ -661,20 +661,48 @@ def test_what_is_committed_is_kept_by_no_batch_that_comes_after(file: File) -> N
 def test_many_who_wait_are_committed_before_the_event_loop_comes_round_to_it(file: File) -> None:
     async def claim() -> None:
         async with opened(file) as store:
+
+            def put(count: int) -> list[asyncio.Future[None]]:
+                answers = [store._arrived.put(lambda t: t.record(ISSUED), ()) for _ in range(count)]
+                store._take_up()
+                return answers
+
             go_on = _held_up(store)
-            first = [store._waiting.put(lambda t: t.record(ISSUED), ()) for _ in range(2)]
-            await store.read(lambda snapshot: snapshot.feed_head())  # by now their commit is the thread's
+            first = put(2)
             go_on.set()
             store._commit_thread.submit(list).result()
-            later = [store._waiting.put(lambda t: t.record(ISSUED), ()) for _ in range(WORTH_A_COMMIT - 1)]
+            later = put(WORTH_A_COMMIT - 1)
             assert not any(answer.done() for answer in first)
-            later.append(store._waiting.put(lambda t: t.record(ISSUED), ()))
+            later += put(1)
             assert all(answer.done() for answer in first)
             assert not any(answer.done() for answer in later)
             await asyncio.gather(*later)
             assert await store.read(lambda snapshot: snapshot.event_head()) == 2 + WORTH_A_COMMIT
 
     asyncio.run(claim())
+
+
+def test_those_that_are_too_many_for_one_turn_are_run_in_the_next(file: File) -> None:
+    async def claim() -> None:
+        async with opened(file) as store, asyncio.timeout(10):
+            answers = [store._arrived.put(lambda t: t.record(ISSUED), ()) for _ in range(2 * AT_ONCE + 1)]
+            store._take_up()
+            assert len(store._arrived) == AT_ONCE + 1
+            await asyncio.gather(*answers)
+            assert await store.read(lambda snapshot: snapshot.event_head()) == 2 * AT_ONCE + 1
+
+    asyncio.run(claim())
+
+
+def test_what_has_come_when_the_store_is_closed_is_still_done(file: File) -> None:
+    async def claim() -> None:
+        async with opened(file) as store:
+            answers = [store._arrived.put(lambda t: t.record(ISSUED), ()) for _ in range(3 * AT_ONCE)]
+            await store.close()
+            assert all(answer.done() for answer in answers)
+
+    asyncio.run(claim())
+    assert file.open().read(lambda snapshot: snapshot.event_head()) == 3 * AT_ONCE
 
 
 def test_who_writes_again_as_soon_as_the_last_commit_is_told_is_not_left_waiting(file: File) -> None:

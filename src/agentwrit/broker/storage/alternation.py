@@ -20,19 +20,28 @@ class Alternation:
         self._thread = thread
         self._steps: Steps | None = None
         self._part: Future[object] | None = None  # what the thread does, or has done since the last step
+        self._is_over = asyncio.Event()
+        self._is_over.set()
 
-    async def run(self, steps: Steps) -> None:
-        """Run all steps. Nobody may cancel this: what the thread does cannot be taken back."""
+    @property
+    def is_running(self) -> bool:
+        return self._steps is not None
+
+    def start(self, steps: Steps) -> None:
+        """Take the first step, and see to the others. To be called when the last steps are over."""
         self._loop = asyncio.get_running_loop()
-        self._end = self._loop.create_future()
         self._steps = steps
+        self._is_over.clear()
         self._go_on()
-        await self._end
 
     def catch_up(self) -> None:
         """Take the next step now, if the thread has done its part. Not to be called within a step."""
         if self._part is not None and self._part.done():
             self._go_on()
+
+    async def over(self) -> None:
+        """Wait until no steps are left."""
+        await self._is_over.wait()
 
     def _go_on(self) -> None:
         done, self._part = self._part, None
@@ -41,12 +50,17 @@ class Alternation:
         try:
             part = next(steps) if error is None else steps.throw(error)
         except StopIteration:
-            self._end.set_result(None)
-        except BaseException as failure:
-            self._end.set_exception(failure)
+            self._end()
+        except Exception as failure:
+            self._end()
+            self._loop.call_exception_handler({"message": "a step failed", "exception": failure})
         else:
             self._part = self._thread.submit(part)
             self._part.add_done_callback(self._tell)
+
+    def _end(self) -> None:
+        self._steps = None
+        self._is_over.set()
 
     def _tell(self, part: Future[object]) -> None:
         """The thread has done its part."""

@@ -62,7 +62,8 @@ class PostgresStore:
         self._barrier = Barrier(
             opening.url, sealer, opening.state, opening.time, lambda: self._announced, self._take_news
         )
-        self._waiting = Queue(self._commit_all)
+        self._waiting = Queue(self._take_up)
+        self._committing: asyncio.Task[None] | None = None  # while there are any
         self._listeners: list[RevocationListener] = []
         self._is_writable = True
         self._is_closed = False
@@ -101,7 +102,9 @@ class PostgresStore:
         if self._is_closed:
             return
         self._is_closed = True
-        await self._waiting.finish()
+        self._take_up()
+        if self._committing is not None:
+            await self._committing
         await self._barrier.close()
         self._writer.break_off()
         self._write_thread.shutdown()
@@ -112,7 +115,17 @@ class PostgresStore:
         if self._is_closed:
             raise Unavailable("the broker is stopping")
 
+    def _take_up(self) -> None:
+        if self._committing is None:
+            self._committing = asyncio.get_running_loop().create_task(self._commit_all())
+
     async def _commit_all(self) -> None:
+        try:
+            await self._commit_waiting()
+        finally:
+            self._committing = None
+
+    async def _commit_waiting(self) -> None:
         while self._waiting:
             units = self._next_units()
             if not units:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from agentwrit.broker.storage.base import Denied, Row, Transaction
@@ -27,26 +27,16 @@ class Waiting(NamedTuple):
 
 
 class Queue(deque[Waiting]):
-    """Units that wait. While there are any, `run_all` is a task: it takes them out, and ends when there are none.
+    """Units that wait. `take_up` is called once for all that have come in a turn of the event loop, at its end."""
 
-    `run_at_once` is asked first, and may have done a unit: then `run_all` is to make it durable. Units that wait are
-    not waited for: under load there would always be some.
-    """
-
-    def __init__(
-        self,
-        run_all: Callable[[], Coroutine[Any, Any, None]],
-        *,
-        run_at_once: Callable[[Waiting], bool] = lambda waiting: False,
-    ) -> None:
+    def __init__(self, take_up: Callable[[], object]) -> None:
         super().__init__()
-        self._run_all = run_all
-        self._run_at_once = run_at_once
+        self._take_up = take_up
+        self._is_called = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: asyncio.Task[None] | None = None
 
     def put(self, unit: Callable[[Transaction], T], reads: Sequence[Row], *, ahead: int = 0) -> asyncio.Future[T]:
-        """Put a unit at the end. Returns its answer to be. `ahead`: how many were run at once, and still wait.
+        """Put a unit at the end. Returns its answer to be. `ahead`: how many were taken out, and still wait.
 
         Raises:
             Unavailable: too many wait already.
@@ -56,23 +46,19 @@ class Queue(deque[Waiting]):
         if self._loop is None:
             self._loop = asyncio.get_running_loop()  # which asks the system, each time
         answer: asyncio.Future[T] = self._loop.create_future()
-        waiting = Waiting(unit, answer, time.monotonic(), reads)
-        if not self._run_at_once(waiting):
-            self.append(waiting)
-        if self._running is None:
-            self._running = self._loop.create_task(self._run())
+        self.append(Waiting(unit, answer, time.monotonic(), reads))
+        self.call()
         return answer
 
-    async def finish(self) -> None:
-        """Wait until all who wait are answered."""
-        if self._running is not None:
-            await self._running
+    def call(self) -> None:
+        """Have `take_up` called at the end of the turn, if anything is left."""
+        if self and not self._is_called and self._loop is not None:
+            self._is_called = True
+            self._loop.call_soon(self._called)
 
-    async def _run(self) -> None:
-        try:
-            await self._run_all()
-        finally:
-            self._running = None
+    def _called(self) -> None:
+        self._is_called = False
+        self._take_up()
 
 
 class Outcome(NamedTuple):
