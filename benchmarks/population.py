@@ -42,15 +42,16 @@ def task(number: int) -> str:
     return hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest()
 
 
-def subject(number: int) -> str:
+def subject(number: int, task_id: str | None = None) -> str:
     """The SPIFFE id of the agent of this number."""
-    return f"spiffe://agentwrit.local/agent/bench/{task(number)}/{number:016x}"
+    return f"spiffe://agentwrit.local/agent/bench/{task_id or task(number)}/{number:016x}"
 
 
-def new_grant(issuer: TokenIssuer, number: int) -> Grant:
-    """The grant of an agent of this number, each with a task of its own."""
-    grant = issuer.new_grant(GrantKind.AGENT, subject(number), ["read:data:1"], ttl=TTL_SECONDS, now=time.time())
-    return msgspec.structs.replace(grant, orch_id="bench", task_id=task(number), agent_name="bench")
+def new_grant(issuer: TokenIssuer, number: int, *, task_id: str | None = None) -> Grant:
+    """The grant of the agent of this number, whose task is its own, or this one."""
+    agent_id = subject(number, task_id)
+    grant = issuer.new_grant(GrantKind.AGENT, agent_id, ["read:data:1"], ttl=TTL_SECONDS, now=time.time())
+    return msgspec.structs.replace(grant, orch_id="bench", task_id=task_id or task(number), agent_name="bench")
 
 
 def record(transaction: Transaction, grant: Grant, events: tuple[EventType, ...]) -> None:
