@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -48,15 +49,17 @@ def report(name: str, found: Sequence[Comparison], directory: Path = RESULTS) ->
             print(f"  {series.name:40} p50 {p50:>15}   p99 {p99:>15}")
         print(f"  {'ratio of the medians':40}     {comparison.ratio:10.2f}\n")
     directory.mkdir(exist_ok=True)
+    comparisons = [comparison.as_json() for comparison in found]
     about = {
         "benchmark": name,
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "comparisons": [comparison.as_json() for comparison in found],
+        "cores": os.cpu_count(),
+        "comparisons": comparisons,
     }
     (directory / f"{name}.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    (directory / f"{name}.svg").write_text(bars(found))
+    (directory / f"{name}.svg").write_text(bars(comparisons))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 Turns = Sequence[Sequence[Callable[[], object]]]
 """Batches of calls to be timed, each call by itself."""
@@ -55,7 +56,7 @@ class Comparison:
     def ratio(self) -> float:
         return self.subject.p50 / self.baseline.p50
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "title": self.title,
             "target": self.target,
