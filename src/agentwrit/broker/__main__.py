@@ -108,9 +108,9 @@ def _restore(file: Path, config: Config) -> None:
 
 def _show_restored(restored: Restored) -> None:
     """Say what ended, and what a backup cannot know."""
-    print(f"restored what there was after {restored.last_event}, at {restored.last_event_at}")
+    print(f"restored what there was at {restored.last_event_at}, when {restored.last_event} was the last event")
     print(
-        f"ended {restored.grants} grants and {restored.launch_tokens} launch tokens, and revoked {restored.keys} keys:"
+        f"ended {restored.grants} grants, forgot {restored.launch_tokens} launch tokens and revoked {restored.keys} keys:"
         " no token from before holds"
     )
     print("This goes on as it was then. What was changed since, end or change again:")
