@@ -109,10 +109,8 @@ def _restore(file: Path, config: Config) -> None:
 def _show_restored(restored: Restored) -> None:
     """Say what ended, and what a backup cannot know."""
     print(f"restored what there was at {restored.last_event_at}, when {restored.last_event} was the last event")
-    print(
-        f"ended {restored.grants} grants, forgot {restored.launch_tokens} launch tokens and revoked {restored.keys} keys:"
-        " no token from before holds"
-    )
+    ended = f"ended {restored.grants} grants, forgot {restored.launch_tokens} launch tokens"
+    print(f"{ended} and revoked {restored.keys} keys: no token from before holds")
     print("This goes on as it was then. What was changed since, end or change again:")
     for app in restored.apps:
         print(f"  app {app.name} ({app.app_id}), {app.status}, last changed {rfc3339(app.updated_at)}")
