@@ -28,6 +28,7 @@ from agentwrit import (
     Verifier,
 )
 from agentwrit.client.clock import Clock
+from tests.cli.support import run
 from tests.client.mirror import Passing, mirror_of
 from tests.support import BrokerProcess, TestApp
 
@@ -360,6 +361,37 @@ def test_when_the_broker_is_back_so_is_the_verifier(tmp_path: Path, make: Make, 
         eventually(lambda: is_up(verifier, new))
         assert refused(verifier, dead)
         assert refused(verifier, old) == is_wiped
+
+
+def test_through_a_restore_tokens_from_before_come_to_be_refused(tmp_path: Path, make: Make) -> None:
+    """Those of the backup, those that it does not know, and those by a key that it does not know."""
+    port, key = str(free_port()), "5a" * 32
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_PORT=port, AGENTWRIT_MASTER_KEY=key) as broker:
+        place = {"AGENTWRIT_DATA_DIR": str(broker.data_dir), "AGENTWRIT_MASTER_KEY": key}
+        app = broker.app()
+        refusing, asking = make(broker.url), make(broker.url, on_stale="online")
+        in_backup = token_of(app)
+        assert run("backup", str(tmp_path / "backup.db"), **place).returncode == 0
+        revoke(broker, "token", claims_of(token_of(app))["jti"])  # numbers of the feed that are given again
+        after = token_of(app)
+        for _ in range(2):
+            rotate(broker)
+        by_another_key = token_of(app)
+        tokens = (in_backup, after, by_another_key)
+        for verifier in (refusing, asking):
+            for token in tokens:
+                eventually(lambda verifier=verifier, token=token: is_up(verifier, token))  # type: ignore[misc]
+        broker.kill()
+        shutil.rmtree(broker.data_dir)
+        assert run("restore", str(tmp_path / "backup.db"), **place).returncode == 0
+        broker.start()
+        new = token_of(app)
+        for verifier in (refusing, asking):
+            for token in tokens:
+                eventually(lambda verifier=verifier, token=token: refused(verifier, token))  # type: ignore[misc]
+            eventually(lambda verifier=verifier: is_up(verifier, new))  # type: ignore[misc]  # bound now
+            assert all(refused(verifier, token) for token in tokens)
+            assert verifier.staleness < STALENESS
 
 
 def test_a_verifier_that_begins_before_the_broker_waits_for_it(tmp_path: Path, make: Make) -> None:

@@ -660,6 +660,50 @@ def test_purge_forgets_at_most_what_it_was_asked_to(subject: Subject) -> None:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
+def test_launch_tokens_and_first_answers_are_dropped_whatever_their_time(subject: Subject) -> None:
+    answer = FirstAnswer(key=b"k" * 32, request=b"r" * 32, grant=make_grant(), expires_at=NOW + 600)
+
+    def put(transaction: Transaction) -> None:
+        transaction.put_launch_token(make_launch_token())
+        transaction.put_launch_token(make_launch_token(token_hash=b"u" * 32, uses=1, expires_at=NOW + 86_400))
+        transaction.put_first_answer(answer)
+        transaction.put_grant(make_grant())
+
+    def drop(transaction: Transaction) -> tuple[int, int]:
+        return transaction.drop_launch_tokens(), transaction.drop_first_answers()
+
+    def look(snapshot: Snapshot) -> list[Any]:
+        return [snapshot.launch_token(b"t" * 32), snapshot.launch_token(b"u" * 32), snapshot.first_answer(answer.key)]
+
+    subject.write(put)
+    assert subject.write(drop) == (2, 1)
+    assert subject.read(look) == [None, None, None]
+    assert subject.read(lambda s: s.grant("sid-1")) == make_grant()
+    assert subject.write(drop) == (0, 0)
+
+
+def test_a_new_epoch_of_the_feed_takes_its_numbers_along(subject: Subject) -> None:
+    subject.write(lambda t: t.revoke(revocation("sid-1", last_exp=NOW + 300)))
+    before = subject.read(lambda s: s.feed_epoch())
+    subject.write(lambda t: t.begin_feed_epoch("another"))
+    assert before != "another"
+    assert subject.read(lambda s: (s.feed_epoch(), s.feed_head())) == ("another", 1)
+
+
+def test_what_was_dropped_comes_back_with_a_unit_that_fails(subject: Subject) -> None:
+    subject.write(lambda t: t.put_launch_token(make_launch_token()))
+    before = subject.read(lambda s: s.feed_epoch())
+
+    def fail(transaction: Transaction) -> None:
+        transaction.drop_launch_tokens()
+        transaction.begin_feed_epoch("another")
+        raise NotFound("no such thing")
+
+    with pytest.raises(NotFound):
+        subject.write(fail)
+    assert subject.read(lambda s: (s.launch_token(b"t" * 32), s.feed_epoch())) == (make_launch_token(), before)
+
+
 def test_a_closed_store_refuses(subject: Subject) -> None:
     subject.run(subject.store.close())
     with pytest.raises(Unavailable):

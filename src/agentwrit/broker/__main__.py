@@ -4,14 +4,18 @@ import argparse
 import asyncio
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from agentwrit.broker import bootstrap, server
+from agentwrit.broker import backups, bootstrap, server
 from agentwrit.broker.config import Config, from_environment
+from agentwrit.broker.data_directory import MASTER_KEY_FILE
 from agentwrit.broker.services.operators import set_secret
+from agentwrit.broker.services.restoring import Restored
 from agentwrit.domain.errors import AgentWritError, ConfigurationError, TamperedRecord
 from agentwrit.domain.note import VerifierKey
+from agentwrit.domain.timestamps import rfc3339
 from agentwrit.progress import ProgressBar
 
 
@@ -27,23 +31,17 @@ def main() -> int:
             )
         elif arguments.command == "health":
             return 0 if server.is_healthy(from_environment(arguments.config)) else 1
-        elif arguments.command == "verify-audit":
-            _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
-        elif arguments.command == "verify-store":
-            _verify_store(arguments.directory, from_environment(arguments.config))
-        elif arguments.command == "migrate-store":
-            asyncio.run(_migrate(from_environment(arguments.config)))
-        elif arguments.command == "copy-store":
-            _copy_store(arguments.directory, arguments.to, from_environment(arguments.config))
         else:
-            secret = asyncio.run(_init(from_environment(arguments.config)))
-            _show(secret, print_env=arguments.print_env)
+            _COMMANDS[arguments.command](arguments, from_environment(arguments.config))
     except TamperedRecord as error:
         print(f"agentwrit: {error}", file=sys.stderr)
         return 1 if arguments.command.startswith("verify") else 2
     except AgentWritError as error:
         print(f"agentwrit: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("agentwrit: interrupted", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells say it
     return 0
 
 
@@ -93,12 +91,54 @@ def _copy_store(directory: Path, url: str | None, config: Config) -> None:
     print("Start brokers with AGENTWRIT_DATABASE_URL, and with the same master key in AGENTWRIT_MASTER_KEY.")
 
 
+def _back_up(file: Path, config: Config, *, overwrite: bool) -> None:
+    """Write a backup, and say what it has not."""
+    count = backups.back_up(file, config, overwrite=overwrite)
+    print(f"wrote {file}, with {count} events, and read it back")
+    kept = "AGENTWRIT_MASTER_KEY" if config.master_key is not None else config.data_dir / MASTER_KEY_FILE
+    print(f"The master key is not in it. Keep {kept} in another place: without it the backup is worthless.")
+
+
+def _restore(file: Path, config: Config) -> None:
+    """Make a data directory from a backup, and say what came of it."""
+    with ProgressBar() as progress:
+        restored = backups.restore(file, config, progress=progress)
+    _show_restored(restored)
+
+
+def _show_restored(restored: Restored) -> None:
+    """Say what ended, and what a backup cannot know."""
+    print(f"restored what there was at {restored.last_event_at}, when {restored.last_event} was the last event")
+    ended = f"ended {restored.grants} grants, forgot {restored.launch_tokens} launch tokens"
+    print(f"{ended} and revoked {restored.keys} keys: no token from before holds")
+    print("This goes on as it was then. What was changed since, end or change again:")
+    for app in restored.apps:
+        print(f"  app {app.name} ({app.app_id}), {app.status}, last changed {rfc3339(app.updated_at)}")
+    if restored.operator is not None:
+        print(f"  operator {restored.operator.name}, secret set {rfc3339(restored.operator.updated_at)}")
+    if restored.checkpoint_key is not None:
+        key = restored.checkpoint_key
+        print(f"  checkpoint key {key.kid}, signs since {rfc3339(key.active_since)}")
+
+
 def _show(secret: str, *, print_env: bool) -> None:
     if print_env:
         print(f"export AGENTWRIT_ADMIN_SECRET={secret}")
         return
     print(f"The operator's secret, shown this once:\n\n    {secret}\n")
     print("Start the broker with `agentwrit serve`. For the commands that manage it, set AGENTWRIT_ADMIN_SECRET.")
+
+
+_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Config], None]]] = {
+    "init": lambda given, config: _show(asyncio.run(_init(config)), print_env=given.print_env),
+    "verify-audit": lambda given, config: _verify_audit(given.database, config, given.key),
+    "verify-store": lambda given, config: _verify_store(given.directory, config),
+    "migrate-store": lambda given, config: asyncio.run(_migrate(config)),
+    "copy-store": lambda given, config: _copy_store(given.directory, given.to, config),
+    "backup": lambda given, config: _back_up(given.file, config, overwrite=given.overwrite),
+    "restore": lambda given, config: _restore(given.file, config),
+    "end-restored": lambda given, config: _show_restored(backups.end_restored(config)),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,12 +153,18 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("database", type=Path, help="a data directory, or a database file")
     verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
     verify_store = commands.add_parser("verify-store", help="check a data directory against its audit log")
-    verify_store.add_argument("directory", type=Path, help="a data directory")
+    verify_store.add_argument("directory", type=Path, help="a data directory, or a backup")
     copying = commands.add_parser("copy-store", help="copy a data directory into a database")
     copying.add_argument("directory", type=Path, help="a data directory that no broker uses")
     copying.add_argument("--to", metavar="URL", help="an empty database; else that of AGENTWRIT_DATABASE_URL")
     migrate = commands.add_parser("migrate-store", help="bring the store up to date")
-    for command in (copying, migrate, serving, init, health, verify, verify_store):
+    backup = commands.add_parser("backup", help="write a backup of a data directory")
+    backup.add_argument("file", type=Path, help="where to write it")
+    backup.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    restore = commands.add_parser("restore", help="make a data directory from a backup, in which nothing is alive")
+    restore.add_argument("file", type=Path, help="a backup")
+    end_restored = commands.add_parser("end-restored", help="end what is alive in a store that was put back")
+    for command in (copying, migrate, serving, init, health, verify, verify_store, backup, restore, end_restored):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

@@ -1,4 +1,4 @@
-"""The composition root: makes the parts of a broker and puts them together. The only place that names an adapter."""
+"""The composition root: makes the parts of a broker and puts them together. Only it and `backups` name adapters."""
 
 import asyncio
 import contextlib
@@ -115,6 +115,11 @@ async def open_store(config: Config) -> AsyncIterator[OpenStore]:
 def _open_embedded(config: Config) -> Iterator[OpenStore]:
     directory = DataDirectory(config.data_dir)
     try:
+        if directory.restoring.exists() and not directory.has_store:
+            raise ConfigurationError(
+                f"a backup was not restored to the end in {directory.path}: run `agentwrit restore` again, or remove"
+                f" {directory.restoring.name} to begin with an empty store"
+            )
         master_key, clock = _master_key(config, directory), Clock()
         try:
             store = SqliteStore(directory.database, clock, Sealer(master_key.derive(ROW_MAC)))
@@ -132,7 +137,7 @@ def _open_embedded(config: Config) -> Iterator[OpenStore]:
 
 @contextlib.contextmanager
 def _open_shared(config: Config) -> Iterator[OpenStore]:
-    with _driver_of_postgres():
+    with driver_of_postgres():
         from agentwrit.broker.storage.postgres import PostgresStore
         from agentwrit.broker.storage.postgres_schema import open_database
     master_key = MasterKey.parse(config.master_key or "")
@@ -154,7 +159,7 @@ def cluster_name(config: Config) -> str:
 
 
 @contextlib.contextmanager
-def _driver_of_postgres() -> Iterator[None]:
+def driver_of_postgres() -> Iterator[None]:
     """Around imports of what needs the driver, which is an extra."""
     try:
         yield
@@ -204,7 +209,7 @@ def copy_store(directory: Path, url: str, config: Config, *, progress: Progress)
         TamperedRecord: the data directory is not as the broker left it.
         ConfigurationError: there is no database in it, or the other one cannot be used. Nothing was written.
     """
-    with _driver_of_postgres():
+    with driver_of_postgres():
         from agentwrit.broker.storage import postgres_copy
     database, sealer = _at_rest(directory, config)
     if sealer is None or not database.is_file():

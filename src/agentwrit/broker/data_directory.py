@@ -12,6 +12,7 @@ from agentwrit.domain.errors import ConfigurationError
 MASTER_KEY_FILE: Final = "master.key"
 LOCK_FILE: Final = "lock"
 DATABASE_FILE: Final = "agentwrit.db"
+RESTORING: Final = ".restoring"  # the end of its name for as long as it is being restored
 
 
 def read_master_key_text(directory: Path) -> str | None:
@@ -43,6 +44,26 @@ class DataDirectory:
     def database(self) -> Path:
         """Where the database is, or will be."""
         return self.path / DATABASE_FILE
+
+    @property
+    def restoring(self) -> Path:
+        """Where a database is until it can be used: it is being made from a backup."""
+        return self.path / (DATABASE_FILE + RESTORING)
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is a database, or a write-ahead log that belonged to one."""
+        return any((self.path / (DATABASE_FILE + end)).exists() for end in ("", "-wal"))
+
+    def clear_restoring(self) -> None:
+        """Take away what a restore has left that was not finished."""
+        for end in ("", "-wal", "-shm", "-journal"):
+            self.restoring.with_name(self.restoring.name + end).unlink(missing_ok=True)
+
+    def finish_restoring(self) -> None:
+        """Make what was restored the database, durably."""
+        self.restoring.rename(self.database)
+        self._sync()
 
     def create_master_key(self) -> str:
         """Make the key file, durably: what is wrapped under a key that a power cut takes away is lost."""

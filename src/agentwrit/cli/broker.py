@@ -1,4 +1,4 @@
-"""`agentwrit serve` and `agentwrit init`: this process becomes the broker's."""
+"""`agentwrit serve`, `init`, `backup`, `restore` and `store`: this process becomes the broker's."""
 
 import os
 import sys
@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import click
 
-from agentwrit.cli import INSTALL_HINT, options
+from agentwrit.cli import ANSWER_IS_NO, INSTALL_HINT, options
+from agentwrit.cli.output import confirmed
 
 BROKER = ("-m", "agentwrit.broker")
 
@@ -52,10 +53,10 @@ def store() -> None:
 
 
 @store.command(name="verify")
-@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+@click.argument("directory", type=click.Path(exists=True))
 @options.config_file
 def verify_store(directory: str, config: str | None) -> None:
-    """Check the audit log in DIRECTORY, and everything else there against the log.
+    """Check the audit log in DIRECTORY, or in a backup, and everything else there against the log.
 
     Finds what was altered, deleted, or put back as it once was: a released grant, an app's old ceiling, a revoked key.
     Changes nothing; the broker may be running. Exits with 1 where something is wrong, and says what.
@@ -84,6 +85,47 @@ def migrate_store(config: str | None) -> None:
     A broker does so itself when it starts. This is for those who want it done, or refused, before they replace one.
     """
     _become("migrate-store", config)
+
+
+@store.command(name="restored")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.config_file
+def end_restored(yes: bool, config: str | None) -> int:
+    """Tell a store that it was put back from a backup, by other means than `agentwrit restore`.
+
+    That is a database that was restored with its own tools (AGENTWRIT_DATABASE_URL), or a data directory from a
+    snapshot of its disk. As with `restore`, everything that was granted before ends, and new keys sign. Run it before
+    a broker is started on it.
+    """
+    question = "End everything that was granted in this store, and revoke its signing keys?"
+    if yes or confirmed(sys.stdin, question, "ending everything"):
+        _become("end-restored", config)
+    return ANSWER_IS_NO
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@options.config_file
+def backup(file: str, overwrite: bool, config: str | None) -> None:
+    """Write a backup of the broker's data directory to FILE. The broker may be running.
+
+    It is one consistent state, read back before FILE gets its name. The master key is not in it: keep that in another
+    place. A store in PostgreSQL is backed up with the database's own tools.
+    """
+    _become("backup", config, *(["--overwrite"] if overwrite else []), "--", file)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@options.config_file
+def restore(file: str, config: str | None) -> None:
+    """Make the broker's data directory from the backup FILE. There must be no store in it yet.
+
+    Everything that was granted before ends, and new keys sign: what was revoked after the backup does not live again.
+    Prints what goes on as it was in the backup, for you to change again what was changed since.
+    """
+    _become("restore", config, "--", file)
 
 
 def _become(command: str, config: str | None, *arguments: str) -> NoReturn:

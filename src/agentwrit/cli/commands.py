@@ -38,6 +38,8 @@ def agentwrit() -> None:
 agentwrit.add_command(broker.serve)
 agentwrit.add_command(broker.init)
 agentwrit.add_command(broker.store)
+agentwrit.add_command(broker.backup)
+agentwrit.add_command(broker.restore)
 agentwrit.add_command(apps.app)
 agentwrit.add_command(agents.agents)
 agentwrit.add_command(agents.delegations)

@@ -81,6 +81,7 @@ _CLASSES: Final[Mapping[str, tuple[_Class, int]]] = {
     EventType.SIGNING_KEY_EXPIRED: (_API_ACTIVITY, 4),
     EventType.SIGNING_KEY_REVOKED: (_API_ACTIVITY, 4),
     EventType.AUDIT_ARCHIVED: (_API_ACTIVITY, 4),
+    EventType.STORE_RESTORED: (_API_ACTIVITY, 3),
 }
 
 

@@ -71,6 +71,7 @@ class EventType(StrEnum):
     SIGNING_KEY_EXPIRED = "signing_key_expired"
     SIGNING_KEY_REVOKED = "signing_key_revoked"
     AUDIT_ARCHIVED = "audit_archived"
+    STORE_RESTORED = "store_restored"
 
 
 class Outcome(StrEnum):

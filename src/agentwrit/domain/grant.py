@@ -57,6 +57,7 @@ class EndReason(StrEnum):
     REVOKED = "revoked"
     ANCESTOR_ENDED = "ancestor_ended"
     DELEGATE_ENDED = "delegate_ended"
+    STORE_RESTORED = "store_restored"
 
 
 class Renewal(StrEnum):

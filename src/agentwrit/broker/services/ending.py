@@ -21,6 +21,7 @@ _DETAILS: Final = {
     EndReason.REVOKED: "a grant was revoked",
     EndReason.ANCESTOR_ENDED: "a grant ended with the one that it was delegated from",
     EndReason.DELEGATE_ENDED: "a grant ended with the registration of the agent that it was delegated to",
+    EndReason.STORE_RESTORED: "a grant ended because the store was restored from a backup",
 }
 
 

@@ -36,7 +36,7 @@ class KeyRings(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     async def load(cls, store: Store, wrap: KeyWrap) -> "KeyRings":
         """Read the keys, and make those that there should be."""
-        keys = await store.write(lambda transaction: _complete(transaction, wrap))
+        keys = await store.write(lambda transaction: complete(transaction, wrap))
         return cls(
             access_tokens=SigningKeys(KeyPurpose.ACCESS_TOKEN, keys, wrap),
             feed=SigningKeys(KeyPurpose.REVOCATION_FEED, keys, wrap),
@@ -67,7 +67,7 @@ class KeyService:
         self._wrap = wrap
         self._clock = clock
         self._max_age = config.key_max_age
-        self._longest_ttl = max(config.max_ttl, config.admin_token_ttl, app.MAX_TOKEN_TTL_SECONDS)
+        self._config = config
         self._lock = asyncio.Lock()  # so that the rings follow the commits in their order
         self.is_behind = asyncio.Event()
         """Set when a key was revoked, by another broker perhaps: then `keep` is due out of turn."""
@@ -116,13 +116,10 @@ class KeyService:
                 raise NotFound("no such key", hint="`agentwrit keys list` shows the keys that there are")
             if key.revoked_at:
                 return 0
-            now = int(transaction.now)
-            transaction.put_signing_key(signing_key.gone(key, revoked_at=max(1, now)))
+            end_key(transaction, key, self._config)
             if key.state is KeyState.ACTIVE:
                 self._activate_next(transaction, key.purpose)
-            _complete(transaction, self._wrap)
-            last_exp = self._last_exp(transaction)
-            transaction.revoke(Revocation(kind=RevocationKind.KEY, id=key.kid, effective_at=now, last_exp=last_exp))
+            complete(transaction, self._wrap)
             signed = transaction.grants(GrantQuery(live_at=transaction.now, signed_by=key.kid))
             is_access_key = key.purpose is KeyPurpose.ACCESS_TOKEN
             why: EventData = {"kid": key.kid}
@@ -135,7 +132,7 @@ class KeyService:
                     detail="a signing key was revoked, with all that it signed",
                     principal=operator.claims.sub,
                     sid=operator.claims.sid,
-                    data={**_data(key), "revocation_reason": reason, "count": len(ended)},
+                    data={**key_data(key), "revocation_reason": reason, "count": len(ended)},
                 )
             )
             return len(ended)
@@ -156,7 +153,9 @@ class KeyService:
             expired, aged = self._due(transaction.signing_keys(), transaction.now)
             for key in expired:
                 transaction.put_signing_key(signing_key.gone(key))
-                transaction.record(Draft(event_type=EventType.SIGNING_KEY_EXPIRED, principal=BROKER, data=_data(key)))
+                transaction.record(
+                    Draft(event_type=EventType.SIGNING_KEY_EXPIRED, principal=BROKER, data=key_data(key))
+                )
             for purpose in aged:
                 if _key(transaction, purpose, KeyState.NEXT).is_known_to_verifiers(transaction.now):
                     self._rotate(transaction, Caller(), BROKER, purpose)
@@ -179,7 +178,7 @@ class KeyService:
 
     def _rotate(self, transaction: Transaction, caller: Caller, principal: str, purpose: KeyPurpose) -> Rotation:
         before = _key(transaction, purpose, KeyState.ACTIVE)
-        retired = signing_key.retired(before, verifies_until=self._last_exp(transaction))
+        retired = signing_key.retired(before, verifies_until=_last_exp(transaction, self._config))
         transaction.put_signing_key(retired)
         active = self._activate_next(transaction, purpose)
         transaction.record(
@@ -187,20 +186,16 @@ class KeyService:
                 EventType.SIGNING_KEY_ROTATED,
                 detail="the next key signs now",
                 principal=principal,
-                data={**_data(active), "previous_kid": retired.kid, "verifies_until": retired.verifies_until},
+                data={**key_data(active), "previous_kid": retired.kid, "verifies_until": retired.verifies_until},
             )
         )
-        _complete(transaction, self._wrap)
+        complete(transaction, self._wrap)
         return Rotation(active=active, retired=retired, next=_key(transaction, purpose, KeyState.NEXT))
 
     def _activate_next(self, transaction: Transaction, purpose: KeyPurpose) -> StoredKey:
         active = self._wrap.activated(_key(transaction, purpose, KeyState.NEXT), int(transaction.now))
         transaction.put_signing_key(active)
         return active
-
-    def _last_exp(self, transaction: Transaction) -> int:
-        """When the last token that can have been signed by now is over (Unix seconds)."""
-        return max(transaction.last_exp(), int(transaction.now) + self._longest_ttl) + MARGIN_SECONDS
 
     def _announced(self, revocations: Sequence[Revocation]) -> None:
         if any(revocation.kind is RevocationKind.KEY for revocation in revocations):
@@ -210,7 +205,15 @@ class KeyService:
         self._rings.replace(await self.list())
 
 
-def _complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
+def end_key(transaction: Transaction, key: StoredKey, config: Config) -> None:
+    """Let a key be gone at once, and all that it signed be dead. What takes its place is the caller's to say."""
+    now = int(transaction.now)
+    transaction.put_signing_key(signing_key.gone(key, revoked_at=max(1, now)))
+    last_exp = _last_exp(transaction, config)
+    transaction.revoke(Revocation(kind=RevocationKind.KEY, id=key.kid, effective_at=now, last_exp=last_exp))
+
+
+def complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
     """Make the keys that there should be, and return all."""
     for purpose in KeyPurpose:
         for state in (KeyState.ACTIVE, KeyState.NEXT):
@@ -218,7 +221,9 @@ def _complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
                 now = int(transaction.now)
                 key = wrap.wrap(new_seed(), purpose=purpose, state=state, created_at=now)
                 transaction.put_signing_key(key)
-                transaction.record(Draft(event_type=EventType.SIGNING_KEY_CREATED, principal=BROKER, data=_data(key)))
+                transaction.record(
+                    Draft(event_type=EventType.SIGNING_KEY_CREATED, principal=BROKER, data=key_data(key))
+                )
     return transaction.signing_keys()
 
 
@@ -227,5 +232,12 @@ def _key(transaction: Transaction, purpose: KeyPurpose, state: KeyState) -> Stor
     return key
 
 
-def _data(key: StoredKey) -> EventData:
+def _last_exp(transaction: Transaction, config: Config) -> int:
+    """When the last token that can have been signed by now is over (Unix seconds)."""
+    longest_ttl = max(config.max_ttl, config.admin_token_ttl, app.MAX_TOKEN_TTL_SECONDS)
+    return max(transaction.last_exp(), int(transaction.now) + longest_ttl) + MARGIN_SECONDS
+
+
+def key_data(key: StoredKey) -> EventData:
+    """Which key an event is about."""
     return {"kid": key.kid, "purpose": key.purpose.value}

@@ -10,6 +10,7 @@ The rules:
   that one are revoked.
 - An app is in the store, no older than the log's last word on it, and inactive if it was removed. So is the operator.
 - A key is in the store, and gone if it was revoked or has expired.
+- The feed's epoch is the one that the last restore gave it, if there was one.
 - As many events of each type are counted as there are.
 
 The log itself is taken to be genuine: check it first.
@@ -72,6 +73,7 @@ class _Comparison:
         self._tokens: dict[str, _Token] = {}  # by the grant's sid
         self._last_word_on_apps: dict[str, Event] = {}
         self._last_word_on_operator: Event | None = None
+        self._restored: Event | None = None
         self._seen: Counter[str] = Counter()  # events of each type
         self._takers: Mapping[str, Callable[[Event], None]] = {
             EventType.TOKEN_ISSUED: self._issued,
@@ -87,6 +89,7 @@ class _Comparison:
             EventType.SIGNING_KEY_CREATED: self._key_made,
             EventType.SIGNING_KEY_EXPIRED: self._key_ended,
             EventType.SIGNING_KEY_REVOKED: self._key_ended,
+            EventType.STORE_RESTORED: self._was_restored,
         }
 
     def take(self, event: Event) -> None:
@@ -112,6 +115,11 @@ class _Comparison:
                 raise TamperedRecord(f"the app {app_id} was put back as it was before {event.id}")
         if self._last_word_on_operator is not None:
             self._check_operator(self._last_word_on_operator)
+        if self._restored is not None:
+            self._check_epoch(self._restored)
+        self._check_counts()
+
+    def _check_counts(self) -> None:
         for event_type in EventType:
             counted, seen = self._snapshot.event_count(EventQuery(event_type=event_type)), self._seen[event_type]
             if counted != seen:
@@ -142,6 +150,13 @@ class _Comparison:
 
     def _secret_set(self, event: Event) -> None:
         self._last_word_on_operator = event
+
+    def _was_restored(self, event: Event) -> None:
+        self._restored = event
+
+    def _check_epoch(self, event: Event) -> None:
+        if event.data.get("feed_epoch") != self._snapshot.feed_epoch():
+            raise TamperedRecord(f"the feed's epoch was put back: {event.id} gave it another one")
 
     def _check_operator(self, event: Event) -> None:
         stored = self._snapshot.operator(operator.SUBJECT)

@@ -284,6 +284,18 @@ class Transaction(Snapshot, Protocol):
         """Keep the checkpoint of the log's first `size` events, in place of the one before."""
         ...
 
+    def drop_launch_tokens(self) -> int:
+        """Forget all launch tokens, whatever their time. Returns how many that is."""
+        ...
+
+    def drop_first_answers(self) -> int:
+        """Forget what all requests were answered with. Returns how many that is."""
+        ...
+
+    def begin_feed_epoch(self, epoch: str) -> None:
+        """Let the feed belong to another history. Its numbers go on; whoever follows it begins with a snapshot."""
+        ...
+
     def put_archive(self, archive: Archive) -> None:
         """Keep in mind that these events were archived. They go with `prune`."""
         ...

@@ -124,7 +124,7 @@ class _Tables:
         self.nonces: dict[bytes, int] = {}
         self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
         self.feed: dict[tuple[RevocationKind, str], int] = {}
-        self.feed_epoch = secrets.token_hex(16)
+        self.epoch = {"feed": secrets.token_hex(16)}
         self.events: dict[int, audit.Event] = {}
         self.tiles: dict[tuple[int, int], bytes] = {}
         self.log = {"head": audit.Head()}
@@ -190,7 +190,7 @@ class _MemorySnapshot:
         return max(self._tables.feed.values(), default=0)
 
     def feed_epoch(self) -> str:
-        return self._tables.feed_epoch
+        return self._tables.epoch["feed"]
 
     def events(self, query: EventQuery) -> Sequence[audit.Event]:
         found = list(self._matching(query))
@@ -294,6 +294,15 @@ class _MemoryTransaction(_MemorySnapshot):
     def put_checkpoint(self, size: int, note: str) -> None:
         self._put(self._tables.checkpoints, "newest", note)
 
+    def drop_launch_tokens(self) -> int:
+        return self._drop(self._tables.launch_tokens)
+
+    def drop_first_answers(self) -> int:
+        return self._drop(self._tables.first_answers)
+
+    def begin_feed_epoch(self, epoch: str) -> None:
+        self._put(self._tables.epoch, "feed", epoch)
+
     def put_archive(self, archive: Archive) -> None:
         self._put(self._tables.archives, archive.last, archive)
 
@@ -329,6 +338,12 @@ class _MemoryTransaction(_MemorySnapshot):
             if table is tables.revocations:
                 self._undo_log.append(partial(tables.feed.__setitem__, key, tables.feed.pop(key)))
         return len(forgettable[:limit])
+
+    def _drop(self, table: dict[Any, Any]) -> int:
+        dropped = dict(table)
+        table.clear()
+        self._undo_log.append(partial(table.update, dropped))
+        return len(dropped)
 
     def _put(self, table: dict[Any, Any], key: Any, row: Any) -> None:
         if key in table:

@@ -360,6 +360,15 @@ class SqlTransaction(SqlSnapshot):
     def put_checkpoint(self, size: int, note: str) -> None:
         sql_log.put_checkpoint(self._connection, size, note)
 
+    def drop_launch_tokens(self) -> int:
+        return self._drop("launch_tokens")
+
+    def drop_first_answers(self) -> int:
+        return self._drop("first_answers")
+
+    def begin_feed_epoch(self, epoch: str) -> None:
+        self._connection.execute("UPDATE meta SET value = ? WHERE name = 'feed_epoch'", (epoch,))
+
     def put_archive(self, archive: Archive) -> None:
         self._put("archives", archive, "last", last=archive.last)
 
@@ -390,6 +399,9 @@ class SqlTransaction(SqlSnapshot):
             )
             count += len(forgotten.fetchall())
         return count
+
+    def _drop(self, table: str) -> int:
+        return len(self._connection.execute(f"DELETE FROM {table} RETURNING 1").fetchall())
 
     def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
         columns["body"], columns["mac"] = self._sealer.seal(table, record)

@@ -14,6 +14,7 @@ from agentwrit.domain.errors import ConfigurationError
 TREE_VERSION: Final = 5  # of the schema: from here on there is a tree over the audit log
 HIGH_WATER_MARK: Final = "now"  # its row in `meta`: no later reading of the time is below it
 APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
+BACKUP_ID: Final = 0x41675742  # "AgWB": a backup. It becomes a broker's database only by being restored
 
 
 def open_database(path: Path, sealer: Sealer) -> sqlite3.Connection:
@@ -67,6 +68,10 @@ def _migrate(connection: sqlite3.Connection, path: Path, sealer: Sealer) -> None
     [version] = connection.execute("PRAGMA user_version").fetchone()
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
     [has_tables] = connection.execute("SELECT count(*) > 0 FROM sqlite_schema").fetchone()
+    if application_id == BACKUP_ID:
+        raise ConfigurationError(
+            f"{path} is a backup, in which what has ended may be alive: move it elsewhere, and run `agentwrit restore`"
+        )
     if application_id != APPLICATION_ID and (version or application_id or has_tables):
         raise ConfigurationError(f"{path} is a database of another program: use another data directory")
     steps = migrations.load("sqlite")
@@ -88,14 +93,20 @@ def _migrate(connection: sqlite3.Connection, path: Path, sealer: Sealer) -> None
 
 def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:
     """Refuse to open a database that was sealed under another master key; a new one is sealed under this."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchone()
-    if row is None:
+    name = sealed_by(connection)
+    if name is None:
         connection.execute("INSERT INTO meta (name, value) VALUES ('sealed_by', ?)", (sealer.name,))
-    elif row[0] != sealer.name:
+    elif name != sealer.name:
         raise ConfigurationError(
             "the master key is not the one that this data directory was made with:"
             " check AGENTWRIT_MASTER_KEY, or put its master.key back"
         )
+
+
+def sealed_by(connection: sqlite3.Connection) -> str | None:
+    """The name of the sealer of a database; None for a new one."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchone()
+    return None if row is None else str(row[0])
 
 
 def _name_epoch(connection: sqlite3.Connection) -> None:
