@@ -75,6 +75,7 @@ extras: $(VENV)/.dev
 # What things cost, each beside its floor. Needs wrk.
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.sampling
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

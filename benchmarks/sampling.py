@@ -7,8 +7,8 @@ of each part for one request.
 
 import argparse
 import json
-import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +20,7 @@ from benchmarks.load import Generator, parse
 from benchmarks.plot import shares
 
 RESULTS = Path(__file__).parent / "results"
+PY_SPY = str(Path(sys.executable).with_name("py-spy"))
 SECONDS = 4
 RATE = 400  # looks a second
 
@@ -75,7 +76,7 @@ def sample(broker: Running, generator: Generator, connections: int) -> dict[str,
         command = generator.command(directory, seconds=SECONDS, connections=connections)
         load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
-            looking = ["py-spy", "record", "--threads", "--format", "raw", "--rate", str(RATE)]
+            looking = [PY_SPY, "record", "--threads", "--format", "raw", "--rate", str(RATE)]
             seconds = ["--duration", str(SECONDS - 1), "--output", str(directory / "seen")]
             looked = subprocess.run(
                 [*looking, *seconds, "--pid", str(broker.pid)], capture_output=True, text=True, check=False
@@ -109,8 +110,6 @@ def main() -> None:
     unknown = set(names) - set(NAMES)
     if unknown:
         parser.error(f"there is no {', '.join(sorted(unknown))}")
-    if shutil.which("py-spy") is None:
-        raise SystemExit("benchmarks: py-spy is needed: install it, for example with `pip install py-spy`")
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as place:
         directory = Path(place)

@@ -14,8 +14,9 @@ import pytest
 from benchmarks.__main__ import ALL, report
 from benchmarks.load import parse
 from benchmarks.measuring import Comparison, Series, in_turns
+from benchmarks.plot import bars, shares
 
-from benchmarks import cluster, life, population, profile, revocation, scale, verify
+from benchmarks import cluster, life, population, profile, revocation, sampling, scale, verify
 from tests.support import SOAK, BrokerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ def test_a_benchmark_compares_each_thing_with_its_floor(
         assert comparison.subject.taken
         assert len(comparison.baseline.taken) > 0
         assert shown["ratio"] == pytest.approx(comparison.ratio, abs=0.001)
+    assert (tmp_path / "short.svg").read_text() == bars(written["comparisons"])
     ElementTree.fromstring((tmp_path / "short.svg").read_text())
 
 
@@ -83,6 +85,34 @@ def test_no_validation_at_another_broker_is_stale(database_url: str) -> None:
 def test_the_page_on_performance_names_all_benchmarks() -> None:
     page = (ROOT / "docs/performance.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(ALL)
+
+
+def test_the_pictures_on_the_page_are_drawn_from_the_figures_beside_them() -> None:
+    pictures = re.findall(r"\]\(\.\./(benchmarks/results/\w+)\.svg\)", (ROOT / "docs/performance.md").read_text())
+    assert {Path(picture).name for picture in pictures} == {*ALL, "profile"}
+    for picture in pictures:
+        figures = json.loads((ROOT / f"{picture}.json").read_text())
+        draw = partial(shares, figures) if picture.endswith("profile") else partial(bars, figures["comparisons"])
+        assert (ROOT / f"{picture}.svg").read_text() == draw()
+
+
+def test_what_was_seen_of_a_broker_is_counted_by_part() -> None:
+    main, commit = "thread (0x1): MainThread", "thread (0x2): sqlite-commit_0"
+    seen = (
+        f"{main};run (asyncio/runners.py:118);crypto_sign_open (nacl/bindings/crypto_sign.py:98) 7\n"
+        f"{main};run (asyncio/runners.py:118) 3\n"
+        f"{main};run (asyncio/runners.py:118);append (agentwrit/domain/audit.py:180) 2\n"
+        f"{main};run (asyncio/runners.py:118);fullmatch (re.py:1) 1\n"
+        f"{commit};_worker (concurrent/futures/thread.py:83);_commit (agentwrit/broker/storage/sqlite.py:1) 5\n"
+        "thread (0x3): sqlite-read_0;_worker (concurrent/futures/thread.py:81) 9\n"
+    )
+    assert sampling.counted(seen) == {
+        "Ed25519 (libsodium)": 7,
+        "the event loop: polling, reading": 3,
+        "domain: events": 2,
+        sampling.REST: 1,
+        sampling.COMMIT: 5,
+    }
 
 
 def test_quantiles_are_those_of_the_times() -> None:
