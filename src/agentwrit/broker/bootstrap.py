@@ -26,6 +26,7 @@ from agentwrit.broker.http.feed_routes import FeedRoutes
 from agentwrit.broker.http.key_routes import KeyRoutes
 from agentwrit.broker.http.metadata_routes import MetadataRoutes
 from agentwrit.broker.http.oauth_routes import OAuthRoutes
+from agentwrit.broker.http.operator_account_routes import OperatorAccountRoutes
 from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.service_routes import ServiceRoutes
@@ -50,6 +51,7 @@ from agentwrit.broker.services.issuing import TokenIssuer
 from agentwrit.broker.services.keys import KeyRings, KeyService
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.broker.services.liveness import Liveness
+from agentwrit.broker.services.operator_accounts import OperatorAccounts
 from agentwrit.broker.services.operators import OperatorService, set_secret
 from agentwrit.broker.services.possession import Possession
 from agentwrit.broker.services.registration import RegistrationService
@@ -63,7 +65,7 @@ from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
-from agentwrit.domain import checkpoint, operator
+from agentwrit.domain import checkpoint
 from agentwrit.domain.audit_export import Progress
 from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
@@ -317,6 +319,7 @@ async def open_on(
             RevocationService(store),
             authenticator,
         ).resources(),
+        *OperatorAccountRoutes(OperatorAccounts(store, checker, config), authenticator).resources(),
         *AgentRoutes(
             AgentService(store, authenticator, clock), registration, authenticator, public_url=config.public_url
         ).resources(),
@@ -380,5 +383,5 @@ async def _require_operator(store: Store, config: Config) -> None:
     if config.admin_secret is not None:
         if await set_secret(store, config.admin_secret):
             log.info("the operator's secret was set from AGENTWRIT_ADMIN_SECRET")
-    elif await store.read(lambda snapshot: snapshot.operator(operator.SUBJECT)) is None:
+    elif not any(each.is_active for each in await store.read(lambda snapshot: snapshot.operators())):
         raise ConfigurationError(NO_OPERATOR)
