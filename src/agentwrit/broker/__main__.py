@@ -2,12 +2,13 @@
 
 import argparse
 import asyncio
+import os
 import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentwrit.broker import bootstrap, server
+from agentwrit.broker import bootstrap, logs, rewrapping, server
 from agentwrit.broker.config import Config, from_environment
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.domain.errors import AgentWritError, ConfigurationError, TamperedRecord
@@ -17,6 +18,7 @@ from agentwrit.progress import ProgressBar
 
 def main() -> int:
     arguments = _parser().parse_args()
+    logs.configure(level="warning", log_format="console")  # as long as no settings have been read
     try:
         if arguments.command == "serve":
             server.serve(
@@ -35,6 +37,8 @@ def main() -> int:
             asyncio.run(_migrate(from_environment(arguments.config)))
         elif arguments.command == "copy-store":
             _copy_store(arguments.directory, arguments.to, from_environment(arguments.config))
+        elif arguments.command == "rewrap-keys":
+            _rewrap_keys(arguments.to, from_environment(arguments.config))
         else:
             secret = asyncio.run(_init(from_environment(arguments.config)))
             _show(secret, print_env=arguments.print_env)
@@ -44,6 +48,9 @@ def main() -> int:
     except AgentWritError as error:
         print(f"agentwrit: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("agentwrit: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -93,6 +100,18 @@ def _copy_store(directory: Path, url: str | None, config: Config) -> None:
     print("Start brokers with AGENTWRIT_DATABASE_URL, and with the same master key in AGENTWRIT_MASTER_KEY.")
 
 
+def _rewrap_keys(key_file: Path | None, config: Config) -> None:
+    """Move the store to a new master key, and say where the keys are."""
+    given = rewrapping.Given(os.environ.get(rewrapping.NEW_MASTER_KEY) or None, key_file)
+    with ProgressBar(things="rows") as progress:
+        moved = rewrapping.rewrap(config, given, progress=progress)
+    if moved.rows is None:
+        print("the store is under the new master key already")
+    else:
+        print(f"moved {moved.rows} rows to the new master key")
+    print(moved.where)
+
+
 def _show(secret: str, *, print_env: bool) -> None:
     if print_env:
         print(f"export AGENTWRIT_ADMIN_SECRET={secret}")
@@ -118,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     copying.add_argument("directory", type=Path, help="a data directory that no broker uses")
     copying.add_argument("--to", metavar="URL", help="an empty database; else that of AGENTWRIT_DATABASE_URL")
     migrate = commands.add_parser("migrate-store", help="bring the store up to date")
-    for command in (copying, migrate, serving, init, health, verify, verify_store):
+    rewrapping_keys = commands.add_parser("rewrap-keys", help="move the store to a new master key")
+    rewrapping_keys.add_argument("--to", type=Path, metavar="FILE", help="the new key's file; made if it is not there")
+    for command in (rewrapping_keys, copying, migrate, serving, init, health, verify, verify_store):
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

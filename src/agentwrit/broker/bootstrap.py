@@ -13,7 +13,12 @@ from starlette.types import ASGIApp
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
-from agentwrit.broker.data_directory import DATABASE_FILE, DataDirectory, read_master_key_text
+from agentwrit.broker.data_directory import (
+    DATABASE_FILE,
+    DataDirectory,
+    read_master_key_text,
+    read_new_master_key_text,
+)
 from agentwrit.broker.http.access_routes import AccessRoutes
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
@@ -117,9 +122,9 @@ async def open_store(config: Config) -> AsyncIterator[OpenStore]:
 def _open_embedded(config: Config) -> Iterator[OpenStore]:
     directory = DataDirectory(config.data_dir)
     try:
-        master_key, clock = _master_key(config, directory), Clock()
+        master_key, clock = load_master_key(config, directory), Clock()
         try:
-            store = SqliteStore(directory.database, clock, Sealer(master_key.derive(ROW_MAC)))
+            store = SqliteStore(directory.database, clock, row_sealer(master_key))
         except OSError as error:
             raise ConfigurationError(f"the data directory {directory.path} is not usable: {error}") from error
         except TamperedRecord as error:
@@ -134,11 +139,11 @@ def _open_embedded(config: Config) -> Iterator[OpenStore]:
 
 @contextlib.contextmanager
 def _open_shared(config: Config) -> Iterator[OpenStore]:
-    with _driver_of_postgres():
+    with driver_of_postgres():
         from agentwrit.broker.storage.postgres import PostgresStore
         from agentwrit.broker.storage.postgres_schema import open_database
     master_key = MasterKey.parse(config.master_key or "")
-    sealer = Sealer(master_key.derive(ROW_MAC))
+    sealer = row_sealer(master_key)
     try:
         opening = open_database(config.database_url or "", sealer, cluster_name(config))
     except TamperedRecord as error:
@@ -156,7 +161,7 @@ def cluster_name(config: Config) -> str:
 
 
 @contextlib.contextmanager
-def _driver_of_postgres() -> Iterator[None]:
+def driver_of_postgres() -> Iterator[None]:
     """Around imports of what needs the driver, which is an extra."""
     try:
         yield
@@ -206,7 +211,7 @@ def copy_store(directory: Path, url: str, config: Config, *, progress: Progress)
         TamperedRecord: the data directory is not as the broker left it.
         ConfigurationError: there is no database in it, or the other one cannot be used. Nothing was written.
     """
-    with _driver_of_postgres():
+    with driver_of_postgres():
         from agentwrit.broker.storage import postgres_copy
     database, sealer = _at_rest(directory, config)
     if sealer is None or not database.is_file():
@@ -222,8 +227,25 @@ def copy_store(directory: Path, url: str, config: Config, *, progress: Progress)
 def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
     """The database in a data directory, or the file itself, and what its rows are sealed with if that is known."""
     database = path / DATABASE_FILE if path.is_dir() else path
+    new = read_new_master_key_text(database.parent)
+    if config.master_key is None and new is not None and is_sealed_by(database, new):
+        return database, row_sealer(MasterKey.parse(new))  # a change of the key was cut short when it was done
     text = config.master_key or read_master_key_text(database.parent)
-    return database, None if text is None else Sealer(MasterKey.parse(text).derive(ROW_MAC))
+    return database, None if text is None else row_sealer(MasterKey.parse(text))
+
+
+def row_sealer(master_key: MasterKey) -> Sealer:
+    """What rows are sealed with under a master key."""
+    return Sealer(master_key.derive(ROW_MAC))
+
+
+def is_sealed_by(database: Path, text: str) -> bool:
+    """Whether the rows of a database that is there are under the master key that `text` is, if it is one."""
+    try:
+        key = MasterKey.parse(text)
+    except ConfigurationError:
+        return False
+    return database.is_file() and sqlite_verification.sealed_by(database) == row_sealer(key).name
 
 
 @contextlib.asynccontextmanager
@@ -366,9 +388,21 @@ async def open_on(
                 raise defect
 
 
-def _master_key(config: Config, directory: DataDirectory) -> MasterKey:
+def load_master_key(config: Config, directory: DataDirectory) -> MasterKey:
+    """The master key of a data directory. A new one is made where there is no database yet.
+
+    Raises:
+        ConfigurationError: it is missing, or is none.
+    """
     if config.master_key is not None:
         return MasterKey.parse(config.master_key)
+    is_moved = settle_master_key(directory)
+    if is_moved is not None:
+        log.warning(
+            "a change of the master key was cut short when it was done: master.key is the new one now"
+            if is_moved
+            else "a change of the master key was cut short before it was done: master.key is the old one, as before"
+        )
     text = directory.read_master_key_text()
     if text is not None:
         return MasterKey.parse(text)
@@ -377,6 +411,26 @@ def _master_key(config: Config, directory: DataDirectory) -> MasterKey:
             f"the master key of {directory.path} is missing: put its master.key back, or set AGENTWRIT_MASTER_KEY"
         )
     return MasterKey.parse(directory.create_master_key())
+
+
+def settle_master_key(directory: DataDirectory) -> bool | None:
+    """End a change of the master key, whatever stopped it. Returns whether the store is under the new one; None if
+    there was no change to end.
+    """
+    new = directory.read_new_master_key_text()
+    if new is None:
+        return None
+    if not is_sealed_by(directory.database, new):
+        directory.drop_new_master_key()
+        return False
+    old = directory.read_master_key_text()
+    directory.take_new_master_key(former=None if old is None else former_name(MasterKey.parse(old)))
+    return True
+
+
+def former_name(master_key: MasterKey) -> str:
+    """What tells the file of a master key that was replaced from those of others."""
+    return row_sealer(master_key).name[:8]
 
 
 async def _require_operator(store: Store, config: Config) -> None:

@@ -22,6 +22,7 @@ from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Snapshot
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, saved_head
+from agentwrit.broker.storage.sqlite_schema import SEALED_BY
 from agentwrit.domain import audit, checkpoint, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
@@ -64,6 +65,20 @@ def snapshot(path: Path, sealer: Sealer) -> Iterator[Snapshot]:
     """
     with _reading(path) as connection:
         yield SqliteSnapshot(connection, sealer)
+
+
+def sealed_by(path: Path) -> str | None:
+    """The name of the key that the rows in the database `path` are sealed with, if there is one yet.
+
+    Raises:
+        TamperedRecord: the file is damaged.
+        ConfigurationError: there is no such database.
+    """
+    with _reading(path) as connection:
+        if not connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'").fetchone()[0]:
+            return None
+        row = connection.execute("SELECT value FROM meta WHERE name = ?", (SEALED_BY,)).fetchone()
+        return None if row is None else str(row[0])
 
 
 @contextlib.contextmanager
