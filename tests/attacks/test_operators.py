@@ -51,6 +51,15 @@ def test_a_name_that_is_none_leaves_no_trace_in_the_log(own_broker: BrokerProces
     assert "hunter2" not in str(events)
 
 
+def test_guesses_at_one_operator_do_not_hide_among_those_at_another(own_broker: BrokerProcess) -> None:
+    for name in ("ana", "bo"):
+        add(own_broker, name)
+    for name in ("ana", "bo", "ana", "bo", "nobody", "no-one"):
+        login(own_broker, "guess-guess", name=name)
+    events = own_broker.events(event_type="admin_auth_failed")
+    assert [event["data"].get("name") for event in events] == ["ana", "bo", None]
+
+
 def test_one_operators_secret_is_not_anothers(own_broker: BrokerProcess) -> None:
     ana, bo = add(own_broker, "ana")["secret"], add(own_broker, "bo")["secret"]
     for secret, name in ((ana, "bo"), (bo, "ana"), (ana, "admin"), (ana, "")):

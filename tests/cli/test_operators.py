@@ -81,3 +81,23 @@ def test_at_a_terminal_it_asks_for_the_secret_of_the_one_who_is_named(
         session.type(f"{secret}\n")
         assert session.finish() == 0
     assert secret not in session.shown
+
+
+def test_init_gives_the_first_operator_a_new_secret_and_leaves_the_others_alone(
+    own: BrokerProcess, first: dict[str, str]
+) -> None:
+    """For the day when nobody has a secret any more."""
+    ana = exported(run("operator", "add", "ana", **first).stdout)
+    own.stop()
+    own._settings["AGENTWRIT_ADMIN_SECRET"] = ""
+    own.start()
+    ana["AGENTWRIT_BROKER_URL"] = own.url
+    assert run("operator", "remove", "admin", "--yes", **ana).returncode == 0
+    own.stop()
+    printed = run("init", "--print-env", AGENTWRIT_DATA_DIR=str(own.data_dir)).stdout
+    own.start()
+    ana["AGENTWRIT_BROKER_URL"] = own.url
+    admin = {"AGENTWRIT_BROKER_URL": own.url, **exported(printed)}
+    for operator in (admin, ana):
+        listed = json.loads(run("operator", "list", "--json", **operator).stdout)["operators"]
+        assert [(each["name"], each["status"]) for each in listed] == [("admin", "active"), ("ana", "active")]

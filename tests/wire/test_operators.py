@@ -224,5 +224,6 @@ def test_the_first_operator_can_go_when_another_one_is_left_and_come_back(tmp_pa
         broker.stop()
         broker._settings["AGENTWRIT_ADMIN_SECRET"] = "the-first-operators-next-secret"
         broker.start()
+        assert broker.is_valid(token_of(by))
         assert login(broker, "the-first-operators-next-secret").status_code == 200
         assert header(broker, "ana", ana)

@@ -20,28 +20,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     logs.configure(level="warning", log_format="console")  # as long as no settings have been read
     try:
-        if arguments.command == "serve":
-            server.serve(
-                arguments.config,
-                ready_fd=arguments.ready_fd,
-                stop_fd=arguments.stop_on_eof,
-                listen_fd=arguments.listen_fd,
-            )
-        elif arguments.command == "health":
-            return 0 if server.is_healthy(from_environment(arguments.config)) else 1
-        elif arguments.command == "verify-audit":
-            _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
-        elif arguments.command == "verify-store":
-            _verify_store(arguments.directory, from_environment(arguments.config))
-        elif arguments.command == "migrate-store":
-            asyncio.run(_migrate(from_environment(arguments.config)))
-        elif arguments.command == "copy-store":
-            _copy_store(arguments.directory, arguments.to, from_environment(arguments.config))
-        elif arguments.command == "rewrap-keys":
-            _rewrap_keys(arguments.to, from_environment(arguments.config))
-        else:
-            secret = asyncio.run(_init(from_environment(arguments.config)))
-            _show(secret, print_env=arguments.print_env)
+        return _run(arguments)
     except TamperedRecord as error:
         print(f"agentwrit: {error}", file=sys.stderr)
         return 1 if arguments.command.startswith("verify") else 2
@@ -51,6 +30,31 @@ def main() -> int:
     except KeyboardInterrupt:
         print("agentwrit: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "serve":
+        server.serve(
+            arguments.config,
+            ready_fd=arguments.ready_fd,
+            stop_fd=arguments.stop_on_eof,
+            listen_fd=arguments.listen_fd,
+        )
+    elif arguments.command == "health":
+        return 0 if server.is_healthy(from_environment(arguments.config)) else 1
+    elif arguments.command == "verify-audit":
+        _verify_audit(arguments.database, from_environment(arguments.config), arguments.key)
+    elif arguments.command == "verify-store":
+        _verify_store(arguments.directory, from_environment(arguments.config))
+    elif arguments.command == "migrate-store":
+        asyncio.run(_migrate(from_environment(arguments.config)))
+    elif arguments.command == "copy-store":
+        _copy_store(arguments.directory, arguments.to, from_environment(arguments.config))
+    elif arguments.command == "rewrap-keys":
+        _rewrap_keys(arguments.to, from_environment(arguments.config))
+    else:
+        secret = asyncio.run(_init(from_environment(arguments.config)))
+        _show(secret, print_env=arguments.print_env)
     return 0
 
 
