@@ -83,6 +83,14 @@ def test_at_a_terminal_it_asks_for_the_secret_of_the_one_who_is_named(
     assert secret not in session.shown
 
 
+def test_a_token_of_a_named_operator_says_whose_it_is(own: BrokerProcess, first: dict[str, str]) -> None:
+    secret = json.loads(run("operator", "add", "ana", "--json", **first).stdout)["secret"]
+    token = own.http.post("/v1/admin/auth", json={"secret": secret, "name": "ana"}).json()["access_token"]
+    inspected = run("token", "inspect", stdin=token, AGENTWRIT_BROKER_URL=own.url)
+    assert (inspected.returncode, "which operator" in inspected.stdout) == (0, True), inspected
+    assert run("token", "validate", stdin=token, AGENTWRIT_BROKER_URL=own.url).returncode == 0
+
+
 def test_init_gives_the_first_operator_a_new_secret_and_leaves_the_others_alone(
     own: BrokerProcess, first: dict[str, str]
 ) -> None:

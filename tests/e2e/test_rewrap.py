@@ -182,6 +182,23 @@ def test_killed_before_the_commit_it_is_not_done_and_the_next_start_says_so(stop
     assert stopped.key.read_text() == old
 
 
+def test_a_new_key_that_may_be_needed_is_not_thrown_away(stopped: Stopped, tmp_path: Path) -> None:
+    """As long as the store cannot be asked which key it is under."""
+    assert stopped.rewrap().returncode == 0
+    new = stopped.key.read_text()
+    _as_killed(stopped, secrets.token_hex(32), new)
+    database = stopped.data / "agentwrit.db"
+    database.rename(tmp_path / "away.db")
+    one_line(run("store", "migrate", **stopped.settings), 2, "agentwrit.db is missing")
+    database.write_bytes(b"not a database " * 100)
+    assert run("store", "migrate", **stopped.settings).returncode == 2
+    assert (stopped.data / "master.key.new").read_text() == new
+    database.unlink()
+    (tmp_path / "away.db").rename(database)
+    stopped.goes_on()
+    assert stopped.key.read_text() == new
+
+
 def test_what_a_start_says_of_it_is_not_in_what_a_command_prints(stopped: Stopped) -> None:
     """`agentwrit init --print-env` is for a shell to read."""
     _as_killed(stopped, stopped.key.read_text(), "")

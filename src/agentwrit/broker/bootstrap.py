@@ -415,17 +415,25 @@ def load_master_key(config: Config, directory: DataDirectory) -> MasterKey:
 
 def settle_master_key(directory: DataDirectory) -> bool | None:
     """End a change of the master key, whatever stopped it. Returns whether the store is under the new one; None if
-    there was no change to end.
+    there is no change to end, or if it cannot be told: then the new key stays where it is.
+
+    Raises:
+        ConfigurationError: the store, which would tell, is gone.
     """
-    new = directory.read_new_master_key_text()
+    new, old = directory.read_new_master_key_text(), directory.read_master_key_text()
     if new is None:
         return None
-    if not is_sealed_by(directory.database, new):
+    if not directory.database.is_file():
+        raise ConfigurationError(
+            f"a change of the master key in {directory.path} was cut short, and {DATABASE_FILE} is missing: put it back"
+        )
+    if is_sealed_by(directory.database, new):
+        directory.take_new_master_key(former=None if old is None else former_name(MasterKey.parse(old)))
+        return True
+    if old is not None and is_sealed_by(directory.database, old):
         directory.drop_new_master_key()
         return False
-    old = directory.read_master_key_text()
-    directory.take_new_master_key(former=None if old is None else former_name(MasterKey.parse(old)))
-    return True
+    return None
 
 
 def former_name(master_key: MasterKey) -> str:
