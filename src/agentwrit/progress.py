@@ -10,9 +10,13 @@ WIDTH: Final = 30
 
 
 class ProgressBar:
-    """A bar on standard error for work that takes longer than a second. Call it with what is done, and of how many."""
+    """A bar on standard error for work that takes longer than a second. Call it with what is done, and of how many.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    `things`: what is counted.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, things: str = "events") -> None:
+        self._things = things
         self._stream = sys.stderr if stream is None else stream
         self._is_seen = self._stream is not None and self._stream.isatty()
         self._show_at = time.monotonic() + SHOWN_AFTER_SECONDS
@@ -24,7 +28,7 @@ class ProgressBar:
             self._show_at, self._is_shown = now + 0.1, True
             full = WIDTH * done // max(1, total)
             bar = "=" * full + " " * (WIDTH - full)
-            self._stream.write(f"\r[{bar}] {done:,} of {total:,} events")
+            self._stream.write(f"\r[{bar}] {done:,} of {total:,} {self._things}")
             self._stream.flush()
 
     def __enter__(self) -> Self:

@@ -12,6 +12,8 @@ import pytest
 from tests.cli.support import AGENTWRIT, CLEAN
 from tests.support import BrokerProcess
 
+OPERATORS = "/v1/admin/operators"
+
 
 class Life:
     """A broker's data directory before and after things ended in it."""
@@ -21,6 +23,8 @@ class Life:
         with BrokerProcess(directory / "data") as broker:
             self.app, self.other = broker.app(), broker.app()
             self.released, self.renewed, self.live = (self.app.agent() for _ in range(3))
+            for name in ("ana", "bo", "cy"):
+                assert broker.http.post(OPERATORS, json={"name": name}, headers=broker.admin()).status_code == 201
             self.old_key = broker.http.get("/.well-known/jwks.json").json()["keys"][-1]["kid"]
             broker.http.post("/v1/admin/keys/rotate", json={"force": True}, headers=broker.admin())
             broker.stop()
@@ -30,6 +34,8 @@ class Life:
             assert broker.renew(self.renewed["access_token"]).status_code == 200
             self.late = self.app.agent()
             headers = broker.admin()
+            assert broker.http.post(f"{OPERATORS}/ana/secret", headers=headers).status_code == 200
+            assert broker.http.delete(f"{OPERATORS}/bo", headers=headers).status_code == 200
             update = {"scopes": ["read:data:1"]}
             url = f"/v1/admin/apps/{self.app.app_id}?keep_grants=true"
             assert broker.http.put(url, json=update, headers=headers).status_code == 200
@@ -128,10 +134,37 @@ def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, removed: boo
 def test_the_operator_with_a_former_secret_is_found(life: Life, tmp_path: Path) -> None:
     """Who learned the one that was replaced would be the operator again."""
 
-    def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
-        return db.execute("UPDATE operators SET (body, mac) = (SELECT body, mac FROM before.operators)")
+    is_found(tampered(life, tmp_path / "copy", operator_put_back("admin")), "admin", "put back as it was before")
 
-    is_found(tampered(life, tmp_path / "copy", put_back), "put back as it was before")
+
+@pytest.mark.parametrize("name", ["ana", "bo"])
+def test_a_named_operator_as_they_once_were_is_found(life: Life, tmp_path: Path, name: str) -> None:
+    """With a secret that was replaced, or not removed yet."""
+    is_found(tampered(life, tmp_path / "copy", operator_put_back(name)), name, "put back as it was before")
+
+
+@pytest.mark.parametrize("name", ["ana", "bo", "cy"])
+def test_a_named_operator_who_was_deleted_is_missed(life: Life, tmp_path: Path, name: str) -> None:
+    delete = f"DELETE FROM operators WHERE name = '{name}'"
+    is_found(tampered(life, tmp_path / "copy", lambda db: db.execute(delete)), name, "was deleted")
+
+
+def test_an_operator_with_anothers_password_is_found(life: Life, tmp_path: Path) -> None:
+    swap = "UPDATE operators SET (body, mac) = (SELECT body, mac FROM operators WHERE name = 'cy') WHERE name = 'ana'"
+    is_found(tampered(life, tmp_path / "copy", lambda db: db.execute(swap)), "another's place")
+
+
+def test_an_operators_row_that_was_altered_is_found(life: Life, tmp_path: Path) -> None:
+    alter = "UPDATE operators SET body = CAST(replace(CAST(body AS TEXT), '\"name\"', '\"Name\"') AS BLOB)"
+    is_found(tampered(life, tmp_path / "copy", lambda db: db.execute(alter)), "altered")
+
+
+def operator_put_back(name: str) -> Callable[[sqlite3.Connection], sqlite3.Cursor]:
+    return lambda db: db.execute(
+        "UPDATE operators SET (body, mac) ="
+        " (SELECT body, mac FROM before.operators AS old WHERE old.name = operators.name) WHERE name = ?",
+        (name,),
+    )
 
 
 def test_an_operator_that_was_deleted_is_missed(life: Life, tmp_path: Path) -> None:

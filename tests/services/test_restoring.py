@@ -84,7 +84,7 @@ def test_launch_tokens_are_gone_and_what_cannot_be_known_is_told(lived: Subject)
     restored = restore(lived)
     assert lived.read(lambda s: s.launch_token(b"t" * 32)) is None
     assert (restored.last_event, restored.last_event_at) == (last.id, last.timestamp)
-    assert (restored.launch_tokens, list(restored.apps), restored.operator) == (1, [make_app()], OPERATOR)
+    assert (restored.launch_tokens, list(restored.apps), list(restored.operators)) == (1, [make_app()], [OPERATOR])
     assert restored.checkpoint_key is not None
     assert {restored.checkpoint_key.kid} == kids(lived, KeyState.ACTIVE, purpose=KeyPurpose.AUDIT_CHECKPOINT)
 

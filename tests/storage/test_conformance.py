@@ -76,6 +76,17 @@ def test_every_record_is_read_back_as_it_was_put(subject: Subject) -> None:
     assert subject.read(look) == [operator, app, app, app, token, grant, key]
 
 
+def test_operators_are_listed_by_their_names(subject: Subject) -> None:
+    def made(name: str, **fields: int) -> Operator:
+        return Operator(name=name, password_hash="$argon2id$", created_at=NOW, updated_at=NOW, **fields)
+
+    subject.write(lambda t: [t.put_operator(made(name)) for name in ("bo", "admin", "ana")])
+    subject.write(lambda t: t.put_operator(made("bo", removed_at=NOW, revision=2)))
+    listed = subject.read(lambda s: s.operators())
+    assert list(listed) == [made("admin"), made("ana"), made("bo", removed_at=NOW, revision=2)]
+    assert list(subject.write(lambda t: t.operators())) == list(listed)
+
+
 def test_what_is_not_there_is_none(subject: Subject) -> None:
     def look(snapshot: Snapshot) -> list[Any]:
         return [

@@ -2,13 +2,14 @@
 
 import argparse
 import asyncio
+import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker import backups, bootstrap, server
+from agentwrit.broker import backups, bootstrap, logs, rewrapping, server
 from agentwrit.broker.config import Config, from_environment
 from agentwrit.broker.data_directory import MASTER_KEY_FILE
 from agentwrit.broker.services.operators import set_secret
@@ -21,6 +22,7 @@ from agentwrit.progress import ProgressBar
 
 def main() -> int:
     arguments = _parser().parse_args()
+    logs.configure(level="warning", log_format="console")  # as long as no settings have been read
     try:
         if arguments.command == "serve":
             server.serve(
@@ -114,11 +116,23 @@ def _show_restored(restored: Restored) -> None:
     print("This goes on as it was then. What was changed since, end or change again:")
     for app in restored.apps:
         print(f"  app {app.name} ({app.app_id}), {app.status}, last changed {rfc3339(app.updated_at)}")
-    if restored.operator is not None:
-        print(f"  operator {restored.operator.name}, secret set {rfc3339(restored.operator.updated_at)}")
+    for operator in restored.operators:
+        print(f"  operator {operator.name}, secret set {rfc3339(operator.updated_at)}")
     if restored.checkpoint_key is not None:
         key = restored.checkpoint_key
         print(f"  checkpoint key {key.kid}, signs since {rfc3339(key.active_since)}")
+
+
+def _rewrap_keys(key_file: Path | None, config: Config) -> None:
+    """Move the store to a new master key, and say where the keys are."""
+    given = rewrapping.Given(os.environ.get(rewrapping.NEW_MASTER_KEY) or None, key_file)
+    with ProgressBar(things="rows") as progress:
+        moved = rewrapping.rewrap(config, given, progress=progress)
+    if moved.rows is None:
+        print("the store is under the new master key already")
+    else:
+        print(f"moved {moved.rows} rows to the new master key")
+    print(moved.where)
 
 
 def _show(secret: str, *, print_env: bool) -> None:
@@ -137,6 +151,7 @@ _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Config], None]]] = {
     "copy-store": lambda given, config: _copy_store(given.directory, given.to, config),
     "backup": lambda given, config: _back_up(given.file, config, overwrite=given.overwrite),
     "restore": lambda given, config: _restore(given.file, config),
+    "rewrap-keys": lambda given, config: _rewrap_keys(given.to, config),
     "end-restored": lambda given, config: _show_restored(backups.end_restored(config)),
 }
 
@@ -146,9 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     serving = commands.add_parser("serve", help="serve until told to stop")
     init = commands.add_parser("init", help="make the operator's secret")
-    health = commands.add_parser(
-        "health", help="ask the broker on this machine how it is; exit with 1 if it is not well"
-    )
+    commands.add_parser("health", help="ask the broker on this machine how it is; exit with 1 if it is not well")
     verify = commands.add_parser("verify-audit", help="check the audit log in a database file")
     verify.add_argument("database", type=Path, help="a data directory, or a database file")
     verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
@@ -157,14 +170,16 @@ def _parser() -> argparse.ArgumentParser:
     copying = commands.add_parser("copy-store", help="copy a data directory into a database")
     copying.add_argument("directory", type=Path, help="a data directory that no broker uses")
     copying.add_argument("--to", metavar="URL", help="an empty database; else that of AGENTWRIT_DATABASE_URL")
-    migrate = commands.add_parser("migrate-store", help="bring the store up to date")
+    commands.add_parser("migrate-store", help="bring the store up to date")
     backup = commands.add_parser("backup", help="write a backup of a data directory")
     backup.add_argument("file", type=Path, help="where to write it")
     backup.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     restore = commands.add_parser("restore", help="make a data directory from a backup, in which nothing is alive")
     restore.add_argument("file", type=Path, help="a backup")
-    end_restored = commands.add_parser("end-restored", help="end what is alive in a store that was put back")
-    for command in (copying, migrate, serving, init, health, verify, verify_store, backup, restore, end_restored):
+    commands.add_parser("end-restored", help="end what is alive in a store that was put back")
+    rewrapping_keys = commands.add_parser("rewrap-keys", help="move the store to a new master key")
+    rewrapping_keys.add_argument("--to", type=Path, metavar="FILE", help="the new key's file; made if it is not there")
+    for command in commands.choices.values():
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from agentwrit.broker.bootstrap import ROW_MAC, cluster_name, driver_of_postgres, open_store
+from agentwrit.broker.bootstrap import cluster_name, driver_of_postgres, open_store, row_sealer
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DATABASE_FILE, MASTER_KEY_FILE, DataDirectory, read_master_key_text
@@ -41,7 +41,7 @@ def back_up(file: Path, config: Config, *, overwrite: bool) -> int:
         raise ConfigurationError(
             "the store is in PostgreSQL: back it up with pg_dump, or as you back up your databases"
         )
-    sealer = _sealer(_master_key(config))
+    sealer = row_sealer(_master_key(config))
     if file.resolve().parent == config.data_dir.resolve():
         raise ConfigurationError(f"{file} would be in the data directory itself: give a place that outlives it")
     return sqlite_backup.back_up(config.data_dir / DATABASE_FILE, file, sealer, overwrite=overwrite)
@@ -61,7 +61,7 @@ def restore(file: Path, config: Config, *, progress: Progress) -> Restored:
             " its own tools, and then told with `agentwrit store restored`"
         )
     master_key = _master_key(config)
-    sealer = _sealer(master_key)
+    sealer = row_sealer(master_key)
     sqlite_backup.check(file, sealer)
     directory = DataDirectory(config.data_dir)
     try:
@@ -94,7 +94,7 @@ def end_restored(config: Config) -> Restored:
             from agentwrit.broker.storage.postgres_alone import run_alone
         master_key = MasterKey.parse(config.master_key or "")
         unit = _unit(master_key, config)
-        return run_alone(config.database_url, _sealer(master_key), cluster_name(config), unit)
+        return run_alone(config.database_url, row_sealer(master_key), cluster_name(config), unit)
     if not (config.data_dir / DATABASE_FILE).is_file():
         raise ConfigurationError(f"there is no store in {config.data_dir}: put it back there first")
     return asyncio.run(_end(config))
@@ -144,7 +144,3 @@ def _master_key(config: Config) -> MasterKey:
             " set AGENTWRIT_MASTER_KEY"
         )
     return MasterKey.parse(text)
-
-
-def _sealer(master_key: MasterKey) -> Sealer:
-    return Sealer(master_key.derive(ROW_MAC))

@@ -13,7 +13,12 @@ from starlette.types import ASGIApp
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
-from agentwrit.broker.data_directory import DATABASE_FILE, DataDirectory, read_master_key_text
+from agentwrit.broker.data_directory import (
+    DATABASE_FILE,
+    DataDirectory,
+    read_master_key_text,
+    read_new_master_key_text,
+)
 from agentwrit.broker.http.access_routes import AccessRoutes
 from agentwrit.broker.http.agent_routes import AgentRoutes
 from agentwrit.broker.http.app_logins import AppLogins
@@ -26,6 +31,7 @@ from agentwrit.broker.http.feed_routes import FeedRoutes
 from agentwrit.broker.http.key_routes import KeyRoutes
 from agentwrit.broker.http.metadata_routes import MetadataRoutes
 from agentwrit.broker.http.oauth_routes import OAuthRoutes
+from agentwrit.broker.http.operator_account_routes import OperatorAccountRoutes
 from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.service_routes import ServiceRoutes
@@ -50,6 +56,7 @@ from agentwrit.broker.services.issuing import TokenIssuer
 from agentwrit.broker.services.keys import KeyRings, KeyService
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.broker.services.liveness import Liveness
+from agentwrit.broker.services.operator_accounts import OperatorAccounts
 from agentwrit.broker.services.operators import OperatorService, set_secret
 from agentwrit.broker.services.possession import Possession
 from agentwrit.broker.services.registration import RegistrationService
@@ -63,7 +70,7 @@ from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
-from agentwrit.domain import checkpoint, operator
+from agentwrit.domain import checkpoint
 from agentwrit.domain.audit_export import Progress
 from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
@@ -120,9 +127,9 @@ def _open_embedded(config: Config) -> Iterator[OpenStore]:
                 f"a backup was not restored to the end in {directory.path}: run `agentwrit restore` again, or remove"
                 f" {directory.restoring.name} to begin with an empty store"
             )
-        master_key, clock = _master_key(config, directory), Clock()
+        master_key, clock = load_master_key(config, directory), Clock()
         try:
-            store = SqliteStore(directory.database, clock, Sealer(master_key.derive(ROW_MAC)))
+            store = SqliteStore(directory.database, clock, row_sealer(master_key))
         except OSError as error:
             raise ConfigurationError(f"the data directory {directory.path} is not usable: {error}") from error
         except TamperedRecord as error:
@@ -141,7 +148,7 @@ def _open_shared(config: Config) -> Iterator[OpenStore]:
         from agentwrit.broker.storage.postgres import PostgresStore
         from agentwrit.broker.storage.postgres_schema import open_database
     master_key = MasterKey.parse(config.master_key or "")
-    sealer = Sealer(master_key.derive(ROW_MAC))
+    sealer = row_sealer(master_key)
     try:
         opening = open_database(config.database_url or "", sealer, cluster_name(config))
     except TamperedRecord as error:
@@ -225,8 +232,25 @@ def copy_store(directory: Path, url: str, config: Config, *, progress: Progress)
 def _at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
     """The database in a data directory, or the file itself, and what its rows are sealed with if that is known."""
     database = path / DATABASE_FILE if path.is_dir() else path
+    new = read_new_master_key_text(database.parent)
+    if config.master_key is None and new is not None and is_sealed_by(database, new):
+        return database, row_sealer(MasterKey.parse(new))  # a change of the key was cut short when it was done
     text = config.master_key or read_master_key_text(database.parent)
-    return database, None if text is None else Sealer(MasterKey.parse(text).derive(ROW_MAC))
+    return database, None if text is None else row_sealer(MasterKey.parse(text))
+
+
+def row_sealer(master_key: MasterKey) -> Sealer:
+    """What rows are sealed with under a master key."""
+    return Sealer(master_key.derive(ROW_MAC))
+
+
+def is_sealed_by(database: Path, text: str) -> bool:
+    """Whether the rows of a database that is there are under the master key that `text` is, if it is one."""
+    try:
+        key = MasterKey.parse(text)
+    except ConfigurationError:
+        return False
+    return database.is_file() and sqlite_verification.sealed_by(database) == row_sealer(key).name
 
 
 @contextlib.asynccontextmanager
@@ -322,6 +346,7 @@ async def open_on(
             RevocationService(store),
             authenticator,
         ).resources(),
+        *OperatorAccountRoutes(OperatorAccounts(store, checker, config), authenticator).resources(),
         *AgentRoutes(
             AgentService(store, authenticator, clock), registration, authenticator, public_url=config.public_url
         ).resources(),
@@ -368,9 +393,21 @@ async def open_on(
                 raise defect
 
 
-def _master_key(config: Config, directory: DataDirectory) -> MasterKey:
+def load_master_key(config: Config, directory: DataDirectory) -> MasterKey:
+    """The master key of a data directory. A new one is made where there is no database yet.
+
+    Raises:
+        ConfigurationError: it is missing, or is none.
+    """
     if config.master_key is not None:
         return MasterKey.parse(config.master_key)
+    is_moved = settle_master_key(directory)
+    if is_moved is not None:
+        log.warning(
+            "a change of the master key was cut short when it was done: master.key is the new one now"
+            if is_moved
+            else "a change of the master key was cut short before it was done: master.key is the old one, as before"
+        )
     text = directory.read_master_key_text()
     if text is not None:
         return MasterKey.parse(text)
@@ -381,9 +418,37 @@ def _master_key(config: Config, directory: DataDirectory) -> MasterKey:
     return MasterKey.parse(directory.create_master_key())
 
 
+def settle_master_key(directory: DataDirectory) -> bool | None:
+    """End a change of the master key, whatever stopped it. Returns whether the store is under the new one; None if
+    there is no change to end, or if it cannot be told: then the new key stays where it is.
+
+    Raises:
+        ConfigurationError: the store, which would tell, is gone.
+    """
+    new, old = directory.read_new_master_key_text(), directory.read_master_key_text()
+    if new is None:
+        return None
+    if not directory.database.is_file():
+        raise ConfigurationError(
+            f"a change of the master key in {directory.path} was cut short, and {DATABASE_FILE} is missing: put it back"
+        )
+    if is_sealed_by(directory.database, new):
+        directory.take_new_master_key(former=None if old is None else former_name(MasterKey.parse(old)))
+        return True
+    if old is not None and is_sealed_by(directory.database, old):
+        directory.drop_new_master_key()
+        return False
+    return None
+
+
+def former_name(master_key: MasterKey) -> str:
+    """What tells the file of a master key that was replaced from those of others."""
+    return row_sealer(master_key).name[:8]
+
+
 async def _require_operator(store: Store, config: Config) -> None:
     if config.admin_secret is not None:
         if await set_secret(store, config.admin_secret):
             log.info("the operator's secret was set from AGENTWRIT_ADMIN_SECRET")
-    elif await store.read(lambda snapshot: snapshot.operator(operator.SUBJECT)) is None:
+    elif not any(each.is_active for each in await store.read(lambda snapshot: snapshot.operators())):
         raise ConfigurationError(NO_OPERATOR)

@@ -20,7 +20,9 @@ from agentwrit.domain.errors import ConfigurationError
 PREFIX: Final = "AGENTWRIT_"
 
 # Settings of the SDK and the command line, which share the prefix.
-CLIENT_NAMES: Final = frozenset({"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET", "SINK_AUTHORIZATION"})
+CLIENT_NAMES: Final = frozenset(
+    {"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET", "SINK_AUTHORIZATION", "OPERATOR", "NEW_MASTER_KEY"}
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -1,4 +1,8 @@
-"""The data directory of the embedded store: private, and one broker's at a time."""
+"""The data directory of the embedded store: private, and one broker's at a time.
+
+While the master key is changed, the new one is in a file beside that of the old. Which of the two the store is under,
+the store says: with the next one who opens it the right one stays.
+"""
 
 import fcntl
 import os
@@ -10,9 +14,44 @@ from typing import Final
 from agentwrit.domain.errors import ConfigurationError
 
 MASTER_KEY_FILE: Final = "master.key"
+NEW_MASTER_KEY_FILE: Final = "master.key.new"
 LOCK_FILE: Final = "lock"
 DATABASE_FILE: Final = "agentwrit.db"
 RESTORING: Final = ".restoring"  # the end of its name for as long as it is being restored
+
+
+def read_key_file(path: Path) -> str | None:
+    """What a key file says, or None if there is none.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+
+
+def write_key_file(path: Path, text: str) -> None:
+    """Make a key file, or replace it, whole and durably: what is under a key that a power cut takes away is lost.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        unfinished.unlink(missing_ok=True)
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def read_master_key_text(directory: Path) -> str | None:
@@ -21,12 +60,12 @@ def read_master_key_text(directory: Path) -> str | None:
     Raises:
         ConfigurationError: it cannot be read.
     """
-    try:
-        return (directory / MASTER_KEY_FILE).read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{directory / MASTER_KEY_FILE} cannot be read: {error}") from error
+    return read_key_file(directory / MASTER_KEY_FILE)
+
+
+def read_new_master_key_text(directory: Path) -> str | None:
+    """What the file of the new key says, while the key is being changed or since that was cut short."""
+    return read_key_file(directory / NEW_MASTER_KEY_FILE)
 
 
 class DataDirectory:
@@ -63,7 +102,7 @@ class DataDirectory:
     def finish_restoring(self) -> None:
         """Make what was restored the database, durably."""
         self.restoring.rename(self.database)
-        self._sync()
+        _sync(self.path)
 
     def create_master_key(self) -> str:
         """Make the key file, durably: what is wrapped under a key that a power cut takes away is lost."""
@@ -73,18 +112,39 @@ class DataDirectory:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._sync()
+        _sync(self.path)
         return text
+
+    def read_new_master_key_text(self) -> str | None:
+        """What the file of the new key says, if there is one."""
+        return read_new_master_key_text(self.path)
+
+    def keep_new_master_key(self, text: str) -> None:
+        """Have the new key at hand, durably, before anything is under it."""
+        write_key_file(self.path / NEW_MASTER_KEY_FILE, text)
+
+    def take_new_master_key(self, *, former: str | None) -> None:
+        """Let the new key take the old one's place, which is kept for backups in a file with the suffix `former`."""
+        text = self.read_master_key_text()
+        if text is not None and former is not None:
+            write_key_file(self.path / f"{MASTER_KEY_FILE}.{former}", text)
+        (self.path / NEW_MASTER_KEY_FILE).replace(self.path / MASTER_KEY_FILE)
+        _sync(self.path)
+
+    def drop_new_master_key(self) -> None:
+        """Forget a new key that nothing is under."""
+        (self.path / NEW_MASTER_KEY_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
         os.close(self._lock)
 
-    def _sync(self) -> None:
-        directory = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+
+def _sync(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _prepare(path: Path) -> int:
@@ -112,8 +172,8 @@ def _make_private(path: Path) -> None:
     if stat.S_IMODE(path.stat().st_mode) & 0o077 == 0:
         return
     # A directory that is ours alone is made private; one that holds other things is not ours to close.
-    others = [entry.name for entry in path.iterdir() if entry.name not in (LOCK_FILE, MASTER_KEY_FILE)]
-    if any(not name.startswith(DATABASE_FILE) for name in others):
+    others = [entry.name for entry in path.iterdir() if entry.name != LOCK_FILE]
+    if any(not name.startswith((DATABASE_FILE, MASTER_KEY_FILE)) for name in others):
         raise ConfigurationError(
             f"the data directory {path} is open to other users and holds other files:"
             " set AGENTWRIT_DATA_DIR to a directory of its own"

@@ -53,6 +53,11 @@ class MasterKey:
             )
         return cls(key)
 
+    @property
+    def text(self) -> str:
+        """The key in hex, for the file that holds it."""
+        return self._bytes.hex()
+
     def derive(self, purpose: str) -> bytes:
         """A key for one purpose (HKDF, RFC 5869). Keys of different purposes tell nothing of each other."""
         info = b"agentwrit/" + purpose.encode("ascii")
@@ -103,6 +108,14 @@ class KeyWrap:
             TamperedRecord: it was not wrapped by us, or as something else.
         """
         return Ed25519Signer(self._seed(key))
+
+    def rewrapped(self, key: StoredKey, before: "KeyWrap") -> StoredKey:
+        """The key as it is wrapped here, after it was wrapped `before` under another master key.
+
+        Raises:
+            TamperedRecord: it was not, or as something else.
+        """
+        return self._wrapped(key, before._seed(key)) if key.wrapped else key
 
     def _wrapped(self, key: StoredKey, seed: bytes) -> StoredKey:
         nonce = os.urandom(_NONCE_BYTES)

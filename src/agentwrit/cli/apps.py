@@ -15,7 +15,8 @@ from agentwrit.cli.output import confirmed, print_fields, print_json, print_tabl
 def app() -> None:
     """Register apps, and keep them.
 
-    APP is an app's id or its name. The operator's secret is read from AGENTWRIT_ADMIN_SECRET.
+    APP is an app's id or its name. The operator's secret is read from AGENTWRIT_ADMIN_SECRET, and the name of one who
+    is not the first from AGENTWRIT_OPERATOR.
     """
 
 

@@ -48,7 +48,7 @@ FILTERS: Final = {
     "task": ("task_id", "TASK", "what concerns this task"),
     "orch": ("orch_id", "ORCH", "what concerns agents of this orchestration"),
     "type": ("event_type", "TYPE", "events of this type"),
-    "principal": ("principal", "WHO", "what this one did: admin, app:…, or an agent's SPIFFE id"),
+    "principal": ("principal", "WHO", "what this one did: admin, admin:NAME, app:…, or an agent's SPIFFE id"),
     "grant": ("sid", "SID", "what concerns this grant"),
     "parent-grant": ("parent_sid", "SID", "what was delegated from this grant"),
     "original-principal": ("original_principal", "AGENT", "what was delegated, at whatever depth, from this agent"),
@@ -346,7 +346,7 @@ class NotGenuine(click.ClickException):
 def audit_log(broker_url: str) -> "AuditLog":
     from agentwrit.client.audit_log import AuditLog
 
-    return AuditLog(broker_url, options.admin_secret())
+    return AuditLog(broker_url, options.admin_secret(), operator=options.operator_name())
 
 
 def _public_log(broker_url: str) -> "AuditLog":

@@ -47,6 +47,11 @@ def verify_audit(database: str, keys: Sequence[str]) -> NoReturn:
     _become("verify-audit", None, *(f"--key={key}" for key in keys), "--", database)
 
 
+def rewrap_keys(config: str | None, key_file: str | None) -> NoReturn:
+    """Move the store to a new master key."""
+    _become("rewrap-keys", config, *([f"--to={key_file}"] if key_file is not None else []))
+
+
 @click.group()
 def store() -> None:
     """Look after the broker's store."""

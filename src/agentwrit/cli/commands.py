@@ -19,6 +19,7 @@ from agentwrit.cli import (
     deliver,
     dev,
     keys,
+    operators,
     revocation,
     scopes,
     tokens,
@@ -45,6 +46,7 @@ agentwrit.add_command(agents.agents)
 agentwrit.add_command(agents.delegations)
 agentwrit.add_command(revocation.revoke)
 agentwrit.add_command(keys.keys)
+agentwrit.add_command(operators.operator)
 audit.audit.add_command(usage.usage)
 agentwrit.add_command(audit.audit)
 audit.audit.add_command(archive.archive)

@@ -4,14 +4,14 @@ import sys
 
 import click
 
-from agentwrit.cli import ANSWER_IS_NO, options
+from agentwrit.cli import ANSWER_IS_NO, broker, options
 from agentwrit.cli.output import confirmed, print_fields, print_json, print_table, say_out
 from agentwrit.domain.signing_key import KeyPurpose
 
 
 @click.group()
 def keys() -> None:
-    """Look at the broker's signing keys, rotate and revoke them."""
+    """Look at the broker's signing keys, rotate and revoke them, and change the master key that they are kept under."""
 
 
 @keys.command(name="list")
@@ -74,3 +74,20 @@ def revoke(kid: str, reason: str, yes: bool, broker_url: str, is_json: bool) -> 
         count = revoked["count"]
         say_out(f"revoked key {kid}: {count} live token{'' if count == 1 else 's'} killed")
     return 0
+
+
+@keys.command()
+@click.option(
+    "--to", "key_file", type=click.Path(dir_okay=False), metavar="FILE", help="The new key's; made if there is none."
+)
+@options.config_file
+def rewrap(key_file: str | None, config: str | None) -> None:
+    """Move the store of a broker that is stopped to a new master key. No token dies by this.
+
+    All that is under the old key is checked, and put under the new one, in one transaction. Whatever stops that, the
+    store opens with the old key or with the new one, and both are there: run the command again.
+
+    A data directory with a master.key gets a new one. Where AGENTWRIT_MASTER_KEY holds the old key, the new one is what
+    FILE or AGENTWRIT_NEW_MASTER_KEY holds. Of brokers that share a database all have to be stopped.
+    """
+    broker.rewrap_keys(config, key_file)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BROKER_URL = "http://127.0.0.1:8080"
 ADMIN_SECRET = "AGENTWRIT_ADMIN_SECRET"
+OPERATOR = "AGENTWRIT_OPERATOR"
 
 Command = Callable[..., Any]
 
@@ -29,6 +30,11 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print the broker
 config_file = click.option("--config", type=click.Path(dir_okay=False), help="A TOML file with the broker's settings.")
 
 
+def operator_name() -> str | None:
+    """The name of the operator at work; None for the first one."""
+    return os.environ.get(OPERATOR) or None
+
+
 def admin_secret() -> str:
     """The operator's secret.
 
@@ -38,7 +44,9 @@ def admin_secret() -> str:
     if not secret:
         if not is_terminal(sys.stdin):
             raise click.ClickException(f"set {ADMIN_SECRET} to the operator's secret: `agentwrit init` makes one")
-        secret = str(click.prompt("The operator's secret", hide_input=True, err=True))
+        name = operator_name()
+        asked = "The operator's secret" if name is None else f"The secret of the operator {name}"
+        secret = str(click.prompt(asked, hide_input=True, err=True))
     return secret
 
 
@@ -47,7 +55,7 @@ def operator_client(url: str) -> "OperatorClient":
     secret = admin_secret()
     from agentwrit.client.operator import OperatorClient  # here, so that `--help` does not wait for it
 
-    return OperatorClient(url, secret)
+    return OperatorClient(url, secret, name=operator_name())
 
 
 def app_id(operator: "OperatorClient", app: str) -> str:

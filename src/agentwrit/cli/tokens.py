@@ -28,6 +28,7 @@ _MEANINGS = {
     "orch_id": "who set the agent to work",
     "delegation_chain": "hops by which it was delegated",
     "cnf": "the key without whose proof it is of no use",
+    "operator": "which operator, if it is not the first",
 }
 
 

@@ -30,7 +30,7 @@ def usage(app: str, since: str | None, never_used: bool, broker_url: str, is_jso
 
     with options.operator_client(broker_url) as operator:
         app_id = operator.get_app(options.app_id(operator, app))["app_id"]
-    with AuditLog(broker_url, secret) as log, Usage() as found:
+    with AuditLog(broker_url, secret, operator=options.operator_name()) as log, Usage() as found:
         removed = log.archives().removed
         with ProgressBar() as progress:
             add_up(log, found, app_id, since=since, progress=progress)

@@ -41,14 +41,21 @@ class Archives(NamedTuple):
 
 
 class AuditLog(Connected):
-    """The audit log of the broker at `broker_url`. Checkpoints and proofs need no secret; events need the operator's.
+    """The audit log of the broker at `broker_url`. Checkpoints and proofs need no secret; events need an operator's.
 
-    `timeout`: seconds for a call. Every method raises ProblemResponseError where the broker refuses, and TransportError
-    where it was not reached.
+    `operator`: their name, if it is not the first one; `timeout`: seconds for a call. Every method raises
+    ProblemResponseError where the broker refuses, and TransportError where it was not reached.
     """
 
-    def __init__(self, broker_url: str, admin_secret: str | None = None, *, timeout: float = 30.0) -> None:
-        login = None if admin_secret is None else Login(lambda: steps.operator_login(Secret(admin_secret)))
+    def __init__(
+        self,
+        broker_url: str,
+        admin_secret: str | None = None,
+        *,
+        operator: str | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        login = None if admin_secret is None else Login(lambda: steps.operator_login(Secret(admin_secret), operator))
         self._is_operator = login is not None
         self._driver = Driver(broker_url, timeout=timeout, login=login)
 

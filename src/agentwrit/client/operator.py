@@ -13,18 +13,19 @@ from agentwrit.errors import AgentWritError
 APPS: Final = "/v1/admin/apps"
 AGENTS: Final = "/v1/agents"
 KEYS: Final = "/v1/admin/keys"
+OPERATORS: Final = "/v1/admin/operators"
 
 
 class OperatorClient(Connected):
     """Manages the apps of a broker, watches its agents and revokes. Answers are the broker's own JSON objects.
 
-    `timeout`: seconds for a whole call. Every method raises ProblemResponseError where the broker refuses, and
-    TransportError where it was not reached.
+    `name`: the operator's, if it is not the first one; `timeout`: seconds for a whole call. Every method raises
+    ProblemResponseError where the broker refuses, and TransportError where it was not reached.
     """
 
-    def __init__(self, broker_url: str, admin_secret: str, *, timeout: float = 10.0) -> None:
+    def __init__(self, broker_url: str, admin_secret: str, *, name: str | None = None, timeout: float = 10.0) -> None:
         self._driver = Driver(
-            broker_url, timeout=timeout, login=Login(lambda: steps.operator_login(Secret(admin_secret)))
+            broker_url, timeout=timeout, login=Login(lambda: steps.operator_login(Secret(admin_secret), name))
         )
 
     def register_app(
@@ -133,6 +134,22 @@ class OperatorClient(Connected):
     def revoke_key(self, kid: str, *, reason: str = "") -> dict[str, Any]:
         """Revoke a key with all that it signed; as `count` how many live tokens that killed."""
         return self._call("POST", f"{_at(KEYS, kid)}/revoke", {"reason": reason})
+
+    def add_operator(self, name: str, *, secret: str | None = None) -> dict[str, Any]:
+        """Add an operator. Without a `secret` (plain, or as `$argon2id$…`) one is made, and shown this once."""
+        return self._call("POST", OPERATORS, {"name": name, "secret": secret})
+
+    def list_operators(self) -> dict[str, Any]:
+        """All operators, as `operators`."""
+        return self._call("GET", OPERATORS)
+
+    def rotate_operator(self, name: str, *, secret: str | None = None) -> dict[str, Any]:
+        """Give an operator a new secret, as `add_operator` does. What was granted on the old one ends."""
+        return self._call("POST", f"{_at(OPERATORS, name)}/secret", {"secret": secret})
+
+    def remove_operator(self, name: str) -> dict[str, Any]:
+        """Remove an operator, and end what was granted to them."""
+        return self._call("DELETE", _at(OPERATORS, name))
 
     def __repr__(self) -> str:
         return f"OperatorClient({self.broker_url!r})"

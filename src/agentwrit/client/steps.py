@@ -97,9 +97,10 @@ def app_login(client_id: str, client_secret: Secret) -> Steps[AccessToken]:
     return _access_token((yield HttpRequest("POST", "/v1/app/auth", json=body)))
 
 
-def operator_login(secret: Secret) -> Steps[AccessToken]:
-    """An operator token, for the operator's secret."""
-    return _access_token((yield HttpRequest("POST", "/v1/admin/auth", json={"secret": secret})))
+def operator_login(secret: Secret, name: str | None = None) -> Steps[AccessToken]:
+    """An operator token, for an operator's secret; without a name the first one's."""
+    body = {"secret": secret} if name is None else {"secret": secret, "name": name}
+    return _access_token((yield HttpRequest("POST", "/v1/admin/auth", json=body)))
 
 
 class Ceremony:

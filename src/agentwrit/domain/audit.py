@@ -39,6 +39,9 @@ class EventType(StrEnum):
     ADMIN_AUTH = "admin_auth"
     ADMIN_AUTH_FAILED = "admin_auth_failed"
     ADMIN_SECRET_SET = "admin_secret_set"
+    OPERATOR_ADDED = "operator_added"
+    OPERATOR_SECRET_ROTATED = "operator_secret_rotated"
+    OPERATOR_REMOVED = "operator_removed"
     LAUNCH_TOKEN_ISSUED = "launch_token_issued"
     LAUNCH_TOKEN_DENIED = "launch_token_denied"
     AGENT_REGISTERED = "agent_registered"
@@ -70,6 +73,7 @@ class EventType(StrEnum):
     SIGNING_KEY_ROTATED = "signing_key_rotated"
     SIGNING_KEY_EXPIRED = "signing_key_expired"
     SIGNING_KEY_REVOKED = "signing_key_revoked"
+    MASTER_KEY_CHANGED = "master_key_changed"
     AUDIT_ARCHIVED = "audit_archived"
     STORE_RESTORED = "store_restored"
 

@@ -7,6 +7,7 @@ The rules:
 - Inside the JWT `scope` is one space-separated string (RFC 9068 §2.2.3); to everybody else it is a list.
 - A delegated token carries its chain whole, from the registered agent at its root to the token's own subject, and what
   the last hop gave is exactly what the token holds.
+- `operator` names the operator whose token it is, unless it is the first one, and is in no other token.
 - A token that came of an exchange names the agents of that chain once more, in the words of RFC 8693 §4.1: `act` is the
   token's own subject, inside it whoever delegated to that one, and innermost the agent at the root.
 """
@@ -55,6 +56,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chain_hash: str = ""
     cnf: Confirmation | None = None
     act: Actor | None = None
+    operator: str = ""
 
     @property
     def scopes(self) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ class EndReason(StrEnum):
     APP_DEREGISTERED = "app_deregistered"
     CEILING_NARROWED = "ceiling_narrowed"
     SECRET_ROTATED = "secret_rotated"
+    OPERATOR_REMOVED = "operator_removed"
     KEY_REVOKED = "key_revoked"
     REVOKED = "revoked"
     ANCESTOR_ENDED = "ancestor_ended"
@@ -76,7 +77,8 @@ class Renewal(StrEnum):
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """One grant and its current token. Times are Unix seconds.
 
-    `subject` is who holds it; `app_id` is empty for what the operator launched; `ttl` is that of each of its tokens;
+    `subject` is who holds it; `operator` is the name of the operator whose login it is, empty for the first one and for
+    who is none; `app_id` is empty for what an operator launched; `ttl` is that of each of its tokens;
     `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
     app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
     registration; `kid` names the key that signed its current token, empty where that is not known; `names_actors` says
@@ -109,6 +111,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     end_reason: str = ""
     names_actors: bool = False
     is_bound: bool = False
+    operator: str = ""
 
     @property
     def is_registration(self) -> bool:

@@ -35,8 +35,8 @@ class ArchiveRoutes:
         told = await exchange.body(wire.RecordArchive)
         first, last = _place("first", told.first), _place("last", told.last)
         archived = Checked(first, last, told.root, told.file, told.sha256)
-        subject, sid = principal.claims.sub, principal.claims.sid
-        archive = await self._archives.record(exchange.caller, archived, principal=subject, sid=sid)
+        sid = principal.claims.sid
+        archive = await self._archives.record(exchange.caller, archived, principal=principal.name, sid=sid)
         return json_answer(_shown(archive), status=201)
 
     async def _operator(self, exchange: Exchange) -> Principal:

@@ -1,4 +1,4 @@
-"""What the operator does: logging in, keeping apps, launching agents, revoking."""
+"""What operators do: logging in, keeping apps, launching agents, revoking."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ class OperatorRoutes:
         retry_after = self._attempts.take(client)
         if retry_after is not None:
             raise RateLimited("too many failed logins from this address", retry_after=retry_after)
-        issued = await self._operators.authenticate(exchange.caller, request.secret)
+        issued = await self._operators.authenticate(exchange.caller, request.secret, request.name)
         self._attempts.give_back(client)
         return json_answer(
             {"access_token": issued.access_token, "expires_in": issued.expires_in, "token_type": "Bearer"}

@@ -16,6 +16,7 @@ from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.jwk import PUBLIC_KEY_BYTES
+from agentwrit.domain.operator import Operator
 from agentwrit.domain.signing_key import KeyPurpose, StoredKey
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -26,6 +27,16 @@ MAX_INTEGER = 2**31 - 1
 
 class AdminAuth(msgspec.Struct, frozen=True):
     secret: str
+    name: str = ""
+
+
+class AddOperator(msgspec.Struct, frozen=True):
+    name: str
+    secret: str | None = None
+
+
+class RotateOperatorSecret(msgspec.Struct, frozen=True):
+    secret: str | None = None
 
 
 class AppAuth(msgspec.Struct, frozen=True):
@@ -222,6 +233,16 @@ def app(record: App) -> dict[str, object]:
         "require_bound": record.requires_binding,
         "reports_for": record.reports_for,
         "status": record.status,
+        "created_at": timestamps.rfc3339(record.created_at),
+        "updated_at": timestamps.rfc3339(record.updated_at),
+    }
+
+
+def operator(record: Operator) -> dict[str, object]:
+    """An operator as they are shown."""
+    return {
+        "name": record.name,
+        "status": "active" if record.is_active else "removed",
         "created_at": timestamps.rfc3339(record.created_at),
         "updated_at": timestamps.rfc3339(record.updated_at),
     }

@@ -159,7 +159,7 @@ class AppService:
                 if keep_grants
                 else self._exceeding(transaction, app, audiences is not None, requires_binding is True)
             )
-            ended = len(end_grants(transaction, caller, operator.claims.sub, exceeding, EndReason.CEILING_NARROWED))
+            ended = len(end_grants(transaction, caller, operator.name, exceeding, EndReason.CEILING_NARROWED))
             if app.scopes != before.scopes:
                 transaction.record(_ceiling_event(caller, operator, before, app, ended))
             if app.audiences != before.audiences:
@@ -202,7 +202,7 @@ class AppService:
                 if overlap and grant.credential == before.secret_hash:
                     revoke_grant(transaction, grant, effective_at=now + overlap)
                 else:
-                    end_grants(transaction, caller, operator.claims.sub, [grant], EndReason.SECRET_ROTATED)
+                    end_grants(transaction, caller, operator.name, [grant], EndReason.SECRET_ROTATED)
             transaction.record(
                 _event(
                     caller, operator, EventType.APP_SECRET_ROTATED, app, f"the old secret works for {overlap} s more"
@@ -229,7 +229,7 @@ class AppService:
             app = _changed(before, now, status=AppStatus.INACTIVE, deregistered_at=max(1, int(now)))
             transaction.put_app(app)
             grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app_id))
-            ended = end_grants(transaction, caller, operator.claims.sub, grants, EndReason.APP_DEREGISTERED)
+            ended = end_grants(transaction, caller, operator.name, grants, EndReason.APP_DEREGISTERED)
             event = _event(caller, operator, EventType.APP_DEREGISTERED, app, "an app was removed")
             transaction.record(msgspec.structs.replace(event, data={**event.data, "grants_ended": len(ended)}))
             return app
@@ -333,7 +333,7 @@ def _event(caller: Caller, operator: Principal, event_type: EventType, app: App,
     return caller.event(
         event_type,
         detail=detail,
-        principal=operator.claims.sub,
+        principal=operator.name,
         app_id=app.app_id,
         sid=operator.claims.sid,
         data={
@@ -352,7 +352,7 @@ def _ceiling_event(caller: Caller, operator: Principal, before: App, app: App, e
     return caller.event(
         EventType.SCOPES_CEILING_UPDATED,
         detail="an app's ceiling was changed",
-        principal=operator.claims.sub,
+        principal=operator.name,
         app_id=app.app_id,
         sid=operator.claims.sid,
         data={

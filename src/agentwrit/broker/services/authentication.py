@@ -13,7 +13,7 @@ from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.possession import Possession, Presented
 from agentwrit.domain import claims as claims_rules
-from agentwrit.domain import scope
+from agentwrit.domain import operator, scope
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import (
@@ -26,7 +26,6 @@ from agentwrit.domain.errors import (
     Unproven,
 )
 from agentwrit.domain.grant import GrantKind
-from agentwrit.domain.operator import SUBJECT as OPERATOR_SUBJECT
 from agentwrit.domain.proof import Proof
 
 GENUINE_TOKENS_REMEMBERED: Final = 4096
@@ -36,7 +35,7 @@ _APP_PREFIX: Final = "app:"
 
 def kind_of(claims: Claims) -> GrantKind:
     """Whose token it is. Scopes do not say: an agent's may look like an operator's."""
-    if claims.sub == OPERATOR_SUBJECT:
+    if claims.sub == operator.SUBJECT:
         return GrantKind.OPERATOR
     return GrantKind.APP if claims.sub.startswith(_APP_PREFIX) else GrantKind.AGENT
 
@@ -60,10 +59,16 @@ class Principal:
         return self.claims.sub.removeprefix(_APP_PREFIX) if self.kind is GrantKind.APP else ""
 
     @property
+    def name(self) -> str:
+        """Who this is, as an event's `principal`: `sub`, and of several operators which one."""
+        is_operator = self.kind is GrantKind.OPERATOR
+        return operator.principal(self.claims.operator) if is_operator else self.claims.sub
+
+    @property
     def who(self) -> Who:
         """The principal in the fields of an event."""
         return Who(
-            principal=self.claims.sub,
+            principal=self.name,
             app_id=self.app_id,
             agent_id=self.claims.sub if self.kind is GrantKind.AGENT else "",
             task_id=self.claims.task_id,

@@ -1,8 +1,8 @@
 """Denials of strangers, recorded so that no stranger can fill the disk.
 
-The first denial of its kind (event type, route, address prefix, grant) is written before it is answered. Repeats within
-a minute are counted in memory, and the count is written as one more event when the minute is over. A crash may lose a
-count, never a first.
+The first denial of its kind (event type, route, address prefix, grant or operator) is written before it is answered.
+Repeats within a minute are counted in memory, and the count is written as one more event when the minute is over. A
+crash may lose a count, never a first.
 """
 
 from collections.abc import Callable, Sequence
@@ -96,7 +96,8 @@ class DenialLog:
 
     def _key(self, denied: StrangerDenied) -> _Key:
         event = denied.event
-        key = (event.event_type.value, event.resource, denied.caller.network, event.sid)
+        about = event.sid or str(event.data.get("name", ""))  # an operator's: guesses at one do not hide in another's
+        key = (event.event_type.value, event.resource, denied.caller.network, about)
         if key in self._windows or len(self._windows) < MAX_WINDOWS:
             return key
         return (event.event_type.value, "", "", "")  # too many kinds at once: told apart by type alone

@@ -17,6 +17,7 @@ _DETAILS: Final = {
     EndReason.APP_DEREGISTERED: "a grant ended with its app",
     EndReason.CEILING_NARROWED: "a grant exceeded its app's new ceiling",
     EndReason.SECRET_ROTATED: "a grant ended with the secret that it was given on",
+    EndReason.OPERATOR_REMOVED: "a grant ended with the operator whose it was",
     EndReason.KEY_REVOKED: "a grant ended with the key that signed its token",
     EndReason.REVOKED: "a grant was revoked",
     EndReason.ANCESTOR_ENDED: "a grant ended with the one that it was delegated from",

@@ -9,7 +9,7 @@ import msgspec
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services.context import Who
-from agentwrit.domain import claims, delegation, jwk, jws
+from agentwrit.domain import claims, delegation, jwk, jws, operator
 from agentwrit.domain import grant as grant_rules
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims, Confirmation
@@ -161,13 +161,14 @@ class TokenIssuer:
             chain_hash=delegation.chain_hash(of.chain),
             cnf=Confirmation(jwk.thumbprint(of.public_key)) if of.is_bound else None,
             act=claims.actors(of.subject, of.chain) if of.names_actors else None,
+            operator=of.operator,
         )
 
 
 def holder(of: Grant) -> Who:
     """Whoever holds a grant, in the fields of an event."""
     return Who(
-        principal=of.subject,
+        principal=operator.principal(of.operator) if of.kind is GrantKind.OPERATOR else of.subject,
         app_id=of.app_id,
         agent_id=of.subject if of.kind is GrantKind.AGENT else "",
         task_id=of.task_id,

@@ -92,7 +92,7 @@ class KeyService:
                     f"verifiers may not know the next key yet: wait {wait} s",
                     hint="or force it: verifiers then have to ask for a key that they do not know",
                 )
-            return self._rotate(transaction, caller, operator.claims.sub, purpose)
+            return self._rotate(transaction, caller, operator.name, purpose)
 
         async with self._lock:
             rotation = await self._store.write(rotate)
@@ -124,13 +124,13 @@ class KeyService:
             is_access_key = key.purpose is KeyPurpose.ACCESS_TOKEN
             why: EventData = {"kid": key.kid}
             ended = end_grants(
-                transaction, caller, operator.claims.sub, signed if is_access_key else [], EndReason.KEY_REVOKED, why
+                transaction, caller, operator.name, signed if is_access_key else [], EndReason.KEY_REVOKED, why
             )
             transaction.record(
                 caller.event(
                     EventType.SIGNING_KEY_REVOKED,
                     detail="a signing key was revoked, with all that it signed",
-                    principal=operator.claims.sub,
+                    principal=operator.name,
                     sid=operator.claims.sid,
                     data={**key_data(key), "revocation_reason": reason, "count": len(ended)},
                 )

@@ -102,7 +102,7 @@ class LaunchTokenService:
             transaction.record(
                 caller.event(
                     EventType.LAUNCH_TOKEN_ISSUED,
-                    principal=principal.claims.sub,
+                    principal=principal.name,
                     app_id=record.app_id,
                     sid=principal.claims.sid,
                     detail="a launch token was issued",
@@ -135,7 +135,7 @@ class LaunchTokenService:
             event = caller.event(
                 EventType.SCOPE_CEILING_EXCEEDED,
                 Outcome.DENIED,
-                principal=principal.claims.sub,
+                principal=principal.name,
                 app_id=app.app_id,
                 sid=principal.claims.sid,
                 detail="the launch token would be for others than the app's audiences",
@@ -198,7 +198,7 @@ def _check_binding(caller: Caller, principal: Principal, app: App, policy: Launc
         event = caller.event(
             EventType.LAUNCH_TOKEN_DENIED,
             Outcome.DENIED,
-            principal=principal.claims.sub,
+            principal=principal.name,
             app_id=app.app_id,
             sid=principal.claims.sid,
             detail="the launch token would lead to tokens that are not bound, and the app's have to be",
@@ -212,7 +212,7 @@ def _check_ceiling(caller: Caller, principal: Principal, app: App, allowed: Sequ
         event = caller.event(
             EventType.SCOPE_CEILING_EXCEEDED,
             Outcome.DENIED,
-            principal=principal.claims.sub,
+            principal=principal.name,
             app_id=app.app_id,
             sid=principal.claims.sid,
             detail="the launch token would allow more than the app's ceiling",

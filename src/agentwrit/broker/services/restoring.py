@@ -17,7 +17,7 @@ The rules:
 - The first event behind the log of the backup is `store_restored`, and names where that log ended. The others tell of
   each grant and each key.
 - The time goes on from the highest that the backup knows, as it does at every start.
-- Apps, their secrets and the operator are as they were in the backup, whatever was changed since: that is for the
+- Apps, their secrets and operators are as they were in the backup, whatever was changed since: that is for the
   operator to see, with its last change, and to do again.
 - All of it is one unit of work: a store has done it or has not. A data directory that is made from a backup gets its
   store only when that has.
@@ -35,7 +35,7 @@ from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.ending import end_grants
 from agentwrit.broker.services.keys import BROKER, complete, end_key, key_data
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Transaction
-from agentwrit.domain import audit, operator
+from agentwrit.domain import audit
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.grant import EndReason
@@ -58,7 +58,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     launch_tokens: int
     keys: int
     apps: Sequence[App]
-    operator: Operator | None
+    operators: Sequence[Operator]
     checkpoint_key: StoredKey | None
 
 
@@ -106,7 +106,7 @@ def end_everything(transaction: Transaction, wrap: KeyWrap, config: Config, *, e
         launch_tokens=launch_tokens,
         keys=len(ending),
         apps=transaction.apps(),
-        operator=transaction.operator(operator.SUBJECT),
+        operators=[operator for operator in transaction.operators() if operator.is_active],
         checkpoint_key=next((key for key in keys if _signs_checkpoints(key)), None),
     )
 

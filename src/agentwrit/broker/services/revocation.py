@@ -40,12 +40,12 @@ class RevocationService:
             found = transaction.grants(_query(chosen, target, transaction.now))
             named = [grant for grant in found if names(chosen, target, grant)]
             why = {"level": chosen.value, "target": target, "revocation_reason": reason}
-            ended = end_grants(transaction, caller, operator.claims.sub, named, EndReason.REVOKED, {**why})
+            ended = end_grants(transaction, caller, operator.name, named, EndReason.REVOKED, {**why})
             transaction.record(
                 caller.event(
                     EventType.TOKEN_REVOKED,
                     detail="the operator revoked what is alive under a name",
-                    principal=operator.claims.sub,
+                    principal=operator.name,
                     sid=operator.claims.sid,
                     data={**why, "count": len(ended)},
                 )

@@ -8,7 +8,7 @@ The rules:
 - A grant that the log saw end has ended in the store, and its revocation is there while a token of it is in time.
 - A grant with a token that is in time is in the store, with the newest token that the log knows; the tokens before
   that one are revoked.
-- An app is in the store, no older than the log's last word on it, and inactive if it was removed. So is the operator.
+- An app is in the store, no older than the log's last word on it, and inactive if it was removed. So are operators.
 - A key is in the store, and gone if it was revoked or has expired.
 - The feed's epoch is the one that the last restore gave it, if there was one.
 - As many events of each type are counted as there are.
@@ -72,7 +72,7 @@ class _Comparison:
         self._keys = {key.kid: key for key in snapshot.signing_keys()}
         self._tokens: dict[str, _Token] = {}  # by the grant's sid
         self._last_word_on_apps: dict[str, Event] = {}
-        self._last_word_on_operator: Event | None = None
+        self._last_word_on_operators: dict[str, Event] = {}
         self._restored: Event | None = None
         self._seen: Counter[str] = Counter()  # events of each type
         self._takers: Mapping[str, Callable[[Event], None]] = {
@@ -85,7 +85,10 @@ class _Comparison:
             EventType.APP_SECRET_ROTATED: self._app_changed,
             EventType.SCOPES_CEILING_UPDATED: self._app_changed,
             EventType.APP_DEREGISTERED: self._app_changed,
-            EventType.ADMIN_SECRET_SET: self._secret_set,
+            EventType.ADMIN_SECRET_SET: self._operator_changed,
+            EventType.OPERATOR_ADDED: self._operator_changed,
+            EventType.OPERATOR_SECRET_ROTATED: self._operator_changed,
+            EventType.OPERATOR_REMOVED: self._operator_changed,
             EventType.SIGNING_KEY_CREATED: self._key_made,
             EventType.SIGNING_KEY_EXPIRED: self._key_ended,
             EventType.SIGNING_KEY_REVOKED: self._key_ended,
@@ -113,8 +116,8 @@ class _Comparison:
             is_removed = event.event_type == EventType.APP_DEREGISTERED
             if _is_older(app, event) or (is_removed and app.is_active):
                 raise TamperedRecord(f"the app {app_id} was put back as it was before {event.id}")
-        if self._last_word_on_operator is not None:
-            self._check_operator(self._last_word_on_operator)
+        for name, event in self._last_word_on_operators.items():
+            self._check_operator(name, event)
         if self._restored is not None:
             self._check_epoch(self._restored)
         self._check_counts()
@@ -148,8 +151,8 @@ class _Comparison:
     def _app_changed(self, event: Event) -> None:
         self._last_word_on_apps[event.app_id] = event
 
-    def _secret_set(self, event: Event) -> None:
-        self._last_word_on_operator = event
+    def _operator_changed(self, event: Event) -> None:
+        self._last_word_on_operators[str(event.data.get("name", operator.SUBJECT))] = event
 
     def _was_restored(self, event: Event) -> None:
         self._restored = event
@@ -158,12 +161,13 @@ class _Comparison:
         if event.data.get("feed_epoch") != self._snapshot.feed_epoch():
             raise TamperedRecord(f"the feed's epoch was put back: {event.id} gave it another one")
 
-    def _check_operator(self, event: Event) -> None:
-        stored = self._snapshot.operator(operator.SUBJECT)
+    def _check_operator(self, name: str, event: Event) -> None:
+        stored = self._snapshot.operator(name)
         if stored is None:
-            raise TamperedRecord(f"the operator was deleted: {event.id} knows its secret")
-        if _is_older(stored, event):
-            raise TamperedRecord(f"the operator's secret was put back as it was before {event.id}")
+            raise TamperedRecord(f"the operator {name} was deleted: {event.id} knows their secret")
+        is_removed = event.event_type == EventType.OPERATOR_REMOVED
+        if _is_older(stored, event) or (is_removed and stored.is_active):
+            raise TamperedRecord(f"the operator {name} was put back as it was before {event.id}")
 
     def _key_made(self, event: Event) -> None:
         if event.data.get("kid") not in self._keys:

@@ -139,6 +139,9 @@ class _MemorySnapshot:
     def operator(self, name: str) -> Operator | None:
         return self._tables.operators.get(name)
 
+    def operators(self) -> Sequence[Operator]:
+        return [operator for _, operator in sorted(self._tables.operators.items())]
+
     def app(self, app_id: str) -> App | None:
         return self._tables.apps.get(app_id)
 

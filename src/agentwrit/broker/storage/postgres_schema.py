@@ -136,8 +136,34 @@ def _version(link: Link) -> int:
     return int(row[0])
 
 
+def sealed_by(link: Link) -> str | None:
+    """The name of the key that rows are sealed with; None where there is no schema yet.
+
+    Raises:
+        ConfigurationError: the database is another program's.
+    """
+    if not _version(link):
+        return None
+    [[name]] = link.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchall()
+    return str(name)
+
+
+def seal(link: Link, sealer: Sealer, *, before: Sealer) -> None:
+    """Say that rows are sealed with another key from now on."""
+    for name, value in (("sealed_by", sealer.name), ("sealed_before", before.name)):
+        link.execute(
+            "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )
+
+
 def _check_meta(link: Link, sealer: Sealer, cluster: str) -> None:
     meta = dict(link.execute("SELECT name, value FROM meta").fetchall())
+    if meta.get("sealed_before") == sealer.name != meta.get("sealed_by"):
+        raise ConfigurationError(
+            "the master key is the one that this database had before `agentwrit keys rewrap`:"
+            " set AGENTWRIT_MASTER_KEY to the new one"
+        )
     if meta.get("sealed_by") != sealer.name:
         raise ConfigurationError(
             "the master key is not the one that this database was made with: check AGENTWRIT_MASTER_KEY"

@@ -165,7 +165,7 @@ def put_tiles(connection: Session, sealer: Sealer, tiles: Iterable[merkle.Tile])
 
 def tile_row(sealer: Sealer, tile: merkle.Tile) -> tuple[int, int, bytes, bytes]:
     """The row of a tile, in the order of TILE_COLUMNS."""
-    return tile.level, tile.number, tile.hashes, sealer.mac("tiles", _tile_body(*tile))
+    return tile.level, tile.number, tile.hashes, sealer.mac("tiles", tile_body(*tile))
 
 
 def tile(connection: Session, sealer: Sealer, level: int, number: int) -> bytes:
@@ -194,11 +194,11 @@ def kept_tile(connection: Session, sealer: Sealer | None, level: int, number: in
     if not isinstance(hashes, bytes):
         raise TamperedRecord(f"tile {number} of level {level} of the tree was altered")
     if sealer is not None:
-        sealer.check("tiles", _tile_body(level, number, hashes), mac)
+        sealer.check("tiles", tile_body(level, number, hashes), mac)
     return hashes
 
 
-def _tile_body(level: int, number: int, hashes: bytes) -> bytes:
+def tile_body(level: int, number: int, hashes: bytes) -> bytes:
     return f"{level}/{number}\n".encode("ascii") + hashes
 
 

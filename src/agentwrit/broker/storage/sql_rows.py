@@ -58,6 +58,10 @@ class SqlSnapshot:
     def operator(self, name: str) -> Operator | None:
         return self._one("operators", Operator, "name", name)
 
+    def operators(self) -> Sequence[Operator]:
+        rows = self._connection.execute("SELECT name, body, mac FROM operators ORDER BY name")
+        return [self._open("operators", Operator, row, "name", name) for name, *row in rows]
+
     def app(self, app_id: str) -> App | None:
         return self._one("apps", App, "app_id", app_id)
 

@@ -13,6 +13,8 @@ from agentwrit.domain.errors import ConfigurationError
 
 TREE_VERSION: Final = 5  # of the schema: from here on there is a tree over the audit log
 HIGH_WATER_MARK: Final = "now"  # its row in `meta`: no later reading of the time is below it
+SEALED_BY: Final = "sealed_by"  # likewise: which master key rows are sealed under
+SEALED_BEFORE: Final = "sealed_before"  # which one they were, before it was changed
 APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
 BACKUP_ID: Final = 0x41675742  # "AgWB": a backup. It becomes a broker's database only by being restored
 
@@ -93,10 +95,15 @@ def _migrate(connection: sqlite3.Connection, path: Path, sealer: Sealer) -> None
 
 def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:
     """Refuse to open a database that was sealed under another master key; a new one is sealed under this."""
-    name = sealed_by(connection)
-    if name is None:
-        connection.execute("INSERT INTO meta (name, value) VALUES ('sealed_by', ?)", (sealer.name,))
-    elif name != sealer.name:
+    meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+    if SEALED_BY not in meta:
+        connection.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (SEALED_BY, sealer.name))
+    elif meta.get(SEALED_BEFORE) == sealer.name != meta[SEALED_BY]:
+        raise ConfigurationError(
+            "the master key is the one that this data directory had before `agentwrit keys rewrap`:"
+            " set AGENTWRIT_MASTER_KEY to the new one"
+        )
+    elif meta[SEALED_BY] != sealer.name:
         raise ConfigurationError(
             "the master key is not the one that this data directory was made with:"
             " check AGENTWRIT_MASTER_KEY, or put its master.key back"
@@ -105,7 +112,7 @@ def _check_seal(connection: sqlite3.Connection, sealer: Sealer) -> None:
 
 def sealed_by(connection: sqlite3.Connection) -> str | None:
     """The name of the sealer of a database; None for a new one."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchone()
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (SEALED_BY,)).fetchone()
     return None if row is None else str(row[0])
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker.storage import sql_log
+from agentwrit.broker.storage import sql_log, sqlite_schema
 from agentwrit.broker.storage.base import Snapshot
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, saved_head
@@ -64,6 +64,19 @@ def snapshot(path: Path, sealer: Sealer) -> Iterator[Snapshot]:
     """
     with _reading(path) as connection:
         yield SqliteSnapshot(connection, sealer)
+
+
+def sealed_by(path: Path) -> str | None:
+    """The name of the key that the rows in the database `path` are sealed with, if there is one yet.
+
+    Raises:
+        TamperedRecord: the file is damaged.
+        ConfigurationError: there is no such database.
+    """
+    with _reading(path) as connection:
+        if not connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'").fetchone()[0]:
+            return None
+        return sqlite_schema.sealed_by(connection)
 
 
 @contextlib.contextmanager
