@@ -21,6 +21,8 @@ class Life:
         with BrokerProcess(directory / "data") as broker:
             self.app, self.other = broker.app(), broker.app()
             self.released, self.renewed, self.live = (self.app.agent() for _ in range(3))
+            self.limited, self.suspended = broker.app(max_live_agents=3), broker.app()
+            self.limited.agent()
             self.old_key = broker.http.get("/.well-known/jwks.json").json()["keys"][-1]["kid"]
             broker.http.post("/v1/admin/keys/rotate", json={"force": True}, headers=broker.admin())
             broker.stop()
@@ -29,6 +31,9 @@ class Life:
             assert broker.release(self.released["access_token"]).status_code == 204
             assert broker.renew(self.renewed["access_token"]).status_code == 200
             self.late = self.app.agent()
+            self.limited.agent()
+            path = f"/v1/admin/apps/{self.suspended.app_id}/suspend"
+            assert broker.http.post(path, headers=broker.admin()).status_code == 200
             headers = broker.admin()
             update = {"scopes": ["read:data:1"]}
             url = f"/v1/admin/apps/{self.app.app_id}?keep_grants=true"
@@ -111,9 +116,9 @@ def test_a_released_grant_whose_rows_are_all_gone_is_missed(life: Life, tmp_path
     is_found(tampered(life, tmp_path / "copy", delete), "the end of the")
 
 
-@pytest.mark.parametrize("removed", [False, True])
-def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, removed: bool) -> None:
-    app_id = (life.other if removed else life.app).app_id
+@pytest.mark.parametrize("which", ["app", "other", "suspended"])
+def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, which: str) -> None:
+    app_id = getattr(life, which).app_id
 
     def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
         return db.execute(
@@ -123,6 +128,15 @@ def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, removed: boo
         )
 
     is_found(tampered(life, tmp_path / "copy", put_back), app_id, "put back as it was before")
+
+
+def test_a_count_of_live_agents_as_it_once_was_is_found(life: Life, tmp_path: Path) -> None:
+    """The app could have one more than it may."""
+
+    def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
+        return db.execute("UPDATE app_usage SET (body, mac) = (SELECT body, mac FROM before.app_usage)")
+
+    is_found(tampered(life, tmp_path / "copy", put_back), life.limited.app_id, "are counted, and there are")
 
 
 def test_the_operator_with_a_former_secret_is_found(life: Life, tmp_path: Path) -> None:
