@@ -39,6 +39,28 @@ def proof(key: Ed25519PrivateKey, method: str, url: str, token: str, **changes: 
     return jwt.encode(kept, key, algorithm="EdDSA", headers={"typ": "dpop+jwt", "jwk": public_jwk(key)})
 
 
+class Creation:
+    """A request of an app for an agent in one trip. `token`: the app's; `fields` replace those of the body."""
+
+    def __init__(self, app: TestApp, token: str | None = None, **fields: Any) -> None:
+        self._broker = app.broker
+        self._key = Ed25519PrivateKey.generate()
+        self._token = token or app.token()
+        self._body = {
+            "orch_id": "orchestrator",
+            "task_id": "task-1",
+            "requested_scope": ["read:data:1"],
+            "public_key": base64.b64encode(raw_public_key(self._key)).decode(),
+            **fields,
+        }
+
+    def post(self, *, key: str | None = None) -> httpx2.Response:
+        """Ask, with a new proof. `key`: of idempotency."""
+        made = proof(self._key, "POST", f"{self._broker.url}/v1/agents", self._token)
+        headers = bearer(self._token) | ({} if key is None else {"idempotency-key": key})
+        return self._broker.http.post("/v1/agents", json={"proof": made, **self._body}, headers=headers)
+
+
 class Holder:
     """A bound agent, as its own code would act."""
 

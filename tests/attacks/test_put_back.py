@@ -25,6 +25,8 @@ class Life:
             self.released, self.renewed, self.live = (self.app.agent() for _ in range(3))
             for name in ("ana", "bo", "cy"):
                 assert broker.http.post(OPERATORS, json={"name": name}, headers=broker.admin()).status_code == 201
+            self.limited, self.suspended = broker.app(max_live_agents=3), broker.app()
+            self.limited.agent()
             self.old_key = broker.http.get("/.well-known/jwks.json").json()["keys"][-1]["kid"]
             broker.http.post("/v1/admin/keys/rotate", json={"force": True}, headers=broker.admin())
             broker.stop()
@@ -33,6 +35,9 @@ class Life:
             assert broker.release(self.released["access_token"]).status_code == 204
             assert broker.renew(self.renewed["access_token"]).status_code == 200
             self.late = self.app.agent()
+            self.limited.agent()
+            path = f"/v1/admin/apps/{self.suspended.app_id}/suspend"
+            assert broker.http.post(path, headers=broker.admin()).status_code == 200
             headers = broker.admin()
             assert broker.http.post(f"{OPERATORS}/ana/secret", headers=headers).status_code == 200
             assert broker.http.delete(f"{OPERATORS}/bo", headers=headers).status_code == 200
@@ -117,9 +122,9 @@ def test_a_released_grant_whose_rows_are_all_gone_is_missed(life: Life, tmp_path
     is_found(tampered(life, tmp_path / "copy", delete), "the end of the")
 
 
-@pytest.mark.parametrize("removed", [False, True])
-def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, removed: bool) -> None:
-    app_id = (life.other if removed else life.app).app_id
+@pytest.mark.parametrize("which", ["app", "other", "suspended"])
+def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, which: str) -> None:
+    app_id = getattr(life, which).app_id
 
     def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
         return db.execute(
@@ -129,6 +134,15 @@ def test_an_app_as_it_once_was_is_found(life: Life, tmp_path: Path, removed: boo
         )
 
     is_found(tampered(life, tmp_path / "copy", put_back), app_id, "put back as it was before")
+
+
+def test_a_count_of_live_agents_as_it_once_was_is_found(life: Life, tmp_path: Path) -> None:
+    """The app could have one more than it may."""
+
+    def put_back(db: sqlite3.Connection) -> sqlite3.Cursor:
+        return db.execute("UPDATE app_usage SET (body, mac) = (SELECT body, mac FROM before.app_usage)")
+
+    is_found(tampered(life, tmp_path / "copy", put_back), life.limited.app_id, "are counted, and there are")
 
 
 def test_the_operator_with_a_former_secret_is_found(life: Life, tmp_path: Path) -> None:

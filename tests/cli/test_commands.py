@@ -63,6 +63,48 @@ def test_what_an_app_reports_for_is_set_and_taken_away_from_the_command_line(ope
     one_line(run("app", "update", "cli-service", "--reports-for", "a", "--no-reports", **operator), 2, "not both")
 
 
+def test_an_apps_limits_are_set_changed_and_taken_away_from_the_command_line(operator: dict[str, str]) -> None:
+    given = ("--max-live-agents", "3", "--max-ttl", "60")
+    run("app", "register", "cli-limits", "--scope", "read:data:*", *given, **operator)
+
+    def limits(record: str) -> list[int | None]:
+        shown = json.loads(record)
+        return [shown["max_live_agents"], shown["max_ttl"], shown["creates_per_second"]]
+
+    def update(*arguments: str) -> list[int | None]:
+        return limits(run("app", "update", "cli-limits", *arguments, "--json", **operator).stdout)
+
+    assert limits(run("app", "show", "cli-limits", "--json", **operator).stdout) == [3, 60, None]
+    assert update("--creates-per-second", "5", "--max-live-agents", "none") == [None, 60, 5]
+    assert update("--token-ttl", "60") == [None, 60, 5]
+    assert update("--max-ttl", "none", "--creates-per-second", "none") == [None] * 3
+    one_line(run("app", "update", "cli-limits", "--max-ttl", "no", **operator), 2, "--max-ttl", "'no'", "'none'")
+    one_line(run("app", "update", "cli-limits", "--max-live-agents", "0", **operator), 2, "max_live_agents", "1 to")
+    one_line(run("app", "update", "cli-limits", **operator), 2, "--max-ttl")
+
+
+def test_an_app_is_suspended_and_resumed_from_the_command_line(operator: dict[str, str]) -> None:
+    run("app", "register", "cli-suspended", "--scope", "read:data:*", **operator)
+    for _ in range(2):
+        suspended = run("app", "suspend", "cli-suspended", **operator)
+        assert (suspended.returncode, "suspended" in suspended.stdout) == (0, True)
+    assert json.loads(run("app", "show", "cli-suspended", "--json", **operator).stdout)["status"] == "suspended"
+    resumed = json.loads(run("app", "resume", "cli-suspended", "--json", **operator).stdout)
+    assert resumed["status"] == "active"
+    run("app", "remove", "cli-suspended", "--yes", **operator)
+    one_line(run("app", "resume", "cli-suspended", **operator), 1, "removed", "app register")
+    one_line(run("app", "suspend", "app-none", **operator), 1, "no such app")
+
+
+def test_of_apps_of_one_name_the_one_that_is_left_is_meant_also_while_it_is_suspended(operator: dict[str, str]) -> None:
+    register = ("app", "register", "cli-again", "--scope", "read:data:*", "--json")
+    run(*register, **operator)
+    run("app", "remove", "cli-again", "--yes", **operator)
+    app_id = json.loads(run(*register, **operator).stdout)["app_id"]
+    run("app", "suspend", "cli-again", **operator)
+    assert json.loads(run("app", "resume", "cli-again", "--json", **operator).stdout)["app_id"] == app_id
+
+
 def test_a_registered_apps_exports_can_be_pasted(operator: dict[str, str], broker: BrokerProcess) -> None:
     lines = run("app", "register", "cli-paste", "--scope", "read:data:*", **operator).stdout.splitlines()
     exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))

@@ -16,6 +16,7 @@ from agentwrit import (
     AuthenticationError,
     AuthorizationError,
     ProblemResponseError,
+    RateLimitError,
     TransportError,
 )
 from tests.client.peer import Peer, Reply, answer, break_off, hang_up, never, peer
@@ -99,6 +100,22 @@ def test_a_thousand_agents_at_once_share_one_login_and_few_connections(registere
 
     asyncio.run(create())
     assert logins(registered) == 1
+
+
+def test_an_app_at_its_limit_is_told_which_and_how_long_to_wait(broker: BrokerProcess) -> None:
+    registered = broker.app(max_live_agents=2)
+
+    async def main() -> None:
+        async with app_of(registered) as app:
+            asked = (app.create_agent("o", f"t-{number}", ["read:data:1"]) for number in range(6))
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            refused = [each for each in answers if isinstance(each, BaseException)]
+            assert len(refused) == 4
+            assert all(isinstance(each, RateLimitError) and each.retry_after == 5 for each in refused)
+            assert "max_live_agents" in str(refused[0])
+
+    asyncio.run(main())
+    assert broker.events(app_id=registered.app_id, event_type="launch_token_issued") == []
 
 
 def test_of_many_calls_few_are_under_way_and_none_runs_out_of_time() -> None:

@@ -20,6 +20,7 @@ from agentwrit import (
     AuthorizationError,
     CryptoError,
     ProblemResponseError,
+    RateLimitError,
     TransportError,
     validate,
 )
@@ -203,6 +204,33 @@ def test_refusals_say_what_they_are(app: AgentWritApp, broker: BrokerProcess) ->
         AgentWritApp(broker.url, "client-none", "none").create_agent("o", "t", ["read:data:1"])
     with pytest.raises(TypeError, match="list of scopes"):
         app.create_agent("o", "t", "read:data:1")
+
+
+def test_an_app_at_its_limit_is_told_which_and_how_long_to_wait(broker: BrokerProcess) -> None:
+    registered = broker.app(max_live_agents=1)
+    with AgentWritApp(broker.url, registered.client_id, registered.client_secret) as app:
+        with app.create_agent("o", "t", ["read:data:1"]):
+            with pytest.raises(RateLimitError, match="max_live_agents") as caught:
+                app.create_agent("o", "t", ["read:data:1"])
+            assert (caught.value.retry_after, caught.value.problem.error_code) == (5, "rate_limited")
+            assert broker.events(app_id=registered.app_id, event_type="launch_token_issued") == []  # no way around
+        assert app.create_agent("o", "t", ["read:data:1"]).scope == ["read:data:1"]
+
+
+def test_a_suspended_app_is_refused_and_goes_on_when_it_is_resumed(
+    app: AgentWritApp, registered: TestApp, broker: BrokerProcess
+) -> None:
+    path = f"/v1/admin/apps/{registered.app_id}"
+    agent = app.create_agent("o", "t", ["read:data:1"])
+    broker.http.post(f"{path}/suspend", headers=broker.admin())
+    with pytest.raises(AuthenticationError):
+        app.create_agent("o", "t", ["read:data:1"])
+    with pytest.raises(AuthenticationError):
+        agent.renew()
+    agent.release()
+    broker.http.post(f"{path}/resume", headers=broker.admin())
+    with app.create_agent("o", "t", ["read:data:1"]) as another:
+        assert app.validate(another.access_token).valid
 
 
 def test_missing_variables_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from agentwrit.domain import audit
 from tests import postgres
 from tests.cli.support import run
 from tests.cluster.support import MASTER_KEY, member
+from tests.proofs import Creation
 from tests.support import ADMIN_SECRET, BrokerProcess, TestApp, bearer, registration
 from tests.wire.test_feed import following, page
 
@@ -50,6 +51,35 @@ def test_what_is_done_at_one_is_known_at_the_others(brokers: Brokers) -> None:
     assert all(broker.is_valid(successor) for broker in brokers)
     assert first.release(successor).status_code == 204
     assert not any(broker.is_valid(successor) for broker in brokers)
+
+
+def test_limits_are_those_of_all_together(brokers: Brokers) -> None:
+    first = brokers[0]
+    crowded, hasty = first.app(max_live_agents=4), first.app(creates_per_second=1)
+    for app, allowed in ((crowded, 4), (hasty, 1)):
+        calls = [Creation(at(broker, app)).post for broker in brokers for _ in range(4)]
+        answers = at_once(*calls)
+        made = [answer.json() for answer in answers if answer.status_code == 201]
+        assert len(made) >= allowed
+        assert len(made) == allowed or app is hasty  # it may take a second
+        assert {answer.status_code for answer in answers} == {201, 429}
+    agents = first.http.get("/v1/agents", params={"app_id": crowded.app_id}, headers=first.admin()).json()["agents"]
+    assert len(agents) == 4
+    assert first.revoke("agent", agents[0]["agent_id"]) == 1
+    assert [Creation(at(broker, crowded)).post().status_code for broker in brokers[1:]] == [201, 429]
+
+
+def test_an_app_that_is_suspended_at_one_is_suspended_at_the_others_at_once(brokers: Brokers) -> None:
+    first, second, third = brokers
+    app = first.app()
+    token = at(second, app).agent()["access_token"]
+    path = f"/v1/admin/apps/{app.app_id}"
+    assert third.http.post(f"{path}/suspend", headers=third.admin()).status_code == 200
+    assert not any(broker.is_valid(token) for broker in brokers)
+    assert {at(broker, app).login().status_code for broker in brokers} == {401}
+    assert second.http.post(f"{path}/resume", headers=second.admin()).status_code == 200
+    assert {at(broker, app).login().status_code for broker in brokers} == {200}
+    assert not any(broker.is_valid(token) for broker in brokers)
 
 
 def test_a_token_that_was_revoked_at_one_is_refused_at_the_others_at_once(brokers: Brokers) -> None:

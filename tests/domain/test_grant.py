@@ -12,6 +12,7 @@ from tests.domain.records import NOW, make_grant, make_hop
 RENEWED = renewed(make_grant(), "jti-2", NOW + 100)
 TWICE = renewed(RENEWED, "jti-3", NOW + 110)
 RELEASED = ended(RENEWED, EndReason.RELEASED, NOW + 120)
+LASTING = make_grant(exp=NOW + 86_400)
 SHORT = make_grant(ttl=10, exp=NOW + 10)
 SHORT_RENEWED = renewed(SHORT, "jti-2", NOW + 5)
 
@@ -32,8 +33,10 @@ SHORT_RENEWED = renewed(SHORT, "jti-2", NOW + 5)
         pytest.param(make_grant(), "", 1, Renewal.REUSE, id="nothing-is-no-predecessor"),
         pytest.param(RELEASED, "jti-2", 121, Renewal.REFUSE, id="ended-current"),
         pytest.param(RELEASED, "jti-1", 121, Renewal.REFUSE, id="ended-predecessor"),
-        pytest.param(make_grant(), "jti-1", 86_399, Renewal.SUCCEED, id="last-second"),
-        pytest.param(make_grant(), "jti-1", 86_400, Renewal.REFUSE, id="end-of-life"),
+        pytest.param(LASTING, "jti-1", 86_399, Renewal.SUCCEED, id="last-second"),
+        pytest.param(LASTING, "jti-1", 86_399.5, Renewal.SUCCEED, id="in-its-last-second"),
+        pytest.param(LASTING, "jti-1", 86_400, Renewal.REFUSE, id="end-of-life"),
+        pytest.param(make_grant(), "jti-1", 300, Renewal.REFUSE, id="its-token-is-over"),
     ],
 )
 def test_what_is_done_with_a_token_presented_to_renew(grant: Grant, jti: str, after: float, decision: Renewal) -> None:

@@ -3,13 +3,22 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from operator import methodcaller
 from typing import Any
 
 import msgspec
 import pytest
 
-from agentwrit.broker.storage.base import Denied, EventQuery, GrantQuery, Snapshot, Transaction
+from agentwrit.broker.storage.base import (
+    EXPIRED_AT_ONCE,
+    Denied,
+    EventQuery,
+    Expired,
+    GrantQuery,
+    Snapshot,
+    Transaction,
+)
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import AppStatus
 from agentwrit.domain.audit import Draft, EventType, Outcome
@@ -18,6 +27,7 @@ from agentwrit.domain.errors import NotFound, ScopeViolation, Unavailable
 from agentwrit.domain.grant import EndReason, Grant, GrantKind, ended
 from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import used
+from agentwrit.domain.limits import AppUsage
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
@@ -144,6 +154,101 @@ def test_a_name_can_be_taken_again_after_the_app_is_gone(subject: Subject) -> No
     subject.write(lambda t: t.put_app(again))
     assert subject.read(lambda s: s.active_app_by_name("orders")) == again
     assert subject.read(lambda s: s.app_count()) == 2
+
+
+def test_a_suspended_app_keeps_its_name(subject: Subject) -> None:
+    suspended = make_app(status=AppStatus.SUSPENDED)
+    subject.write(lambda t: t.put_app(suspended))
+    assert subject.read(lambda s: s.active_app_by_name("orders")) == suspended
+
+
+def test_how_much_of_its_limits_an_app_uses_is_kept_with_each_unit(subject: Subject) -> None:
+    usage = AppUsage(app_id="app-1", live_agents=1, counted_at=NOW, permits=0.1 + 0.2, refilled_at=NOW + 0.3)
+
+    def use(transaction: Transaction) -> AppUsage | None:
+        before = transaction.app_usage("app-1") or AppUsage(app_id="app-1")
+        transaction.put_app_usage(msgspec.structs.replace(before, live_agents=before.live_agents + 1))
+        return transaction.app_usage("app-1")
+
+    def fail(transaction: Transaction) -> None:
+        use(transaction)
+        raise Denied(NotFound("none"), REFUSED)
+
+    async def together() -> list[Any]:
+        units = [use, use, fail, use, fail]
+        return await asyncio.gather(*(subject.store.write(unit) for unit in units), return_exceptions=True)
+
+    assert subject.read(lambda s: s.app_usage("app-1")) is None
+    subject.write(lambda t: t.put_app_usage(usage))
+    assert subject.read(lambda s: s.app_usage("app-1")) == usage
+    assert subject.read(lambda s: s.app_usage("app-2")) is None
+    done = subject.run(together())
+    assert [each.live_agents for each in done if isinstance(each, AppUsage)] == [2, 3, 4]
+    assert subject.read(lambda s: s.app_usage("app-1")) == msgspec.structs.replace(usage, live_agents=4)
+
+
+def test_agents_that_count_are_found_by_when_they_expired(subject: Subject) -> None:
+    def made(sid: str, exp: int, **fields: Any) -> Grant:
+        return make_grant(**{"sid": sid, "exp": NOW + exp, "is_counted": True, **fields})
+
+    grants = [
+        made("at-the-first", 1),
+        made("in-between", 2),
+        made("at-the-second", 3),
+        made("later", 4),
+        made("ended", 2, ended_at=NOW),
+        made("another-apps", 2, app_id="app-2"),
+        made("not-counted", 2, is_counted=False),
+        made("renewed", 2),
+    ]
+    subject.write(lambda t: [t.put_grant(grant) for grant in grants])
+    query = GrantQuery(over_in=(NOW + 1, NOW + 3), is_counted=True, app_id="app-1")
+
+    def renew_and_look(transaction: Transaction) -> list[str]:
+        transaction.put_grant(made("renewed", 9))
+        transaction.put_grant(made("new", 3))
+        return [grant.sid for grant in transaction.grants(query)]
+
+    found = ["in-between", "at-the-second", "renewed"]
+    assert subject.read(lambda s: [grant.sid for grant in s.grants(query)]) == found
+    assert set(subject.write(renew_and_look)) == {"in-between", "at-the-second", "new"}
+    assert {grant.sid for grant in subject.read(lambda s: s.grants(query))} == {"in-between", "at-the-second", "new"}
+    live = GrantQuery(live_at=NOW + 2, is_counted=True, app_id="app-1")
+    assert {grant.sid for grant in subject.read(lambda s: s.grants(live))} == {
+        "at-the-second",
+        "later",
+        "new",
+        "renewed",
+    }
+
+
+def test_agents_that_expired_are_counted_a_few_hundred_at_a_time(subject: Subject) -> None:
+    def made(number: int, exp: int, **fields: Any) -> Grant:
+        return make_grant(**{"sid": f"{exp}-{number}", "exp": NOW + exp, "is_counted": True, **fields})
+
+    # Ten in each of a hundred seconds, and in one more as many as are never counted at once.
+    spread = [made(number, second) for second in range(100) for number in range(10)]
+    crowd = [made(number, 150) for number in range(EXPIRED_AT_ONCE + 50)]
+    subject.write(lambda t: [t.put_grant(grant) for grant in (*spread, *crowd)])
+
+    def count(snapshot: Snapshot) -> list[Expired]:
+        steps = [snapshot.expired("app-1", NOW - 1, NOW + 200)]
+        while steps[-1].until < NOW + 200:
+            steps.append(snapshot.expired("app-1", steps[-1].until, NOW + 200))
+        return steps
+
+    def renew_and_count(transaction: Transaction) -> list[Expired]:
+        for grant in (*spread[:400], *crowd[:300]):
+            transaction.put_grant(msgspec.structs.replace(grant, exp=NOW + 300))
+        transaction.put_grant(made(99, 150))
+        return count(transaction)
+
+    steps = subject.read(count)
+    assert sum(step.agents for step in steps) == len(spread) + len(crowd)
+    assert all(before.until < after.until for before, after in pairwise(steps))
+    assert sum(step.agents for step in subject.write(renew_and_count)) == 600 + 6 + 1
+    assert sum(step.agents for step in subject.read(count)) == 600 + 6 + 1
+    assert subject.read(lambda s: s.expired("app-2", NOW - 1, NOW + 200)) == (0, NOW + 200)
 
 
 def test_keys_are_listed_newest_first(subject: Subject) -> None:

@@ -35,6 +35,8 @@ ISSUED = Draft(event_type=EventType.TOKEN_ISSUED)
 ENTRY = Revocation(kind=RevocationKind.GRANT, id="sid-1", effective_at=NOW, last_exp=NOW + 300)
 KEY = b"s" * 32
 
+WITHOUT_USAGE = "DROP TABLE app_usage; DROP INDEX grants_counted; ALTER TABLE grants DROP COLUMN counted;"
+
 
 class File:
     """A database file, and the stores that are opened on it one after the other."""
@@ -758,7 +760,9 @@ def test_a_log_of_an_older_schema_is_tallied_when_it_is_opened(file: File) -> No
         tallied = connection.execute(query).fetchall()
     file.close()
     with sqlite3.connect(file.path) as connection:
-        connection.executescript("DROP TRIGGER tally_events; DROP TABLE tallies; PRAGMA user_version = 6")
+        connection.executescript(
+            f"{WITHOUT_USAGE} DROP TRIGGER tally_events; DROP TABLE tallies; PRAGMA user_version = 6"
+        )
     connection.close()
     file.open()
     with sqlite3.connect(file.path) as connection:
@@ -855,6 +859,14 @@ def test_no_lookup_of_events_goes_through_all_of_them(
         (GrantQuery(live_at=NOW, task_id="x"), "grants_live_by_task"),
         (GrantQuery(live_at=NOW, app_id="x", kind=GrantKind.AGENT), "grants_live_by_app"),
         (GrantQuery(live_at=NOW, app_id="x"), "grants_live_by_app"),
+        (
+            GrantQuery(over_in=(NOW, NOW + 1), is_counted=True, app_id="x"),
+            "grants_counted (app_id=? AND exp>? AND exp<?)",
+        ),
+        (
+            GrantQuery(over_in=(NOW, NOW + 1), is_counted=True, app_id="x", limit=9),
+            "grants_counted (app_id=? AND exp>?",
+        ),
         (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, limit=100), "grants_live_by_kind"),
         (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, after="x", limit=100), "grants_live_by_kind"),
         (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, app_id="x", subject="y", parent=""), "grants_by_subject"),
@@ -874,6 +886,7 @@ def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQu
 
 
 WITHOUT_TREE = f"""
+    {WITHOUT_USAGE}
     DROP TABLE tiles; DROP TABLE checkpoint; DROP TABLE archives; DROP TRIGGER tally_events; DROP TABLE tallies;
     DELETE FROM meta WHERE name = 'audit_head'; PRAGMA user_version = {TREE_VERSION - 1}
 """

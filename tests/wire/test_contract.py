@@ -193,7 +193,7 @@ def test_an_app_is_registered_listed_shown_changed_and_removed(broker: BrokerPro
     app = broker.app("read:data:*", token_ttl=120)
     shown = broker.http.get(f"/v1/admin/apps/{app.app_id}", headers=admin).json()
     fields = {"app_id", "name", "client_id", "scopes", "audiences", "token_ttl", "status", "created_at", "updated_at"}
-    fields |= {"require_bound", "reports_for"}
+    fields |= {"require_bound", "reports_for", "max_live_agents", "max_ttl", "creates_per_second"}
     assert set(shown) == fields
     assert (shown["status"], shown["token_ttl"], shown["scopes"]) == ("active", 120, ["read:data:*"])
     listed = broker.http.get("/v1/admin/apps", headers=admin).json()

@@ -55,6 +55,7 @@ from agentwrit.broker.services.housekeeping import Housekeeping
 from agentwrit.broker.services.issuing import TokenIssuer
 from agentwrit.broker.services.keys import KeyRings, KeyService
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
+from agentwrit.broker.services.limits import LimitedApps
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.operator_accounts import OperatorAccounts
 from agentwrit.broker.services.operators import OperatorService, set_secret
@@ -312,7 +313,7 @@ async def open_on(
     logins = AppLogins(apps, ClientService(store, denials, clock))
     tokens = TokenService(denials, issuer, authenticator, possession)
     delegations = DelegationService(denials, issuer, authenticator)
-    registration = RegistrationService(denials, issuer, config, possession)
+    registration = RegistrationService(denials, issuer, config, possession, LimitedApps(clock))
     launch_tokens = LaunchTokenService(store, config)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))

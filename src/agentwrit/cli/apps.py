@@ -1,5 +1,6 @@
 """`agentwrit app`: the operator's apps."""
 
+import functools
 import shlex
 import sys
 from collections.abc import Mapping
@@ -35,6 +36,42 @@ _reports_for = click.option(
     help="An audience that it is the resource server of: it may report what was done with tokens for it; repeatable.",
 )
 
+
+_NONE = "none"
+
+
+def _limit(text: str) -> int | str:
+    """A limit, or that there is to be none."""
+    try:
+        return _NONE if text == _NONE else int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a whole number nor {_NONE!r}") from None
+
+
+_LIMITS = (
+    ("max_live_agents", "N", "How many agents it may have at once."),
+    ("max_ttl", "SECONDS", "How long its agents' tokens may live."),
+    ("creates_per_second", "N", "How many agents it may create in a second."),
+)
+
+
+def _limits(command: options.Command) -> options.Command:
+    """The options for an app's limits. The command gets those that were given, by name, as `limits`."""
+
+    @functools.wraps(command)
+    def limited(**given: Any) -> Any:
+        asked = {name: given.pop(name) for name, _, _ in _LIMITS}
+        limits = {name: None if limit == _NONE else limit for name, limit in asked.items() if limit is not None}
+        return command(limits=limits, **given)
+
+    for name, metavar, help_text in reversed(_LIMITS):
+        option = click.option(
+            f"--{name.replace('_', '-')}", name, type=_limit, metavar=f"{metavar}|{_NONE}", help=help_text
+        )
+        limited = option(limited)
+    return limited
+
+
 _BOUND_HELP = "Whether its agents' tokens must be bound to their keys."
 
 
@@ -45,6 +82,7 @@ _BOUND_HELP = "Whether its agents' tokens must be bound to their keys."
 @_audiences
 @click.option("--require-bound", is_flag=True, help="Its agents' tokens must be bound to their keys.")
 @_reports_for
+@_limits
 @options.broker_url
 @options.as_json
 def register(
@@ -54,6 +92,7 @@ def register(
     audiences: tuple[str, ...],
     require_bound: bool,
     reports_for: tuple[str, ...],
+    limits: dict[str, int | None],
     broker_url: str,
     is_json: bool,
 ) -> None:
@@ -68,6 +107,7 @@ def register(
             audiences=audiences,
             require_bound=require_bound,
             reports_for=reports_for,
+            limits=limits,
         )
     if is_json:
         print_json(registered)
@@ -109,6 +149,7 @@ def show(app: str, broker_url: str, is_json: bool) -> None:
 @click.option("--require-bound/--no-require-bound", default=None, help=_BOUND_HELP)
 @_reports_for
 @click.option("--no-reports", is_flag=True, help="Let it report nothing any more.")
+@_limits
 @click.option("--keep-grants", is_flag=True, help="Let grants that exceed a narrower ceiling live to their end.")
 @options.broker_url
 @options.as_json
@@ -121,18 +162,20 @@ def update(
     require_bound: bool | None,
     reports_for: tuple[str, ...],
     no_reports: bool,
+    limits: dict[str, int | None],
     keep_grants: bool,
     broker_url: str,
     is_json: bool,
 ) -> None:
-    """Change an app's ceiling, its audiences, how long its tokens live, whether its agents' must be bound, or what it
-    may report on.
+    """Change an app's ceiling, its audiences, how long its tokens live, whether its agents' must be bound, what it may
+    report on, or its limits.
 
-    A narrower ceiling, fewer audiences, or --require-bound, ends the live grants that exceed it.
+    A narrower ceiling, fewer audiences, or --require-bound, ends the live grants that exceed it. A lower limit ends
+    none: it holds from now on.
     """
-    given = (scopes, audiences, no_audience, reports_for, no_reports)
+    given = (scopes, audiences, no_audience, reports_for, no_reports, limits)
     if not any(given) and token_ttl is None and require_bound is None:
-        raise click.UsageError("give --scope, --audience, --no-audience, --require-bound, --reports-for or --token-ttl")
+        raise click.UsageError("give what is to be changed, for example --scope, --audience, --token-ttl or --max-ttl")
     if audiences and no_audience:
         raise click.UsageError("give --audience or --no-audience, not both")
     if reports_for and no_reports:
@@ -145,6 +188,7 @@ def update(
             audiences=audiences if audiences or no_audience else None,
             require_bound=require_bound,
             reports_for=reports_for if reports_for or no_reports else None,
+            limits=limits,
             keep_grants=keep_grants,
         )
     _print(updated, is_json=is_json)
@@ -165,6 +209,26 @@ def rotate_secret(app: str, overlap: int, broker_url: str, is_json: bool) -> Non
     until = rotated["previous_secret_expires_at"]
     print_fields({"app_id": rotated["app_id"], "the old secret": f"works until {until}" if until else "is dead"})
     _print_exports(broker_url, rotated)
+
+
+@app.command()
+@click.argument("app")
+@options.broker_url
+@options.as_json
+def suspend(app: str, broker_url: str, is_json: bool) -> None:
+    """Suspend an app: all that came through it is dead, and nobody can do anything as it until it is resumed."""
+    with options.operator_client(broker_url) as operator:
+        _print(operator.suspend_app(options.app_id(operator, app)), is_json=is_json)
+
+
+@app.command()
+@click.argument("app")
+@options.broker_url
+@options.as_json
+def resume(app: str, broker_url: str, is_json: bool) -> None:
+    """Let an app that was suspended log in again, with the secret that it has."""
+    with options.operator_client(broker_url) as operator:
+        _print(operator.resume_app(options.app_id(operator, app)), is_json=is_json)
 
 
 @app.command()

@@ -59,9 +59,9 @@ def operator_client(url: str) -> "OperatorClient":
 
 
 def app_id(operator: "OperatorClient", app: str) -> str:
-    """The id of an app given by id or name. Of apps of one name the active one is meant."""
+    """The id of an app given by id or name. Of apps of one name the one that was not removed is meant."""
     if app in ("", ".", ".."):  # in a URL's path these name another place (RFC 3986 §5.2.4)
         raise click.UsageError(f"{app!r} names no app: give an app's id or name")
     named = [record for record in operator.list_apps()["apps"] if record["name"] == app]
-    active = [record for record in named if record["status"] == "active"]
-    return str((active or named)[-1]["app_id"]) if named else app
+    registered = [record for record in named if record["status"] != "inactive"]
+    return str((registered or named)[-1]["app_id"]) if named else app

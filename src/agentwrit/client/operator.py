@@ -1,6 +1,6 @@
 """The operator's side of the protocol, for the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -11,6 +11,8 @@ from agentwrit.client.policy import Login
 from agentwrit.errors import AgentWritError
 
 APPS: Final = "/v1/admin/apps"
+AppLimits = Mapping[str, int | None]
+"""Limits of an app, by name: `max_live_agents`, `max_ttl` (seconds), `creates_per_second`. None takes one away."""
 AGENTS: Final = "/v1/agents"
 KEYS: Final = "/v1/admin/keys"
 OPERATORS: Final = "/v1/admin/operators"
@@ -37,6 +39,7 @@ class OperatorClient(Connected):
         audiences: Sequence[str] = (),
         require_bound: bool = False,
         reports_for: Sequence[str] = (),
+        limits: AppLimits | None = None,
     ) -> dict[str, Any]:
         """Register an app: its ids, and its secret, which is shown this once."""
         body = {
@@ -45,6 +48,7 @@ class OperatorClient(Connected):
             "audiences": list(audiences),
             "require_bound": require_bound,
             "reports_for": list(reports_for),
+            **(limits or {}),
         }
         return self._call("POST", APPS, body | ({} if token_ttl is None else {"token_ttl": token_ttl}))
 
@@ -64,6 +68,7 @@ class OperatorClient(Connected):
         audiences: Sequence[str] | None = None,
         require_bound: bool | None = None,
         reports_for: Sequence[str] | None = None,
+        limits: AppLimits | None = None,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
         """Change an app: the app, and as `grants_ended` how many grants a narrower ceiling ended."""
@@ -75,13 +80,20 @@ class OperatorClient(Connected):
             "reports_for": None if reports_for is None else list(reports_for),
         }
         query = "?keep_grants=true" if keep_grants else ""
-        return self._call(
-            "PUT", _at(APPS, app_id) + query, {name: value for name, value in body.items() if value is not None}
-        )
+        given = {name: value for name, value in body.items() if value is not None}
+        return self._call("PUT", _at(APPS, app_id) + query, {**given, **(limits or {})})
 
     def rotate_secret(self, app_id: str, *, overlap: int = 0) -> dict[str, Any]:
         """Give an app a new secret, shown this once; the old one works for `overlap` seconds more."""
         return self._call("POST", f"{_at(APPS, app_id)}/secret", {"overlap": overlap})
+
+    def suspend_app(self, app_id: str) -> dict[str, Any]:
+        """Let nobody do anything as an app: the app, and as `grants_ended` how many grants of its were alive."""
+        return self._call("POST", f"{_at(APPS, app_id)}/suspend", is_idempotent=True)
+
+    def resume_app(self, app_id: str) -> dict[str, Any]:
+        """Let an app that is suspended log in again: the app."""
+        return self._call("POST", f"{_at(APPS, app_id)}/resume", is_idempotent=True)
 
     def remove_app(self, app_id: str) -> dict[str, Any]:
         """End an app, and every credential that came through it."""

@@ -29,7 +29,10 @@ class _Class(NamedTuple):
 
 _IAM: Final = (3, "Identity & Access Management")
 _ACCOUNT_CHANGE = _Class(
-    3001, "Account Change", _IAM, {1: "Create", 3: "Password Change", 6: "Delete", 7: "Attach Policy", _OTHER: "Other"}
+    3001,
+    "Account Change",
+    _IAM,
+    {1: "Create", 2: "Enable", 3: "Password Change", 5: "Disable", 6: "Delete", 7: "Attach Policy", _OTHER: "Other"},
 )
 _AUTHENTICATION = _Class(
     3002,
@@ -76,6 +79,8 @@ _CLASSES: Final[Mapping[str, tuple[_Class, int]]] = {
     EventType.OPERATOR_ADDED: (_ACCOUNT_CHANGE, 1),
     EventType.OPERATOR_SECRET_ROTATED: (_ACCOUNT_CHANGE, 3),
     EventType.OPERATOR_REMOVED: (_ACCOUNT_CHANGE, 6),
+    EventType.APP_SUSPENDED: (_ACCOUNT_CHANGE, 5),
+    EventType.APP_RESUMED: (_ACCOUNT_CHANGE, 2),
     EventType.APP_DEREGISTERED: (_ACCOUNT_CHANGE, 6),
     EventType.RESOURCE_ACCESSED: (_API_ACTIVITY, 2),
     EventType.ACCESS_REPORT_DENIED: (_API_ACTIVITY, 1),

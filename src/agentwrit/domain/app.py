@@ -7,6 +7,9 @@ The rules:
 - Its agents' tokens are for its `audiences` and for the broker's default audience, and for nobody else.
 - It may report what was done with tokens for an audience in `reports_for` (`agentwrit.domain.access`).
 - Where it `requires_binding`, its agents' tokens are bound to their keys (RFC 9449): no others are issued or renewed.
+- Its limits are in `agentwrit.domain.limits`.
+- While it is suspended nobody can do anything as it, and all that came through it before has ended. Resumed, it begins
+  anew with the same secret: launch tokens from before a suspension are of no use after it either.
 - An app that was deregistered stays so. Its name may be taken again; its ids may not.
 """
 
@@ -38,13 +41,18 @@ class AppStatus(StrEnum):
     """Whether an app may do anything."""
 
     ACTIVE = "active"
+    SUSPENDED = "suspended"
+    """Not until the operator resumes it."""
     INACTIVE = "inactive"
+    """Never again: it was deregistered."""
 
 
 class App(msgspec.Struct, frozen=True, kw_only=True):
     """A registered app. Times are Unix seconds, `token_ttl` seconds; secrets are SHA-256 fingerprints.
 
     `revision` counts its states from 1; it is 0 for an app that was last changed before there were such numbers.
+    `max_ttl` (seconds, of its agents' tokens), `max_live_agents` and `creates_per_second` are None where there is no
+    such limit. `suspensions`: how often it was suspended.
     """
 
     app_id: str
@@ -63,10 +71,27 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     requires_binding: bool = False
     revision: int = 0
     reports_for: tuple[str, ...] = ()
+    max_live_agents: int | None = None
+    max_ttl: int | None = None
+    creates_per_second: int | None = None
+    suspensions: int = 0
 
     @property
     def is_active(self) -> bool:
         return self.status is AppStatus.ACTIVE
+
+    @property
+    def is_removed(self) -> bool:
+        return self.status is AppStatus.INACTIVE
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has a limit for which what it does is counted."""
+        return self.max_live_agents is not None or self.creates_per_second is not None
+
+    def cut_ttl(self, ttl: int) -> int:
+        """How long a token lives that is to live for `ttl` seconds."""
+        return ttl if self.max_ttl is None else min(ttl, self.max_ttl)
 
     @property
     def token_scopes(self) -> tuple[str, ...]:

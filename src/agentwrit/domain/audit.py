@@ -67,6 +67,8 @@ class EventType(StrEnum):
     APP_AUTH_FAILED = "app_auth_failed"
     APP_UPDATED = "app_updated"
     APP_SECRET_ROTATED = "app_secret_rotated"
+    APP_SUSPENDED = "app_suspended"
+    APP_RESUMED = "app_resumed"
     APP_DEREGISTERED = "app_deregistered"
     APP_RATE_LIMITED = "app_rate_limited"
     SIGNING_KEY_CREATED = "signing_key_created"

@@ -20,6 +20,7 @@
     │   ├── Conflict             conflict
     │   ├── PayloadTooLarge      payload_too_large
     │   ├── RateLimited          rate_limited
+    │   │   └── LimitReached     rate_limited
     │   ├── InternalError        internal_error
     │   └── Unavailable          unavailable
     ├── InvalidToken             why a token was not accepted: for the audit log, never for the caller
@@ -173,6 +174,23 @@ class RateLimited(Refusal):
     def __init__(self, detail: str, *, retry_after: int, hint: str | None = None) -> None:
         super().__init__(detail, hint=hint)
         self.retry_after = retry_after
+
+
+class LimitReached(RateLimited):
+    """An app has all that one of its limits allows.
+
+    `limit`: its name; `until`: before when that cannot be otherwise (Unix seconds).
+    """
+
+    def __init__(self, limit: str, allowed: int, *, retry_after: int, until: float) -> None:
+        super().__init__(
+            f"the app has reached its {limit}, which is {allowed}",
+            retry_after=retry_after,
+            hint="the operator can raise it: `agentwrit app update`",
+        )
+        self.limit = limit
+        self.allowed = allowed
+        self.until = until
 
 
 class InternalError(Refusal):

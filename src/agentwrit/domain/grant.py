@@ -13,6 +13,8 @@ The rules of renewal:
 
 - A grant has one current token. Renewal replaces it: new jti, new times, everything else as it was. The grant's end
   (`ends_at`) never moves, and no token is issued that would live for less than a second.
+- Where the app's `max_ttl` was lowered, the successor may be over before its predecessor would have been. What was
+  delegated from the grant, and would outlive it by that, ends.
 - A token has one successor at most. Presented again within 30 seconds, because the first answer may have been lost, it
   is answered with that same successor, as long as the successor lives and was not renewed itself.
 - Presented to renew in any other way, before its own exp, a superseded token is a stolen one: the grant ends
@@ -51,12 +53,14 @@ class EndReason(StrEnum):
     RELEASED = "released"
     RENEWAL_REUSE = "renewal_reuse"
     APP_DEREGISTERED = "app_deregistered"
+    APP_SUSPENDED = "app_suspended"
     CEILING_NARROWED = "ceiling_narrowed"
     SECRET_ROTATED = "secret_rotated"
     OPERATOR_REMOVED = "operator_removed"
     KEY_REVOKED = "key_revoked"
     REVOKED = "revoked"
     ANCESTOR_ENDED = "ancestor_ended"
+    ANCESTOR_SHORTENED = "ancestor_shortened"
     DELEGATE_ENDED = "delegate_ended"
     STORE_RESTORED = "store_restored"
 
@@ -71,7 +75,7 @@ class Renewal(StrEnum):
     REUSE = "reuse"
     """Stolen: end the grant."""
     REFUSE = "refuse"
-    """The grant has ended, or has less than a second left."""
+    """The grant has ended, its token is over, or it has less than a second left."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +86,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
     app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
     registration; `kid` names the key that signed its current token, empty where that is not known; `names_actors` says
-    whether its tokens carry `act`, `is_bound` whether they are bound to `public_key` (RFC 9449 §6.1).
+    whether its tokens carry `act`, `is_bound` whether they are bound to `public_key` (RFC 9449 §6.1), and `is_counted`,
+    of a registration, whether it counts for its app's `max_live_agents`.
     """
 
     sid: str
@@ -112,6 +117,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     names_actors: bool = False
     is_bound: bool = False
     operator: str = ""
+    is_counted: bool = False
 
     @property
     def is_registration(self) -> bool:
@@ -147,7 +153,7 @@ def decide_renewal(grant: Grant, presented_jti: str, now: float) -> Renewal:
     if grant.is_ended:
         return Renewal.REFUSE
     if presented_jti == grant.jti:
-        return Renewal.SUCCEED if grant.ends_at - int(now) >= 1 else Renewal.REFUSE
+        return Renewal.SUCCEED if grant.is_live(now) and grant.ends_at - int(now) >= 1 else Renewal.REFUSE
     is_retry = presented_jti == grant.previous_jti and now - grant.renewed_at <= RETRY_WINDOW_SECONDS
     if is_retry and now < grant.exp:
         return Renewal.REPEAT

@@ -15,6 +15,7 @@ from agentwrit.broker.services.revocation import RevocationService
 from agentwrit.domain import operator, timestamps
 from agentwrit.domain.errors import InvalidRequest, RateLimited
 from agentwrit.domain.grant import GrantKind
+from agentwrit.domain.limits import WantedLimits
 
 
 class OperatorRoutes:
@@ -43,6 +44,8 @@ class OperatorRoutes:
                 "/v1/admin/apps/{app_id}", {"GET": self.show_app, "PUT": self.update_app, "DELETE": self.remove_app}
             ),
             Resource("/v1/admin/apps/{app_id}/secret", {"POST": self.rotate_secret}),
+            Resource("/v1/admin/apps/{app_id}/suspend", {"POST": self.suspend_app}),
+            Resource("/v1/admin/apps/{app_id}/resume", {"POST": self.resume_app}),
             Resource("/v1/admin/launch-tokens", {"POST": self.create_launch_token}),
             Resource("/v1/revoke", {"POST": self.revoke}),
         ]
@@ -72,6 +75,7 @@ class OperatorRoutes:
             audiences=request.audiences,
             requires_binding=request.require_bound,
             reports_for=request.reports_for,
+            limited=_limits(request),
         )
         return json_answer(
             {
@@ -108,9 +112,21 @@ class OperatorRoutes:
             audiences=request.audiences,
             requires_binding=request.require_bound,
             reports_for=request.reports_for,
+            limited=_limits(request),
             keep_grants=_keep_grants(exchange),
         )
         return json_answer({**wire.app(app), "grants_ended": grants_ended})
+
+    async def suspend_app(self, exchange: Exchange) -> Answer:
+        principal = await self._operator(exchange)
+        app, grants_ended = await self._apps.suspend(exchange.caller, principal, exchange.path_params["app_id"])
+        return json_answer({**wire.app(app), "grants_ended": grants_ended})
+
+    async def resume_app(self, exchange: Exchange) -> Answer:
+        principal = await self._operator(exchange)
+        return json_answer(
+            wire.app(await self._apps.resume(exchange.caller, principal, exchange.path_params["app_id"]))
+        )
 
     async def remove_app(self, exchange: Exchange) -> Answer:
         principal = await self._operator(exchange)
@@ -154,6 +170,14 @@ class OperatorRoutes:
     async def _operator(self, exchange: Exchange) -> Principal:
         required = {GrantKind.OPERATOR: operator.LAUNCH_TOKENS_SCOPE}
         return await self._authenticator.require(exchange.caller, exchange.bearer(), required)
+
+
+def _limits(request: wire.RegisterApp | wire.UpdateApp) -> WantedLimits:
+    return WantedLimits(
+        max_live_agents=request.max_live_agents,
+        max_ttl=request.max_ttl,
+        creates_per_second=request.creates_per_second,
+    )
 
 
 def _keep_grants(exchange: Exchange) -> bool:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from agentwrit.broker.services.agents import GrantTree
 from agentwrit.broker.services.issuing import IssuedToken
@@ -51,6 +52,9 @@ class RegisterApp(msgspec.Struct, frozen=True):
     audiences: list[str] = []
     require_bound: bool = False
     reports_for: list[str] = []
+    max_live_agents: int | None = None
+    max_ttl: int | None = None
+    creates_per_second: int | None = None
 
 
 class UpdateApp(msgspec.Struct, frozen=True):
@@ -59,6 +63,9 @@ class UpdateApp(msgspec.Struct, frozen=True):
     audiences: list[str] | None = None
     require_bound: bool | None = None
     reports_for: list[str] | None = None
+    max_live_agents: int | UnsetType | None = UNSET
+    max_ttl: int | UnsetType | None = UNSET
+    creates_per_second: int | UnsetType | None = UNSET
 
 
 class ReportedAccess(msgspec.Struct, frozen=True):
@@ -169,7 +176,7 @@ def decode(body: bytes, schema: type[B]) -> B:
             raise InvalidRequest(f"{name} is required and must not be empty")
     for name in plan.integers:
         value = getattr(request, name)
-        if value is not None and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        if value is not None and value is not UNSET and not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise InvalidRequest(f"{name} is out of range")
     return request
 
@@ -232,6 +239,9 @@ def app(record: App) -> dict[str, object]:
         "token_ttl": record.token_ttl,
         "require_bound": record.requires_binding,
         "reports_for": record.reports_for,
+        "max_live_agents": record.max_live_agents,
+        "max_ttl": record.max_ttl,
+        "creates_per_second": record.creates_per_second,
         "status": record.status,
         "created_at": timestamps.rfc3339(record.created_at),
         "updated_at": timestamps.rfc3339(record.updated_at),

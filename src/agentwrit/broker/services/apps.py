@@ -1,4 +1,4 @@
-"""Apps: registering, changing and ending them, and logging them in."""
+"""Apps: registering, changing, suspending and ending them, and logging them in."""
 
 import hmac
 import secrets
@@ -8,20 +8,23 @@ from typing import Any
 import msgspec
 
 from agentwrit.broker.config import Config
+from agentwrit.broker.services import app_events
 from agentwrit.broker.services.authentication import Principal, app_subject
 from agentwrit.broker.services.clients import accepted
-from agentwrit.broker.services.context import Caller, EventData, scope_data
+from agentwrit.broker.services.context import Caller, scope_data
 from agentwrit.broker.services.denials import DenialLog
 from agentwrit.broker.services.ending import end_grants, revoke_grant
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
 from agentwrit.broker.services.launch_tokens import check_audience
+from agentwrit.broker.services.limits import begin_to_count
 from agentwrit.broker.storage.base import Denied, GrantQuery, Store, Transaction
 from agentwrit.domain import app as app_rules
 from agentwrit.domain import launch_token, scope
 from agentwrit.domain.app import App, AppStatus
-from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import Conflict, InvalidRequest, InvalidTTL, NotFound, ScopeViolation
 from agentwrit.domain.grant import EndReason, Grant, GrantKind
+from agentwrit.domain.limits import LIMIT_NAMES, NO_LIMITS, WantedLimits
 
 
 class NewAppSecret(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +57,7 @@ class AppService:
         audiences: Sequence[str] = (),
         requires_binding: bool = False,
         reports_for: Sequence[str] = (),
+        limited: WantedLimits = NO_LIMITS,
     ) -> NewAppSecret:
         """Register an app under a name that no active app has.
 
@@ -67,6 +71,7 @@ class AppService:
         ceiling = scope.parse_list(scopes, field="scopes") if scopes or not reported else ()
         ttl = _check_token_ttl(self._config.app_token_ttl if token_ttl is None else token_ttl)
         allowed_audiences = check_audience(audiences, field="audiences")
+        limits_asked = limited.checked()
         secret = secrets.token_hex(launch_token.SECRET_BYTES)
 
         def register(transaction: Transaction) -> NewAppSecret:
@@ -87,9 +92,12 @@ class AppService:
                 requires_binding=requires_binding,
                 reports_for=reported,
                 revision=1,
+                **limits_asked,
             )
             transaction.put_app(app)
-            transaction.record(_event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered"))
+            transaction.record(
+                app_events.event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered")
+            )
             return NewAppSecret(app=app, client_secret=secret)
 
         return await self._store.write(register)
@@ -123,29 +131,36 @@ class AppService:
         audiences: Sequence[str] | None = None,
         requires_binding: bool | None = None,
         reports_for: Sequence[str] | None = None,
+        limited: WantedLimits = NO_LIMITS,
     ) -> tuple[App, int]:
-        """Change an app's ceiling, its audiences, its token's life, whether its agents' tokens have to be bound, or
-        what it may report on.
+        """Change an app's ceiling, its audiences, its token's life, whether its agents' tokens have to be bound, what
+        it may report on, or its limits.
 
         A narrower ceiling, fewer audiences, or that tokens have to be bound, ends the live grants that exceed it,
-        unless `keep_grants`. Returns the app and how many grants that ended.
+        unless `keep_grants`. A lower limit ends none. Returns the app and how many grants were ended.
 
         Raises:
             InvalidRequest, InvalidTTL: an argument is not what it should be, or there is none.
-            NotFound: there is no such active app.
+            NotFound: there is no such app, or it was removed.
         """
-        if all(given is None for given in (scopes, token_ttl, audiences, requires_binding, reports_for)):
-            raise InvalidRequest("give scopes, token_ttl, audiences, require_bound or reports_for")
+        limits_asked = limited.checked()
+        if not limits_asked and all(
+            given is None for given in (scopes, token_ttl, audiences, requires_binding, reports_for)
+        ):
+            raise InvalidRequest(
+                f"give scopes, token_ttl, audiences, require_bound, reports_for, {', '.join(LIMIT_NAMES)}"
+            )
         ceiling = None if scopes is None else scope.parse_list(scopes, field="scopes")
         ttl = None if token_ttl is None else _check_token_ttl(token_ttl)
         allowed_audiences = None if audiences is None else check_audience(audiences, field="audiences")
         reported = None if reports_for is None else check_audience(reports_for, field="reports_for")
 
         def update(transaction: Transaction) -> tuple[App, int]:
-            before = _active(transaction, app_id)
+            before = _registered(transaction, app_id)
             app = _changed(
                 before,
                 transaction.now,
+                **limits_asked,
                 scopes=before.scopes if ceiling is None else ceiling,
                 token_ttl=before.token_ttl if ttl is None else ttl,
                 audiences=before.audiences if allowed_audiences is None else allowed_audiences,
@@ -153,6 +168,8 @@ class AppService:
                 reports_for=before.reports_for if reported is None else reported,
             )
             transaction.put_app(app)
+            if app.max_live_agents is not None and before.max_live_agents is None:
+                begin_to_count(transaction, app)
 
             exceeding = (
                 []
@@ -161,16 +178,22 @@ class AppService:
             )
             ended = len(end_grants(transaction, caller, operator.name, exceeding, EndReason.CEILING_NARROWED))
             if app.scopes != before.scopes:
-                transaction.record(_ceiling_event(caller, operator, before, app, ended))
+                transaction.record(app_events.ceiling_changed(caller, operator, before, app, ended))
             if app.audiences != before.audiences:
-                transaction.record(_audiences_event(caller, operator, before, app, ended))
+                transaction.record(app_events.audiences_changed(caller, operator, before, app, ended))
             if app.requires_binding != before.requires_binding:
-                transaction.record(_binding_event(caller, operator, app, ended))
+                transaction.record(app_events.binding_changed(caller, operator, app, ended))
             if app.reports_for != before.reports_for:
                 detail = "what an app may report on was changed"
-                transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, detail))
+                transaction.record(app_events.event(caller, operator, EventType.APP_UPDATED, app, detail))
+            if any(limit != getattr(before, name) for name, limit in limits_asked.items()):
+                transaction.record(
+                    app_events.event(caller, operator, EventType.APP_UPDATED, app, "an app's limits changed")
+                )
             if app.token_ttl != before.token_ttl:
-                transaction.record(_event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed"))
+                transaction.record(
+                    app_events.event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed")
+                )
             return app, ended
 
         return await self._store.write(update)
@@ -180,14 +203,14 @@ class AppService:
 
         Raises:
             InvalidRequest: the overlap is out of range.
-            NotFound: there is no such active app.
+            NotFound: there is no such app, or it was removed.
         """
         if not 0 <= overlap <= app_rules.MAX_OVERLAP_SECONDS:
             raise InvalidRequest(f"overlap takes 0 to {app_rules.MAX_OVERLAP_SECONDS} seconds")
         secret = secrets.token_hex(launch_token.SECRET_BYTES)
 
         def rotate(transaction: Transaction) -> NewAppSecret:
-            before = _active(transaction, app_id)
+            before = _registered(transaction, app_id)
             now = int(transaction.now)
             app = _changed(
                 before,
@@ -204,13 +227,57 @@ class AppService:
                 else:
                     end_grants(transaction, caller, operator.name, [grant], EndReason.SECRET_ROTATED)
             transaction.record(
-                _event(
+                app_events.event(
                     caller, operator, EventType.APP_SECRET_ROTATED, app, f"the old secret works for {overlap} s more"
                 )
             )
             return NewAppSecret(app=app, client_secret=secret)
 
         return await self._store.write(rotate)
+
+    async def suspend(self, caller: Caller, operator: Principal, app_id: str) -> tuple[App, int]:
+        """Let nobody do anything as an app, and end all that came through it. Again it does nothing more.
+
+        What is ended stays so: that a token is dead can be told to those who verify without asking, and not that it is
+        alive again. Returns the app and how many grants were ended.
+
+        Raises:
+            NotFound: there is none of this id.
+            Conflict: it was removed.
+        """
+
+        def suspend(transaction: Transaction) -> tuple[App, int]:
+            before = _not_removed(transaction, app_id)
+            if not before.is_active:
+                return before, 0
+            app = _changed(before, transaction.now, status=AppStatus.SUSPENDED, suspensions=before.suspensions + 1)
+            transaction.put_app(app)
+            ended = _end_all(transaction, caller, operator, app, EndReason.APP_SUSPENDED)
+            transaction.record(
+                app_events.ending(caller, operator, EventType.APP_SUSPENDED, app, "an app was suspended", ended)
+            )
+            return app, ended
+
+        return await self._store.write(suspend)
+
+    async def resume(self, caller: Caller, operator: Principal, app_id: str) -> App:
+        """Let an app that is suspended log in again, with the secret that it has. Again it does nothing more.
+
+        Raises:
+            NotFound: there is none of this id.
+            Conflict: it was removed.
+        """
+
+        def resume(transaction: Transaction) -> App:
+            before = _not_removed(transaction, app_id)
+            if before.is_active:
+                return before
+            app = _changed(before, transaction.now, status=AppStatus.ACTIVE)
+            transaction.put_app(app)
+            transaction.record(app_events.event(caller, operator, EventType.APP_RESUMED, app, "an app was resumed"))
+            return app
+
+        return await self._store.write(resume)
 
     async def deregister(self, caller: Caller, operator: Principal, app_id: str) -> App:
         """End an app and every credential that came through it. Ending it again changes nothing.
@@ -223,15 +290,14 @@ class AppService:
             before = transaction.app(app_id)
             if before is None:
                 raise _no_such_app()
-            if not before.is_active:
+            if before.is_removed:
                 return before
             now = transaction.now
             app = _changed(before, now, status=AppStatus.INACTIVE, deregistered_at=max(1, int(now)))
             transaction.put_app(app)
-            grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app_id))
-            ended = end_grants(transaction, caller, operator.name, grants, EndReason.APP_DEREGISTERED)
-            event = _event(caller, operator, EventType.APP_DEREGISTERED, app, "an app was removed")
-            transaction.record(msgspec.structs.replace(event, data={**event.data, "grants_ended": len(ended)}))
+            ended = _end_all(transaction, caller, operator, app, EndReason.APP_DEREGISTERED)
+            event = app_events.ending(caller, operator, EventType.APP_DEREGISTERED, app, "an app was removed", ended)
+            transaction.record(event)
             return app
 
         return await self._store.write(deregister)
@@ -293,11 +359,26 @@ class AppService:
         ]
 
 
-def _active(transaction: Transaction, app_id: str) -> App:
+def _registered(transaction: Transaction, app_id: str) -> App:
     app = transaction.app(app_id)
-    if app is None or not app.is_active:
+    if app is None or app.is_removed:
         raise _no_such_app()
     return app
+
+
+def _not_removed(transaction: Transaction, app_id: str) -> App:
+    app = transaction.app(app_id)
+    if app is None:
+        raise _no_such_app()
+    if app.is_removed:
+        raise Conflict("the app was removed", hint="that is final: register a new one with `agentwrit app register`")
+    return app
+
+
+def _end_all(transaction: Transaction, caller: Caller, operator: Principal, app: App, reason: EndReason) -> int:
+    """End all that came through an app, its own logins included. Returns how many grants that are."""
+    grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id))
+    return len(end_grants(transaction, caller, operator.name, grants, reason))
 
 
 def _changed(app: App, now: float, **fields: Any) -> App:
@@ -327,50 +408,3 @@ def _check_wanted(caller: Caller, app: App, wanted: Sequence[str]) -> None:
             data=scope_data(wanted, app.token_scopes, exceeding),
         )
         raise Denied(ScopeViolation("scope exceeds what an app's token can have"), event)
-
-
-def _event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:
-    return caller.event(
-        event_type,
-        detail=detail,
-        principal=operator.name,
-        app_id=app.app_id,
-        sid=operator.claims.sid,
-        data={
-            "name": app.name,
-            "scopes": list(app.scopes),
-            "audiences": list(app.audiences),
-            "token_ttl": app.token_ttl,
-            "revision": app.revision,
-            **({"token_type": "DPoP"} if app.requires_binding else {}),
-            **({"reports_for": list(app.reports_for)} if app.reports_for else {}),
-        },
-    )
-
-
-def _ceiling_event(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
-    return caller.event(
-        EventType.SCOPES_CEILING_UPDATED,
-        detail="an app's ceiling was changed",
-        principal=operator.name,
-        app_id=app.app_id,
-        sid=operator.claims.sid,
-        data={
-            "before": list(before.scopes),
-            "after": list(app.scopes),
-            "revision": app.revision,
-            "grants_ended": ended,
-        },
-    )
-
-
-def _binding_event(caller: Caller, operator: Principal, app: App, ended: int) -> Draft:
-    detail = f"an app's agents {'must' if app.requires_binding else 'need not'} have bound tokens from now on"
-    event = _event(caller, operator, EventType.APP_UPDATED, app, detail)
-    return msgspec.structs.replace(event, data={**event.data, "grants_ended": ended})
-
-
-def _audiences_event(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
-    event = _event(caller, operator, EventType.APP_UPDATED, app, "an app's audiences were changed")
-    changed: EventData = {"before": list(before.audiences), "after": list(app.audiences), "grants_ended": ended}
-    return msgspec.structs.replace(event, data={**event.data, **changed})

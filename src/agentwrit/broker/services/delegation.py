@@ -11,6 +11,7 @@ from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.services.possession import Presented, spend, spending
 from agentwrit.broker.storage.base import Denied, GrantQuery, Row, Transaction
 from agentwrit.domain import delegation, idempotency, scope, spiffe_id
+from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import (
     AudienceViolation,
@@ -95,11 +96,13 @@ class DelegationService:
                 identity.check_same(first)
                 return self._issuer.token(first.grant, now)
             to = self._delegate(transaction, caller, parent, request.delegate_to)
-            _check_scope(transaction, caller, parent, granted)
+            app = _app(transaction, caller, parent)
+            _check_scope(caller, parent, app, granted)
             audience = tuple(request.audience) or parent.audience
-            self._check_audience(transaction, caller, parent, audience)
+            self._check_audience(caller, parent, app, audience)
             _check_depth(caller, parent)
-            ends_at = min(int(now) + request.ttl, parent.exp)
+            ttl = request.ttl if app is None else app.cut_ttl(request.ttl)
+            ends_at = min(int(now) + ttl, parent.exp)
             grant = self._issuer.delegated(parent, to, granted, ends_at=ends_at, now=now)
             grant = msgspec.structs.replace(grant, audience=audience, names_actors=request.names_actors)
             issued = self._issuer.token(grant, now, scope_field="scope")
@@ -132,12 +135,9 @@ class DelegationService:
             raise StrangerDenied(NotFound("there is no such live agent in this app"), caller, event)
         return registrations[0]
 
-    def _check_audience(
-        self, transaction: Transaction, caller: Caller, parent: Grant, audience: tuple[str, ...]
-    ) -> None:
+    def _check_audience(self, caller: Caller, parent: Grant, app: App | None, audience: tuple[str, ...]) -> None:
         """Among those whom the delegator's token is for, and whom those of its app may by now be for."""
         beyond = {"delegator's": [name for name in audience if name not in parent.audience]}
-        app = transaction.app(parent.app_id) if parent.app_id else None
         if app is not None:
             beyond["app's"] = list(self._issuer.uncovered_audience(app, audience))
         for whose, exceeding in beyond.items():
@@ -159,19 +159,26 @@ def _identify(caller: Caller, delegator: Principal, request: DelegationRequest) 
     return idempotency.identify(request.idempotency_key, route=caller.route, caller=delegator.claims.sid, body=body)
 
 
-def _check_scope(transaction: Transaction, caller: Caller, parent: Grant, granted: Sequence[str]) -> None:
+def _app(transaction: Transaction, caller: Caller, parent: Grant) -> App | None:
+    """The delegator's app, if its agents may by now have such tokens; None for the operator's."""
+    if not parent.app_id:
+        return None
+    app = transaction.app(parent.app_id)
+    if app is None or not app.is_active:
+        raise Unauthorized("the app is not active")
+    if app.requires_binding and not parent.is_bound:
+        detail = "the delegator's token is not bound, and by now the app's have to be"
+        raise Denied(
+            BindingRequired(),
+            caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=detail, **holder(parent)),
+        )
+    return app
+
+
+def _check_scope(caller: Caller, parent: Grant, app: App | None, granted: Sequence[str]) -> None:
     """Within what the delegator holds, and within the ceiling that its app has by now."""
     ceilings = [(EventType.DELEGATION_ATTENUATION_VIOLATION, "delegator's scope", parent.scope)]
-    if parent.app_id:
-        app = transaction.app(parent.app_id)
-        if app is None or not app.is_active:
-            raise Unauthorized("the app is not active")
-        if app.requires_binding and not parent.is_bound:
-            detail = "the delegator's token is not bound, and by now the app's have to be"
-            raise Denied(
-                BindingRequired(),
-                caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=detail, **holder(parent)),
-            )
+    if app is not None:
         ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", app.scopes))
     for event_type, name, held in ceilings:
         exceeding = scope.uncovered(granted, held)

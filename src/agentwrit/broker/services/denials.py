@@ -1,8 +1,8 @@
 """Denials of strangers, recorded so that no stranger can fill the disk.
 
-The first denial of its kind (event type, route, address prefix, grant or operator) is written before it is answered.
-Repeats within a minute are counted in memory, and the count is written as one more event when the minute is over. A
-crash may lose a count, never a first.
+The first denial of its kind (event type, route, and as a rule address prefix and grant) is written before it is
+answered. Repeats within a minute are counted in memory, and the count is written as one more event when the minute is
+over. A crash may lose a count, never a first.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,17 +22,20 @@ T = TypeVar("T")
 WINDOW_SECONDS: Final = 60
 MAX_WINDOWS: Final = 4096
 
-_Key = tuple[str, str, str, str]
+_Key = tuple[str, ...]
 
 
 class StrangerDenied(AgentWritError):
-    """Raised in a use case, or in its unit of work: record `event`, and tell the caller `error`."""
+    """Raised in a use case, or in its unit of work: record `event`, and tell the caller `error`.
 
-    def __init__(self, error: Refusal, caller: Caller, event: Draft) -> None:
+    `about`: what tells its kind from others of this type on this route, if not who called.
+    """
+
+    def __init__(self, error: Refusal, caller: Caller, event: Draft, *, about: tuple[str, ...] | None = None) -> None:
         super().__init__(error.detail)
         self.error = error
-        self.caller = caller
         self.event = event
+        self.about = (caller.network, event.sid) if about is None else about
 
 
 class _Window:
@@ -96,11 +99,10 @@ class DenialLog:
 
     def _key(self, denied: StrangerDenied) -> _Key:
         event = denied.event
-        about = event.sid or str(event.data.get("name", ""))  # an operator's: guesses at one do not hide in another's
-        key = (event.event_type.value, event.resource, denied.caller.network, about)
+        key = (event.event_type.value, event.resource, *denied.about)
         if key in self._windows or len(self._windows) < MAX_WINDOWS:
             return key
-        return (event.event_type.value, "", "", "")  # too many kinds at once: told apart by type alone
+        return (event.event_type.value,)  # too many kinds at once: told apart by type alone
 
     async def _write(self, events: list[Draft]) -> None:
         def record_all(transaction: Transaction) -> None:

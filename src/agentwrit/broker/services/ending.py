@@ -6,6 +6,7 @@ from typing import Final
 
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.issuing import holder
+from agentwrit.broker.services.limits import make_room
 from agentwrit.broker.storage.base import GrantQuery, Transaction
 from agentwrit.domain.audit import EventType
 from agentwrit.domain.grant import EndReason, Grant, ended, falls_with
@@ -15,12 +16,14 @@ _DETAILS: Final = {
     EndReason.RELEASED: "a grant was released",
     EndReason.RENEWAL_REUSE: "a superseded token was presented to be renewed: it is taken for stolen",
     EndReason.APP_DEREGISTERED: "a grant ended with its app",
+    EndReason.APP_SUSPENDED: "a grant ended with the suspension of its app",
     EndReason.CEILING_NARROWED: "a grant exceeded its app's new ceiling",
     EndReason.SECRET_ROTATED: "a grant ended with the secret that it was given on",
     EndReason.OPERATOR_REMOVED: "a grant ended with the operator whose it was",
     EndReason.KEY_REVOKED: "a grant ended with the key that signed its token",
     EndReason.REVOKED: "a grant was revoked",
     EndReason.ANCESTOR_ENDED: "a grant ended with the one that it was delegated from",
+    EndReason.ANCESTOR_SHORTENED: "a grant would have outlived the renewed token of the one that it was delegated from",
     EndReason.DELEGATE_ENDED: "a grant ended with the registration of the agent that it was delegated to",
     EndReason.STORE_RESTORED: "a grant ended because the store was restored from a backup",
 }
@@ -55,6 +58,7 @@ def end_grants(
         transaction.record(caller.event(event_type, detail=_DETAILS[why], **who, data=event_data))
         for other, fate in _falling_with(transaction, grant):
             waiting.append((other, fate, {"ended_with": grant.sid}))
+    make_room(transaction, done.values())
     return list(done.values())
 
 

@@ -116,6 +116,7 @@ class TokenIssuer:
             exp=ends_at,
             previous_jti="",
             renewed_at=0,
+            is_counted=False,
             is_bound=parent.is_bound or to.is_bound,
         )
 
@@ -123,9 +124,11 @@ class TokenIssuer:
         """Those in `audience` whom the app's agents may not be given a token for."""
         return app.uncovered_audience(audience, self._config.default_audience)
 
-    def renewed(self, of: Grant, now: float) -> Grant:
-        """The grant with a new current token."""
-        return msgspec.structs.replace(grant_rules.renewed(of, new_jti(), now), kid=self._keys.signer.kid)
+    def renewed(self, of: Grant, app: App | None, now: float) -> Grant:
+        """The grant with a new current token, which lives no longer than its app's may by now."""
+        ttl = of.ttl if app is None else app.cut_ttl(of.ttl)
+        of = msgspec.structs.replace(of, ttl=ttl, kid=self._keys.signer.kid)
+        return grant_rules.renewed(of, new_jti(), now)
 
     def token(self, of: Grant, now: float, *, scope_field: str = "requested_scope") -> IssuedToken:
         """The current token of a grant. The same grant and key give the same token.

@@ -91,12 +91,13 @@ class LaunchTokenService:
                 agent_name=policy.agent_name,
                 allowed_scope=allowed,
                 audience=audience,
-                max_ttl=max_ttl,
+                max_ttl=max_ttl if app is None else app.cut_ttl(max_ttl),
                 max_uses=max_uses,
                 uses=0,
                 created_at=now,
                 expires_at=now + ttl,
                 is_bound=policy.is_bound,
+                suspensions=app.suspensions if app is not None else 0,
             )
             transaction.put_launch_token(record)
             transaction.record(
@@ -109,7 +110,7 @@ class LaunchTokenService:
                     data={
                         "agent_name": policy.agent_name,
                         "allowed_scope": list(allowed),
-                        "max_ttl": max_ttl,
+                        "max_ttl": record.max_ttl,
                         "max_uses": max_uses,
                         "ttl": ttl,
                         **({"token_type": "DPoP"} if policy.is_bound else {}),

@@ -117,7 +117,8 @@ def _login_failed(caller: Caller, known: Operator | None) -> StrangerDenied:
         detail=detail,
         data={} if known is None else {"name": known.name},
     )
-    return StrangerDenied(Unauthorized(REFUSED), caller, event)
+    about = (caller.network, "" if known is None else known.name)  # guesses at one do not hide in another's
+    return StrangerDenied(Unauthorized(REFUSED), caller, event, about=about)
 
 
 def _is_secret_of(known: Operator, secret: str) -> bool:

@@ -6,11 +6,13 @@ from typing import Final
 import msgspec
 
 from agentwrit.broker.config import Config
+from agentwrit.broker.services import limits
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.context import Caller, EventData, audience_data, scope_data
 from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.services.launch_tokens import check_agent_name, check_audience, check_max_ttl
+from agentwrit.broker.services.limits import LimitedApps
 from agentwrit.broker.services.possession import Possession, spend, spending
 from agentwrit.broker.storage.base import Denied, Row, Transaction
 from agentwrit.domain import challenge, idempotency, launch_token, scope, spiffe_id
@@ -21,6 +23,7 @@ from agentwrit.domain.errors import (
     BindingRequired,
     InvalidChallenge,
     InvalidProof,
+    LimitReached,
     ScopeViolation,
     Unauthorized,
 )
@@ -74,11 +77,14 @@ _HINTS: Final[dict[type[Application], str]] = {
 class RegistrationService:
     """Registers agents."""
 
-    def __init__(self, denials: DenialLog, issuer: TokenIssuer, config: Config, possession: Possession) -> None:
+    def __init__(
+        self, denials: DenialLog, issuer: TokenIssuer, config: Config, possession: Possession, limited: LimitedApps
+    ) -> None:
         self._denials = denials
         self._issuer = issuer
         self._config = config
         self._possession = possession
+        self._limited = limited
 
     def challenge(self) -> str:
         """A fresh nonce to sign."""
@@ -94,17 +100,19 @@ class RegistrationService:
             Unauthorized: the proof is not good, or the app is not active.
             ProofNonceNeeded: the proof's time is not ours.
             ScopeViolation: more is asked for than the app may give.
+            LimitReached: the app has all the agents that it may have, or has them made too fast.
             Conflict: the idempotency key was used for another request.
         """
         requested = _check_fields(application)
         policy = self._policy(by, application)
         try:
+            self._limited.check(caller, by.app_id, orch_id=application.orch_id, task_id=application.task_id)
             proof = self._proof(caller, app_token, application)
         except StrangerDenied as denied:
             raise await self._denials.record(denied) from None
         identity = _identify(caller, by, application)
 
-        def create(transaction: Transaction) -> IssuedToken:
+        def create(transaction: Transaction) -> tuple[IssuedToken, App]:
             now = transaction.now
             app = transaction.app(by.app_id)
             if app is None or not app.is_active:
@@ -114,22 +122,30 @@ class RegistrationService:
             first = None if identity is None else transaction.first_answer(identity.key)
             if identity is not None and first is not None and first.grant is not None and now < first.expires_at:
                 identity.check_same(first)
-                return self._issuer.token(first.grant, now)
+                return self._issuer.token(first.grant, now), app
             of_app = msgspec.structs.replace(policy, client_id=app.client_id)
             _check_binding(caller, application, of_app, app)
             _check_scope(caller, application, of_app, app)
             self._check_audience(caller, application, of_app, app)
+            _check_limits(transaction, caller, application, app)
             grant = self._grant(application, requested, of_app, app, now)
             transaction.put_grant(grant)
             issued = self._issuer.token(grant, now)
             _record(transaction, caller, grant)
             if identity is not None:
                 transaction.put_first_answer(identity.answered(grant, now))
-            return issued
+            return issued, app
 
         first_answer = () if identity is None else (Row("first_answers", identity.key),)
-        reads = (Row("apps", by.app_id), *spending(proof), *first_answer)
-        return await self._denials.write(create, reads=reads)
+        reads = (Row("apps", by.app_id), *self._limited.reads(by.app_id), *spending(proof), *first_answer)
+        try:
+            issued, app = await self._denials.write(create, reads=reads)
+        except LimitReached as reached:
+            self._limited.remember(by.app_id, reached)
+            raise
+        if app.is_limited:
+            self._limited.remember(by.app_id)
+        return issued
 
     def _policy(self, by: Principal, application: DirectApplication) -> LaunchToken:
         """What a launch token for this agent alone would say."""
@@ -165,6 +181,7 @@ class RegistrationService:
             InvalidRequest: a field is not what it should be.
             Unauthorized: the launch token, the nonce or the signature is not good; which, nobody is told.
             ScopeViolation: more is asked for than the launch token, or by now the app, may give.
+            LimitReached: the app has all the agents that it may have, or has them made too fast.
         """
         requested = _check_fields(application)
         is_proven = _is_proven(application)
@@ -177,12 +194,15 @@ class RegistrationService:
             app = transaction.app(token.app_id) if token.app_id else None
             if token.app_id and (app is None or not app.is_active):
                 raise _refused(caller, application, "the app that the launch token is from is not active")
+            if app is not None and app.suspensions != token.suspensions:
+                raise _refused(caller, application, "the launch token is from before its app was suspended")
             _check_binding(caller, application, token, app)
             _check_scope(caller, application, token, app)
             self._check_audience(caller, application, token, app)
             self._spend_nonce(transaction, caller, application)
             if not is_proven:
                 raise _refused(caller, application, "the signature is not by that key over that nonce")
+            _check_limits(transaction, caller, application, app)
             transaction.put_launch_token(launch_token.used(token))
             grant = self._grant(application, requested, token, app, now)
             transaction.put_grant(grant)
@@ -229,7 +249,7 @@ class RegistrationService:
             GrantKind.AGENT,
             agent_id,
             requested,
-            ttl=token.max_ttl,
+            ttl=token.max_ttl if app is None else app.cut_ttl(token.max_ttl),
             now=now,
             ends_at=int(now) + self._config.max_lifetime,
             app=app,
@@ -242,6 +262,7 @@ class RegistrationService:
             agent_name=token.agent_name,
             public_key=application.public_key,
             is_bound=token.is_bound,
+            is_counted=app is not None and app.max_live_agents is not None,
         )
 
 
@@ -303,6 +324,12 @@ def _check_binding(caller: Caller, application: Application, token: LaunchToken,
             task_id=application.task_id,
         )
         raise Denied(BindingRequired(), event)
+
+
+def _check_limits(transaction: Transaction, caller: Caller, application: Application, app: App | None) -> None:
+    """Within the app's limits, of which one more agent takes its part. Last: only what succeeds takes any."""
+    if app is not None and app.is_limited:
+        limits.use(transaction, caller, app, orch_id=application.orch_id, task_id=application.task_id)
 
 
 def _check_scope(caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:

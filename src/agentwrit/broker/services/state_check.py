@@ -8,7 +8,9 @@ The rules:
 - A grant that the log saw end has ended in the store, and its revocation is there while a token of it is in time.
 - A grant with a token that is in time is in the store, with the newest token that the log knows; the tokens before
   that one are revoked.
-- An app is in the store, no older than the log's last word on it, and inactive if it was removed. So are operators.
+- An app is in the store, no older than the log's last word on it, and not active if that was its suspension or its
+  removal. So are operators.
+- An app with a limit of live agents has as many as are counted.
 - A key is in the store, and gone if it was revoked or has expired.
 - The feed's epoch is the one that the last restore gave it, if there was one.
 - As many events of each type are counted as there are.
@@ -20,14 +22,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from agentwrit.broker.storage.base import EventQuery, Snapshot
+from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot
 from agentwrit.domain import operator
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import Event, EventType
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.operator import Operator
-from agentwrit.domain.revocation import RevocationKind
+from agentwrit.domain.revocation import RETENTION_SECONDS, RevocationKind
 from agentwrit.domain.signing_key import KeyState
 from agentwrit.domain.timestamps import parse_rfc3339
 
@@ -84,6 +86,8 @@ class _Comparison:
             EventType.APP_UPDATED: self._app_changed,
             EventType.APP_SECRET_ROTATED: self._app_changed,
             EventType.SCOPES_CEILING_UPDATED: self._app_changed,
+            EventType.APP_SUSPENDED: self._app_changed,
+            EventType.APP_RESUMED: self._app_changed,
             EventType.APP_DEREGISTERED: self._app_changed,
             EventType.ADMIN_SECRET_SET: self._operator_changed,
             EventType.OPERATOR_ADDED: self._operator_changed,
@@ -113,9 +117,10 @@ class _Comparison:
             app = self._snapshot.app(app_id)
             if app is None:
                 raise TamperedRecord(f"the app {app_id} was deleted: {event.id} knows it")
-            is_removed = event.event_type == EventType.APP_DEREGISTERED
-            if _is_older(app, event) or (is_removed and app.is_active):
+            is_barred = event.event_type in (EventType.APP_SUSPENDED, EventType.APP_DEREGISTERED)
+            if _is_older(app, event) or (is_barred and app.is_active):
                 raise TamperedRecord(f"the app {app_id} was put back as it was before {event.id}")
+            self._check_usage(app)
         for name, event in self._last_word_on_operators.items():
             self._check_operator(name, event)
         if self._restored is not None:
@@ -132,6 +137,8 @@ class _Comparison:
         exp = event.data.get("exp", 0)
         if isinstance(exp, int) and exp > self._now:
             self._tokens[event.sid] = _Token(str(event.data.get("jti")), exp)
+        else:
+            self._tokens.pop(event.sid, None)  # a renewal may bring the end forward
 
     def _renewed(self, event: Event) -> None:
         previous = event.data.get("previous_jti")
@@ -153,6 +160,20 @@ class _Comparison:
 
     def _operator_changed(self, event: Event) -> None:
         self._last_word_on_operators[str(event.data.get("name", operator.SUBJECT))] = event
+
+    def _check_usage(self, app: App) -> None:
+        """Whether as many of its agents are counted as there were at that time."""
+        if app.max_live_agents is None:
+            return
+        usage = self._snapshot.app_usage(app.app_id)
+        if usage is None or usage.counted_at <= self._now - RETENTION_SECONDS:
+            return  # it is counted anew by whoever needs to know: some that were counted may be forgotten
+        query = GrantQuery(live_at=usage.counted_at, is_counted=True, app_id=app.app_id)
+        live = len(self._snapshot.grants(query))
+        if live != usage.live_agents:
+            raise TamperedRecord(
+                f"{usage.live_agents} live agents of the app {app.app_id} are counted, and there are {live}"
+            )
 
     def _was_restored(self, event: Event) -> None:
         self._restored = event

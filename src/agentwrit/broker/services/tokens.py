@@ -19,8 +19,9 @@ from agentwrit.broker.services.denials import DenialLog, StrangerDenied
 from agentwrit.broker.services.ending import end_grants
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
 from agentwrit.broker.services.possession import Possession, Presented, spend, spending
-from agentwrit.broker.storage.base import Row, Transaction
+from agentwrit.broker.storage.base import GrantQuery, Row, Transaction
 from agentwrit.domain import scope
+from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidProof, InvalidToken, Unauthorized
@@ -105,8 +106,8 @@ class TokenService:
                 end_grants(transaction, caller, grant.subject, [grant], EndReason.RENEWAL_REUSE, presented)
                 return None
             if decision is Renewal.SUCCEED:
-                self._check_app(transaction, caller, principal, grant)
-                grant = self._succeed(transaction, caller, grant)
+                app = self._app(transaction, caller, principal, grant)
+                grant = self._succeed(transaction, caller, grant, app)
             return self._issuer.token(grant, transaction.now)
 
         reads = (*spending(proof), Row("grants", principal.claims.sid))
@@ -141,12 +142,14 @@ class TokenService:
         if already_dead or not await self._denials.write(release, reads=reads):
             raise await self._authenticator.revoked(caller, principal)
 
-    def _succeed(self, transaction: Transaction, caller: Caller, grant: Grant) -> Grant:
+    def _succeed(self, transaction: Transaction, caller: Caller, grant: Grant, app: App | None) -> Grant:
         """Replace the grant's token; the one before is dead with the commit."""
         transaction.revoke(
             Revocation(kind=RevocationKind.TOKEN, id=grant.jti, effective_at=int(transaction.now), last_exp=grant.exp)
         )
-        successor = self._issuer.renewed(grant, transaction.now)
+        successor = self._issuer.renewed(grant, app, transaction.now)
+        if successor.exp < grant.exp:
+            _end_what_outlives(transaction, caller, successor)
         transaction.put_grant(successor)
         data: EventData = {"jti": successor.jti, "previous_jti": grant.jti, "exp": successor.exp}
         transaction.record(
@@ -169,9 +172,10 @@ class TokenService:
             raise await self._denials.record(_renewal_failed(caller, invalid, principal)) from None
         return presenter
 
-    def _check_app(self, transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> None:
+    def _app(self, transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> App | None:
+        """The app of a grant, if by now it may have such a grant; None for the operator's."""
         if not grant.app_id:
-            return
+            return None
         app = transaction.app(grant.app_id)
         reason = ""
         if app is None or not app.is_active:
@@ -184,6 +188,17 @@ class TokenService:
             reason = "the grant is not bound, and by now the app's have to be"
         if reason:
             raise _renewal_failed(caller, InvalidToken(reason), principal)
+        return app
+
+
+def _end_what_outlives(transaction: Transaction, caller: Caller, grant: Grant) -> None:
+    """End what was delegated from a grant and would live on when its current token is over.
+
+    Whoever revokes an agent could not find it then: it would be below nobody who is alive.
+    """
+    below = transaction.grants(GrantQuery(live_at=transaction.now, below=grant.sid))
+    outliving = [other for other in below if other.exp > grant.exp]
+    end_grants(transaction, caller, grant.subject, outliving, EndReason.ANCESTOR_SHORTENED, {"ended_with": grant.sid})
 
 
 def _renewal_failed(caller: Caller, invalid: InvalidToken, principal: Principal | None) -> StrangerDenied:

@@ -35,6 +35,7 @@ from agentwrit.domain.errors import AgentWritError, Refusal
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
+from agentwrit.domain.limits import AppUsage
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import Revocation, RevocationKind
 from agentwrit.domain.signing_key import StoredKey
@@ -111,12 +112,17 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which grants to find, in the order in which they were made. None means any.
 
     `live_at`: only grants that had not ended, with a token that was not over, at that time (Unix seconds).
+    `over_in`: only grants that had not ended, whose token was over after the first of two times, and by the second.
+    Then a `limit` is of those that were over first.
+    `is_counted`: only what counts for a limit of live agents, if that is what is asked for.
     `signed_by`: only what the key of this kid may have signed.
     `parent`: only what was delegated from the grant of this sid; "": only what was not delegated. `below`: as `parent`,
     at whatever depth. `after`: only grants made after the one of this sid (keyset paging).
     """
 
     live_at: float | None = None
+    over_in: tuple[int, int] | None = None
+    is_counted: bool = False
     app_id: str | None = None
     kind: GrantKind | None = None
     subject: str | None = None
@@ -134,6 +140,8 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the grant is one of these, as far as it says so itself: its place in the order does not."""
         return (
             (self.live_at is None or grant.is_live(self.live_at))
+            and (self.over_in is None or (not grant.is_ended and self.over_in[0] < grant.exp <= self.over_in[1]))
+            and (not self.is_counted or grant.is_counted)
             and self.app_id in (None, grant.app_id)
             and self.kind in (None, grant.kind)
             and self.subject in (None, grant.subject)
@@ -147,8 +155,21 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Expired(NamedTuple):
+    """How many agents expired, up to a time (Unix seconds)."""
+
+    agents: int
+    until: int
+
+
+EXPIRED_AT_ONCE: Final = 256
+"""How many agents that expired `Snapshot.expired` looks at, or those of one second where they are more."""
+
+
 class Row(NamedTuple):
-    """A row that a unit of work is known to read: of apps, launch_tokens, grants, first_answers or nonces."""
+    """A row that a unit of work is known to read: of apps, app_usage, launch_tokens, grants, first_answers or
+    nonces.
+    """
 
     table: str
     key: str | bytes
@@ -175,11 +196,22 @@ class Snapshot(Protocol):
 
     def app_count(self) -> int: ...
 
+    def app_usage(self, app_id: str) -> AppUsage | None:
+        """How much of its limits an app uses, if it has had one that needs to be counted."""
+        ...
+
     def launch_token(self, token_hash: bytes) -> LaunchToken | None: ...
 
     def grant(self, sid: str) -> Grant | None: ...
 
     def grants(self, query: GrantQuery) -> Sequence[Grant]: ...
+
+    def expired(self, app_id: str, after: int, until: int) -> Expired:
+        """How many that count for the app's limit of live agents, and had not ended, were over after a time.
+
+        That is counted up to `until`, or where they are many to an earlier time, which is after `after`.
+        """
+        ...
 
     def last_exp(self) -> int:
         """When the last token of any grant is over (Unix seconds)."""
@@ -255,6 +287,8 @@ class Transaction(Snapshot, Protocol):
     def put_operator(self, operator: Operator) -> None: ...
 
     def put_app(self, app: App) -> None: ...
+
+    def put_app_usage(self, usage: AppUsage) -> None: ...
 
     def put_launch_token(self, token: LaunchToken) -> None: ...
 

@@ -12,6 +12,7 @@ from agentwrit.broker.storage.base import (
     EQUAL_FIELDS,
     Denied,
     EventQuery,
+    Expired,
     GrantQuery,
     RevocationListener,
     Row,
@@ -25,6 +26,7 @@ from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
+from agentwrit.domain.limits import AppUsage
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
 from agentwrit.domain.signing_key import StoredKey
@@ -117,6 +119,7 @@ class _Tables:
     def __init__(self) -> None:
         self.operators: dict[str, Operator] = {}
         self.apps: dict[str, App] = {}
+        self.app_usage: dict[str, AppUsage] = {}
         self.launch_tokens: dict[bytes, LaunchToken] = {}
         self.grants: dict[str, Grant] = {}
         self.first_answers: dict[bytes, FirstAnswer] = {}
@@ -149,13 +152,16 @@ class _MemorySnapshot:
         return next((app for app in self._tables.apps.values() if app.client_id == client_id), None)
 
     def active_app_by_name(self, name: str) -> App | None:
-        return next((app for app in self._tables.apps.values() if app.name == name and app.is_active), None)
+        return next((app for app in self._tables.apps.values() if app.name == name and not app.is_removed), None)
 
     def apps(self, *, limit: int | None = None, offset: int = 0) -> Sequence[App]:
         return list(self._tables.apps.values())[offset:][:limit]
 
     def app_count(self) -> int:
         return len(self._tables.apps)
+
+    def app_usage(self, app_id: str) -> AppUsage | None:
+        return self._tables.app_usage.get(app_id)
 
     def launch_token(self, token_hash: bytes) -> LaunchToken | None:
         return self._tables.launch_tokens.get(token_hash)
@@ -169,6 +175,9 @@ class _MemorySnapshot:
             places = [place for place, grant in enumerate(made) if grant.sid == query.after]
             made = made[places[0] + 1 :] if places else []
         return [grant for grant in made if query.matches(grant)][: query.limit]
+
+    def expired(self, app_id: str, after: int, until: int) -> Expired:
+        return Expired(len(self.grants(GrantQuery(over_in=(after, until), is_counted=True, app_id=app_id))), until)
 
     def last_exp(self) -> int:
         return max((grant.exp for grant in self._tables.grants.values()), default=0)
@@ -256,6 +265,9 @@ class _MemoryTransaction(_MemorySnapshot):
 
     def put_app(self, app: App) -> None:
         self._put(self._tables.apps, app.app_id, app)
+
+    def put_app_usage(self, usage: AppUsage) -> None:
+        self._put(self._tables.app_usage, usage.app_id, usage)
 
     def put_launch_token(self, token: LaunchToken) -> None:
         self._put(self._tables.launch_tokens, token.token_hash, token)

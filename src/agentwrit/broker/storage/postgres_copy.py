@@ -27,11 +27,25 @@ class _Table(NamedTuple):
 
 
 _SEALED = ("body", "mac")
-_GRANT = ("sid", "kind", "app_id", "ended_at", "exp", "subject", "task_id", "orch_id", "jti", "parent_sid", "kid")
+_GRANT = (
+    "sid",
+    "kind",
+    "app_id",
+    "ended_at",
+    "exp",
+    "subject",
+    "task_id",
+    "orch_id",
+    "jti",
+    "parent_sid",
+    "kid",
+    "counted",
+)
 
 TABLES: Final = (
     _Table("operators", ("name", *_SEALED), "name"),
     _Table("apps", ("app_id", "client_id", "name", "status", *_SEALED), "position"),
+    _Table("app_usage", ("app_id", *_SEALED), "app_id"),
     _Table("launch_tokens", ("token_hash", "expires_at", *_SEALED), "token_hash"),
     _Table("nonces", ("nonce", "expires_at"), "nonce"),
     _Table("grants", (*_GRANT, *_SEALED), "rowid"),

@@ -29,6 +29,7 @@ Columns = Mapping[str, object]
 # The tables whose rows are found by one key here, and what is read of them.
 READ: Final = {
     "apps": ("app_id", "body, mac"),
+    "app_usage": ("app_id", "body, mac"),
     "launch_tokens": ("token_hash", "body, mac"),
     "grants": ("sid", "body, mac"),
     "first_answers": ("key", "body, mac"),
@@ -37,6 +38,7 @@ READ: Final = {
 
 # The tables whose rows are written here, by what tells one from another.
 WRITTEN: Final = {
+    "app_usage": ("app_id",),
     "launch_tokens": ("token_hash",),
     "grants": ("sid",),
     "first_answers": ("key",),
@@ -248,13 +250,16 @@ class BatchTransaction(SqlTransaction):
     def grants(self, query: GrantQuery) -> Sequence[Grant]:
         if query.limit is not None or query.after is not None:
             raise NotInMemory
-        stored = self._opened_grants(query, self._batch.rows(Question(*self._select_grants(query))))
+        stored = self._stored_grants(query)
         changed = self.changes.all_grants()
         if not changed:
             return stored
         among = {grant.sid for grant in stored}
         made = [grant for sid, grant in changed.items() if sid not in among]
         return [grant for grant in (*(changed.get(each.sid, each) for each in stored), *made) if query.matches(grant)]
+
+    def _stored_grants(self, query: GrantQuery) -> Sequence[Grant]:
+        return self._opened_grants(query, self._batch.rows(Question(*self._select_grants(query))))
 
     def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
         written = self.changes.revocation(kind, name)

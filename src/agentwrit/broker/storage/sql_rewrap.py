@@ -51,6 +51,7 @@ _KEYS: Final = "signing_keys"
 TABLES: Final = (
     _Table("operators", ("name",)),
     _Table("apps", ("app_id",)),
+    _Table("app_usage", ("app_id",)),
     _Table("launch_tokens", ("token_hash",)),
     _Table("grants", ("sid",)),
     _Table("first_answers", ("key",)),

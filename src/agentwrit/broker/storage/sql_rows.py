@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import msgspec
 
 from agentwrit.broker.storage import sql_log
-from agentwrit.broker.storage.base import DATA_FIELDS, EventQuery, GrantQuery
+from agentwrit.broker.storage.base import DATA_FIELDS, EXPIRED_AT_ONCE, EventQuery, Expired, GrantQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
 from agentwrit.domain import audit, merkle
@@ -18,6 +18,7 @@ from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
+from agentwrit.domain.limits import AppUsage
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
 from agentwrit.domain.signing_key import StoredKey
@@ -80,6 +81,9 @@ class SqlSnapshot:
         [count] = self._connection.execute("SELECT count(*) FROM apps").fetchone()
         return int(count)
 
+    def app_usage(self, app_id: str) -> AppUsage | None:
+        return self._one("app_usage", AppUsage, "app_id", app_id)
+
     def launch_token(self, token_hash: bytes) -> LaunchToken | None:
         return self._one("launch_tokens", LaunchToken, "token_hash", token_hash)
 
@@ -87,6 +91,10 @@ class SqlSnapshot:
         return self._one("grants", Grant, "sid", sid)
 
     def grants(self, query: GrantQuery) -> Sequence[Grant]:
+        return self._stored_grants(query)
+
+    def _stored_grants(self, query: GrantQuery) -> Sequence[Grant]:
+        """Those that match as they are in the database."""
         sql, values = self._select_grants(query)
         return self._opened_grants(query, self._connection.execute(sql, values))
 
@@ -96,6 +104,11 @@ class SqlSnapshot:
         if query.live_at is not None:
             # Hardly any is over, so the index on exp is no way to the rest.
             where.add(f"ended_at = 0 AND {self.UNINDEXED}exp > ?", query.live_at)
+        if query.over_in is not None:
+            where.add("ended_at = 0 AND exp > ?", query.over_in[0])
+            where.add("exp <= ?", query.over_in[1])
+        if query.is_counted:
+            where.add_plain("counted = 1")
         where.add("app_id = ?", query.app_id)
         where.add("kind = ?", query.kind)
         where.add("subject = ?", query.subject)
@@ -109,12 +122,21 @@ class SqlSnapshot:
         place = self.GRANT_PLACE
         where.add(f"{place} > (SELECT {place} FROM grants WHERE sid = ?)", query.after)
         limit = ALL if query.limit is None else query.limit
-        return f"SELECT body, mac FROM grants WHERE {where.sql} ORDER BY {place} LIMIT ?", (*where.values, limit)
+        order = place if query.over_in is None or query.limit is None else "exp"
+        return f"SELECT body, mac FROM grants WHERE {where.sql} ORDER BY {order} LIMIT ?", (*where.values, limit)
 
     def _opened_grants(self, query: GrantQuery, rows: Iterable[Any]) -> list[Grant]:
         # The columns find the rows; what a row says is what its sealed body says.
         found = (self._sealer.open("grants", body, mac, Grant) for body, mac in rows)
         return [grant for grant in found if query.matches(grant)]
+
+    def expired(self, app_id: str, after: int, until: int) -> Expired:
+        query = GrantQuery(over_in=(after, until), is_counted=True, app_id=app_id)
+        first = self._stored_grants(msgspec.structs.replace(query, limit=EXPIRED_AT_ONCE))
+        if len(first) == EXPIRED_AT_ONCE:
+            until = max(first[0].exp, first[-1].exp - 1)  # of the last second there may be more
+            query = msgspec.structs.replace(query, over_in=(after, until))
+        return Expired(len(self.grants(query)), until)
 
     def last_exp(self) -> int:
         [exp] = self._connection.execute("SELECT coalesce(max(exp), 0) FROM grants").fetchone()
@@ -300,6 +322,9 @@ class SqlTransaction(SqlSnapshot):
             "apps", app, "app_id", app_id=app.app_id, client_id=app.client_id, name=app.name, status=app.status.value
         )
 
+    def put_app_usage(self, usage: AppUsage) -> None:
+        self._put("app_usage", usage, "app_id", app_id=usage.app_id)
+
     def put_launch_token(self, token: LaunchToken) -> None:
         self._put("launch_tokens", token, "token_hash", token_hash=token.token_hash, expires_at=token.expires_at)
 
@@ -319,6 +344,7 @@ class SqlTransaction(SqlSnapshot):
             jti=grant.jti,
             parent_sid=grant.parent_sid,
             kid=grant.kid,
+            counted=int(grant.is_counted),
         )
 
     def put_first_answer(self, answer: FirstAnswer) -> None:
@@ -447,6 +473,10 @@ class _Where:
         if value is not None:
             self._conditions.append(condition)
             self.values.append(value)
+
+    def add_plain(self, condition: str) -> None:
+        """Add one that compares with no value."""
+        self._conditions.append(condition)
 
     @property
     def has_conditions(self) -> bool:

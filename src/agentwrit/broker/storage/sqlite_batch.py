@@ -32,6 +32,7 @@ from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain import audit
 
+# The tables whose rows are written together. Of the usage of apps there is a row for each app: that is not worth it.
 COLUMNS: Final[dict[str, Sequence[str]]] = {
     "launch_tokens": ("token_hash", "expires_at", "body", "mac"),
     "grants": (
@@ -46,6 +47,7 @@ COLUMNS: Final[dict[str, Sequence[str]]] = {
         "jti",
         "parent_sid",
         "kid",
+        "counted",
         "body",
         "mac",
     ),
@@ -194,6 +196,8 @@ class SqliteBatch(Batch):
         pieces: list[bytes] = []
         begin = 0
         forms: list[str | bytes] = []
+        for table in changes.rows.keys() - COLUMNS.keys():
+            self._write_one_by_one(table, changes.rows[table].values())
         for table in COLUMNS:
             arrays, begin = _arrays(table, changes.rows.get(table, {}).values(), pieces, begin)
             form = msgspec.json.encode(arrays)

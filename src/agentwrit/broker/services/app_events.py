@@ -1,0 +1,71 @@
+"""What the audit log is told of apps. `store verify` compares them with it (`state_check`)."""
+
+import msgspec
+
+from agentwrit.broker.services.authentication import Principal
+from agentwrit.broker.services.context import Caller, EventData
+from agentwrit.domain.app import App
+from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.limits import LIMIT_NAMES
+
+
+def event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:
+    """An event about an app, with all that it is."""
+    return caller.event(
+        event_type,
+        detail=detail,
+        principal=operator.name,
+        app_id=app.app_id,
+        sid=operator.claims.sid,
+        data={
+            "name": app.name,
+            "scopes": list(app.scopes),
+            "audiences": list(app.audiences),
+            "token_ttl": app.token_ttl,
+            "revision": app.revision,
+            **({"token_type": "DPoP"} if app.requires_binding else {}),
+            **({"reports_for": list(app.reports_for)} if app.reports_for else {}),
+            **_limits_data(app),
+        },
+    )
+
+
+def _limits_data(app: App) -> EventData:
+    named = {name: getattr(app, name) for name in LIMIT_NAMES}
+    return {name: limit for name, limit in named.items() if limit is not None}
+
+
+def ending(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str, ended: int) -> Draft:
+    """The same, of a change that ended so many grants."""
+    changed = event(caller, operator, event_type, app, detail)
+    return msgspec.structs.replace(changed, data={**changed.data, "grants_ended": ended})
+
+
+def ceiling_changed(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
+    """Its ceiling is another one."""
+    return caller.event(
+        EventType.SCOPES_CEILING_UPDATED,
+        detail="an app's ceiling was changed",
+        principal=operator.name,
+        app_id=app.app_id,
+        sid=operator.claims.sid,
+        data={
+            "before": list(before.scopes),
+            "after": list(app.scopes),
+            "revision": app.revision,
+            "grants_ended": ended,
+        },
+    )
+
+
+def binding_changed(caller: Caller, operator: Principal, app: App, ended: int) -> Draft:
+    """Whether its agents' tokens have to be bound has changed."""
+    detail = f"an app's agents {'must' if app.requires_binding else 'need not'} have bound tokens from now on"
+    return ending(caller, operator, EventType.APP_UPDATED, app, detail, ended)
+
+
+def audiences_changed(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
+    """Its audiences are others."""
+    changed = event(caller, operator, EventType.APP_UPDATED, app, "an app's audiences were changed")
+    more: EventData = {"before": list(before.audiences), "after": list(app.audiences), "grants_ended": ended}
+    return msgspec.structs.replace(changed, data={**changed.data, **more})
