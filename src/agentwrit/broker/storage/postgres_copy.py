@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import psycopg
 from psycopg import sql
 
-from agentwrit.broker.storage import postgres_schema, sql_log, sqlite_rows, sqlite_schema
+from agentwrit.broker.storage import postgres_schema, sql_log, sql_rows, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.postgres_link import Link, escaped
 from agentwrit.broker.storage.postgres_rows import SELECT_STATE, State
 from agentwrit.broker.storage.sealing import Sealer
@@ -27,20 +27,6 @@ class _Table(NamedTuple):
 
 
 _SEALED = ("body", "mac")
-_GRANT = (
-    "sid",
-    "kind",
-    "app_id",
-    "ended_at",
-    "exp",
-    "subject",
-    "task_id",
-    "orch_id",
-    "jti",
-    "parent_sid",
-    "kid",
-    "counted",
-)
 
 TABLES: Final = (
     _Table("operators", ("name", *_SEALED), "name"),
@@ -48,7 +34,7 @@ TABLES: Final = (
     _Table("app_usage", ("app_id", *_SEALED), "app_id"),
     _Table("launch_tokens", ("token_hash", "expires_at", *_SEALED), "token_hash"),
     _Table("nonces", ("nonce", "expires_at"), "nonce"),
-    _Table("grants", (*_GRANT, *_SEALED), "rowid"),
+    _Table("grants", (*sql_rows.GRANT_COLUMNS, *_SEALED), "rowid"),
     _Table("first_answers", ("key", "expires_at", *_SEALED), "key"),
     _Table("revocations", ("kind", "id", "effective_at", "last_exp", "mac", "seq"), "seq"),
     _Table("signing_keys", ("kid", "created_at", *_SEALED), "kid"),

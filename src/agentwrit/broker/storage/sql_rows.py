@@ -36,6 +36,22 @@ _BELOW = (
 
 SELECT_REVOCATIONS: Final = "SELECT kind, id, effective_at, last_exp, mac FROM revocations"
 
+# What stands beside a grant's sealed body, for finding it.
+GRANT_COLUMNS: Final = (
+    "sid",
+    "kind",
+    "app_id",
+    "ended_at",
+    "exp",
+    "subject",
+    "task_id",
+    "orch_id",
+    "jti",
+    "parent_sid",
+    "kid",
+    "counted",
+)
+
 ALL: Final = 2**63 - 1  # as a limit
 TALLIED: Final = 4096  # events: how many of each type are in so many is known
 

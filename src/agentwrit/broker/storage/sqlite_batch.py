@@ -27,7 +27,7 @@ from agentwrit.broker.storage.sql_batch import (
     Question,
     replaced_by,
 )
-from agentwrit.broker.storage.sql_rows import on_conflict, upsert
+from agentwrit.broker.storage.sql_rows import GRANT_COLUMNS, on_conflict, upsert
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain import audit
@@ -35,22 +35,7 @@ from agentwrit.domain import audit
 # The tables whose rows are written together. Of the usage of apps there is a row for each app: that is not worth it.
 COLUMNS: Final[dict[str, Sequence[str]]] = {
     "launch_tokens": ("token_hash", "expires_at", "body", "mac"),
-    "grants": (
-        "sid",
-        "kind",
-        "app_id",
-        "ended_at",
-        "exp",
-        "subject",
-        "task_id",
-        "orch_id",
-        "jti",
-        "parent_sid",
-        "kid",
-        "counted",
-        "body",
-        "mac",
-    ),
+    "grants": (*GRANT_COLUMNS, "body", "mac"),
     "first_answers": ("key", "expires_at", "body", "mac"),
     "nonces": ("nonce", "expires_at"),
     "revocations": ("kind", "id", "effective_at", "last_exp", "mac", "seq"),
