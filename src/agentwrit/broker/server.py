@@ -20,7 +20,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from agentwrit._version import __version__
-from agentwrit.broker import bootstrap, logs
+from agentwrit.broker import bootstrap, logs, memory
 from agentwrit.broker.config import Config, from_environment, unknown_variables
 from agentwrit.broker.http.protocol import KEEP_ALIVE_SECONDS, BoundedHttpProtocol
 from agentwrit.broker.shutdown import Shutdown
@@ -62,6 +62,7 @@ def serve(
     Raises:
         ConfigurationError: it cannot start as it was told to.
     """
+    memory.give_back_large_blocks()
     config = from_environment(file)
     logs.configure(level=config.log_level, log_format=config.log_format)
     for line in unknown_variables(os.environ):
