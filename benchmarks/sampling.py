@@ -1,8 +1,8 @@
 """Where a request's time goes, of a broker under load: `python -m benchmarks.sampling [NAME…]`.
 
-py-spy looks hundreds of times a second at what the broker is doing while wrk asks, so unlike under a profiler hardly
-anything is slowed down. What C does is its caller's. Printed, and written to benchmarks/results/, are the microseconds
-of each part for one request.
+py-spy looks hundreds of times a second at what the broker is doing while wrk asks. It stops the broker for each look,
+so what is measured here takes longer than it would: the shares are what counts. What C does is its caller's. Printed,
+and written to benchmarks/results/, are the microseconds of each part for one request.
 """
 
 import argparse

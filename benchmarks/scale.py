@@ -143,6 +143,7 @@ def ended(*, many: int = MANY, few: int = FEW, afterlife: int = AFTERLIFE_SECOND
             f"memory with {many:,} agents revoked",
             Series("while their tokens last", [full[many]]),
             Series(f"the same with {few:,} agents", [full[few]]),
+            target="none is set",
             unit=MEBIBYTES,
         ),
         Comparison(

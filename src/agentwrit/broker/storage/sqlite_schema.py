@@ -16,6 +16,7 @@ HIGH_WATER_MARK: Final = "now"  # its row in `meta`: no later reading of the tim
 SEALED_BY: Final = "sealed_by"  # likewise: which master key rows are sealed under
 SEALED_BEFORE: Final = "sealed_before"  # which one they were, before it was changed
 APPLICATION_ID: Final = 0x41675772  # "AgWr": tells `file` and us whose database this is
+CHECKPOINT_PAGES: Final = 4096  # 16 MiB of write-ahead log: a page that is written again until then is copied once
 BACKUP_ID: Final = 0x41675742  # "AgWB": a backup. It becomes a broker's database only by being restored
 
 
@@ -52,6 +53,7 @@ def connect(path: Path, *, busy_timeout_ms: int = 0) -> sqlite3.Connection:
         connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk there
         connection.execute("PRAGMA checkpoint_fullfsync = ON")
         connection.execute("PRAGMA foreign_keys = ON")
