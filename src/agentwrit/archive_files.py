@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Self
 from agentwrit.domain import audit_archive, audit_export
 from agentwrit.domain.audit_export import Progress, unwatched
 from agentwrit.domain.note import VerifierKey
+from agentwrit.durable import sync
 
 PACED_LINES: Final = 256
 
@@ -44,11 +45,7 @@ class NewArchive:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._partial.replace(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(self.path.parent)
 
     def __enter__(self) -> Self:
         return self

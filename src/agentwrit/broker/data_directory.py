@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from agentwrit.domain.errors import ConfigurationError
+from agentwrit.durable import sync
 
 MASTER_KEY_FILE: Final = "master.key"
 NEW_MASTER_KEY_FILE: Final = "master.key.new"
@@ -49,7 +50,7 @@ def write_key_file(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -102,7 +103,7 @@ class DataDirectory:
     def finish_restoring(self) -> None:
         """Make what was restored the database, durably."""
         self.restoring.rename(self.database)
-        _sync(self.path)
+        sync(self.path)
 
     def create_master_key(self) -> str:
         """Make the key file, durably: what is wrapped under a key that a power cut takes away is lost."""
@@ -112,7 +113,7 @@ class DataDirectory:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
-        _sync(self.path)
+        sync(self.path)
         return text
 
     def read_new_master_key_text(self) -> str | None:
@@ -129,7 +130,7 @@ class DataDirectory:
         if text is not None and former is not None:
             write_key_file(self.path / f"{MASTER_KEY_FILE}.{former}", text)
         (self.path / NEW_MASTER_KEY_FILE).replace(self.path / MASTER_KEY_FILE)
-        _sync(self.path)
+        sync(self.path)
 
     def drop_new_master_key(self) -> None:
         """Forget a new key that nothing is under."""
@@ -137,14 +138,6 @@ class DataDirectory:
 
     def close(self) -> None:
         os.close(self._lock)
-
-
-def _sync(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _prepare(path: Path) -> int:

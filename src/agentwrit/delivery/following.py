@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agentwrit.delivery.sinks import NotDelivered, Sink
 from agentwrit.domain import audit
+from agentwrit.durable import sync
 from agentwrit.errors import AgentWritError, ProblemResponseError, TransportError
 
 if TYPE_CHECKING:
@@ -48,11 +49,7 @@ class Cursor:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(self._path.parent)
         self.sequence, self.hash = audit.parse_event_id(event["id"]), str(event["hash"])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from agentwrit.durable import sync
 from agentwrit.errors import AgentWritError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class FileSink:
             file.flush()
             os.fsync(file.fileno())
         if size == 0:
-            _sync(self._path.parent)  # the file may be new
+            sync(self._path.parent)  # the file may be new
 
     def _rotate(self) -> None:
         aside = self._put_aside()
@@ -113,7 +114,7 @@ class FileSink:
         aside = self._put_aside()
         for old in aside[: -self._keep] if self._keep else ():
             old.unlink()
-        _sync(self._path.parent)
+        sync(self._path.parent)
 
     def _put_aside(self) -> list[Path]:
         is_ours = re.compile(rf"{re.escape(self._path.name)}\.[0-9]{{6}}").fullmatch
@@ -131,11 +132,3 @@ def _whole(file: Any) -> int:
             return int(begin + at + 1)
         end = begin
     return 0
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ from typing import Final
 from agentwrit.broker.storage import migrations, sql_log, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
+from agentwrit.durable import sync
 
 LOCK_TIMEOUT_MS: Final = 5000
 STEP_PAGES: Final = 4096  # of the copy: between two of them Ctrl-C is heard
@@ -108,7 +109,7 @@ def settle(path: Path) -> None:
         [mode] = connection.execute("PRAGMA journal_mode").fetchone()
         if mode != "delete":
             raise sqlite3.OperationalError("its write-ahead log cannot be folded in")
-    _sync(path)
+    sync(path)
 
 
 @contextlib.contextmanager
@@ -167,7 +168,7 @@ def _copy(source: sqlite3.Connection, partial: Path) -> None:
     with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as target:
         target.execute("PRAGMA journal_mode = DELETE")
         target.execute(f"PRAGMA application_id = {sqlite_schema.BACKUP_ID}")
-    _sync(partial)
+    sync(partial)
 
 
 def _check_copy(partial: Path, sealer: Sealer) -> int:
@@ -187,7 +188,7 @@ def _name(partial: Path, file: Path, *, overwrite: bool) -> None:
         else:
             file.hardlink_to(partial)  # unlike a rename it takes no other file's place
             partial.unlink()
-        _sync(file.parent)
+        sync(file.parent)
     except FileExistsError:
         raise _is_there(file) from None
     except OSError as error:
@@ -205,11 +206,3 @@ def _unwritable(file: Path, error: OSError) -> ConfigurationError:
 def _at_rest(file: Path) -> str:
     """What opens a file that nobody writes to, and leaves nothing beside it."""
     return f"{file.resolve().as_uri()}?mode=ro&immutable=1"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
