@@ -10,7 +10,7 @@ PIP    := -m pip --disable-pip-version-check --quiet
 # as soon as a newer release appears of a package that another one asks for with an extra. `pip check` sees what lacks.
 LOCKED := $(PIP) install --no-deps --require-hashes --requirement
 
-.PHONY: demo test soak extras bench lint types layers lock clean
+.PHONY: demo test soak postgres extras bench mutants lint types layers lock clean
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -27,6 +27,12 @@ $(VENV)/.broker: $(BIN)/python requirements/broker.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.broker requirements/dev.txt
 	@echo "Adding what the tests need (once)"
 	@$(BIN)/python $(LOCKED) requirements/dev.txt
+	@$(BIN)/python $(PIP) check
+	@touch $@
+
+$(VENV)/.mutation: $(VENV)/.dev requirements/mutation.txt
+	@echo "Adding what changes the code (once)"
+	@$(BIN)/python $(LOCKED) requirements/mutation.txt
 	@$(BIN)/python $(PIP) check
 	@touch $@
 
@@ -53,12 +59,33 @@ demo: $(VENV)/.broker
 
 # -- prove ----------------------------------------------------------------------------------------
 
-test: lint types layers .venv-published/.done .venv-standards/.done
-	@$(BIN)/python -m pytest
+# Processes are started by the thousand: Python may note down what it has compiled, also where it is told not to as a rule.
+test soak postgres: export PYTHONDONTWRITEBYTECODE =
 
-# The same races, crashes and random histories as in `make test`, fifty times as many.
+# Several at a time; and then by themselves those that say how soon something is done. Both parts run, and either may fail.
+define run-tests
+@$(BIN)/python -m pytest -m "not alone" $(1); beside_others=$$?; \
+$(BIN)/python -m pytest -m alone -n0 $(1) && exit $$beside_others
+endef
+
+test: lint types layers .venv-published/.done .venv-standards/.done
+	$(run-tests)
+
+# The same races, crashes and random histories as in `make test`, fifty times as many, in fifty times the time.
 soak: $(VENV)/.dev .venv-published/.done
-	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 tests/e2e tests/attacks tests/model tests/cluster tests/history
+	@AGENTWRIT_SOAK=50 $(BIN)/python -m pytest -n0 --timeout=12000 --override-ini=faulthandler_timeout=0 \
+		tests/e2e tests/attacks tests/model tests/cluster tests/history
+
+# Small changes to the code, one at a time, each of which a test has to notice. It takes hours, a part or a module less:
+# make mutants PARTS=domain, or PARTS=domain:scope,grant. A run that was stopped is gone on with.
+PARTS := domain services storage client delivery
+
+mutants: $(VENV)/.mutation
+	@$(BIN)/python -m tests.mutation $(PARTS)
+
+# What brokers do on PostgreSQL, with another version of it: AGENTWRIT_POSTGRES_BIN=/usr/lib/postgresql/18/bin make postgres
+postgres: $(VENV)/.dev
+	$(call run-tests,tests/cluster tests/history tests/storage)
 
 # Each framework's sample with nothing installed but its extra, in the versions that the index has today.
 EXTRAS := langchain=frameworks/langchain_support pydantic-ai=frameworks/pydantic_ai_support \
@@ -96,9 +123,10 @@ lock:
 	@$(LOCK) --extra postgres --group dev pyproject.toml --output-file requirements/dev.txt
 	@$(LOCK) --extra postgres --group build --constraint requirements/dev.txt pyproject.toml --output-file requirements/broker.txt
 
+	@$(LOCK) --group mutation --constraint requirements/dev.txt --output-file requirements/mutation.txt
 	@$(LOCK) --group standards --output-file requirements/standards.txt
 	@# From another directory: here the name would mean this project itself.
 	@cd $(or $(TMPDIR),/tmp) && echo "agentwrit==0.3.0" | $(LOCK) - --output-file $(CURDIR)/requirements/published-client.txt
 
 clean:
-	@rm -rf $(VENV) .venv-published .venv-standards .venv-extra .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	@rm -rf $(VENV) .venv-published .venv-standards .venv-extra .mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

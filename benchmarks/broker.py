@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import psutil
 
 from agentwrit import AgentWritApp
 from agentwrit.client import steps
-from agentwrit.client.exchange import Secret
 from agentwrit.client.operator import OperatorClient
+from agentwrit.client.secrecy import Secret
 
 SCOPES = ["read:data:*", "write:data:*"]
 
@@ -42,20 +42,25 @@ class Running:
     def app_token(self) -> str:
         """A token of the app's own, as requests that were prepared beforehand need it."""
         login = steps.app_login(self.app.client_id, Secret(self.client_secret))
-        return self.app._driver.run(login).access_token
+        return self.app._driver.run(login).access_token.reveal()
 
     def operator_token(self) -> str:
         """A token of the operator's, likewise."""
-        return self.app._driver.run(steps.operator_login(Secret(self.operator_secret))).access_token
+        return self.app._driver.run(steps.operator_login(Secret(self.operator_secret))).access_token.reveal()
 
 
 @contextlib.contextmanager
 def running(
-    directory: Path | None = None, *, operator_secret: str = "", settings: Mapping[str, str] | None = None
+    directory: Path | None = None,
+    *,
+    operator_secret: str = "",
+    settings: Mapping[str, str] | None = None,
+    module: Sequence[str] = ("agentwrit.broker",),
 ) -> Iterator[Running]:
     """A broker of its own, on the data in `directory`, or on none. `settings`: more of its environment.
 
-    `operator_secret`: one that several brokers share; a new one if not given.
+    `operator_secret`: one that several brokers share; a new one if not given. `module`: what runs it, and what that
+    takes before the broker's own arguments.
     """
     secret = operator_secret or secrets.token_hex(16)
     read_end, write_end = os.pipe()
@@ -66,7 +71,7 @@ def running(
         own = {"AGENTWRIT_DATA_DIR": str(directory), "AGENTWRIT_ADMIN_SECRET": secret, "AGENTWRIT_PORT": "0"}
         started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "agentwrit.broker", "serve", "--ready-fd", str(write_end)],
+            [sys.executable, "-m", *module, "serve", "--ready-fd", str(write_end)],
             env={**clean, **own, **(settings or {})},
             pass_fds=[write_end],
             stderr=subprocess.DEVNULL,

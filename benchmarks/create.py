@@ -26,6 +26,7 @@ from agentwrit.broker.services.issuing import TokenIssuer
 from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.client.exchange import HttpRequest
+from agentwrit.client.secrecy import Secret
 from agentwrit.domain import proof
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.jws import is_signature
@@ -127,7 +128,7 @@ def _in_three_steps(broker: Running, seconds: int) -> Load:
     """The third step, with bodies that the first two have prepared."""
     driver = broker.app._driver
     policy = {"agent_name": "bench", "allowed_scope": SCOPE, "max_ttl": 300, "single_use": False, "ttl": 600}
-    launched = driver.send(HttpRequest("POST", "/v1/app/launch-tokens", json=policy, bearer=broker.app_token()))
+    launched = driver.send(HttpRequest("POST", "/v1/app/launch-tokens", json=policy, bearer=Secret(broker.app_token())))
     launch_token = json.loads(launched.body)["launch_token"]
 
     def body(number: int) -> str:

@@ -47,10 +47,10 @@ def subject(number: int, task_id: str | None = None) -> str:
     return f"spiffe://agentwrit.local/agent/bench/{task_id or task(number)}/{number:016x}"
 
 
-def new_grant(issuer: TokenIssuer, number: int, *, task_id: str | None = None) -> Grant:
+def new_grant(issuer: TokenIssuer, number: int, *, born: int = 0, task_id: str | None = None) -> Grant:
     """The grant of the agent of this number, whose task is its own, or this one."""
     agent_id = subject(number, task_id)
-    grant = issuer.new_grant(GrantKind.AGENT, agent_id, ["read:data:1"], ttl=TTL_SECONDS, now=time.time())
+    grant = issuer.new_grant(GrantKind.AGENT, agent_id, ["read:data:1"], ttl=TTL_SECONDS, now=time.time(), born=born)
     return msgspec.structs.replace(grant, orch_id="bench", task_id=task_id or task(number), agent_name="bench")
 
 

@@ -28,6 +28,9 @@ from nacl.signing import SigningKey
 
 from agentwrit.broker import bootstrap, logs
 from agentwrit.broker.config import Config
+from agentwrit.broker.http.edge import Edge
+from agentwrit.broker.http.exchange import Pieces
+from agentwrit.broker.http.http1 import Scope
 from agentwrit.broker.keystore import SIGNED_REMEMBERED
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.domain import proof
@@ -57,9 +60,9 @@ PARTS = {
 
 
 class Asked:
-    """The broker, asked as an ASGI server asks it."""
+    """The broker, asked as its server asks it."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Edge) -> None:
         self._app = app
 
     async def post(self, path: str, body: object, token: str | None = None) -> dict[str, Any]:
@@ -70,27 +73,36 @@ class Asked:
         return await self.send(path, content, headers)
 
     async def send(self, path: str, content: bytes, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-        sent: list[dict[str, Any]] = []
+        scope = Scope(
+            http_version="1.1",
+            method="POST",
+            scheme="http",
+            path=path,
+            query_string=b"",
+            headers=headers,
+            client=("127.0.0.1", 5),
+            server=("broker", 80),
+        )
+        reply = _Kept()
+        task = self._app.start(scope, content, reply, asyncio.get_running_loop())
+        if task is not None:
+            await task
+        if reply.status >= 400:
+            raise RuntimeError(reply.body.decode())
+        return dict(json.loads(reply.body or b"{}"))
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": content, "more_body": False}
 
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
+class _Kept:
+    """An answer."""
 
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "scheme": "http",
-            "path": path,
-            "query_string": b"",
-            "headers": headers,
-            "client": ("127.0.0.1", 5),
-        }
-        await self._app(scope, receive, send)
-        if sent[0]["status"] >= 400:
-            raise RuntimeError(sent[1]["body"].decode())
-        return dict(json.loads(sent[1]["body"] or b"{}"))
+    def __init__(self) -> None:
+        self.status, self.body = 0, b""
+
+    def send(self, status: int, head: bytes, body: bytes, *, is_last: bool) -> None:
+        self.status, self.body = status, body
+
+    async def stream(self, status: int, head: bytes, first: bytes, rest: Pieces) -> None:
+        raise NotImplementedError  # none of what is profiled
 
 
 async def profiled(calls: Iterable[Callable[[], Awaitable[object]]]) -> pstats.Stats:

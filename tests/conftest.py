@@ -8,13 +8,21 @@ from hypothesis import settings
 
 from tests import postgres
 from tests.support import BrokerProcess
+from tests.time_limit import pytest_runtest_teardown, pytest_timeout_set_timer
+
+__all__ = ["broker", "database_url", "postgres_server", "pytest_runtest_teardown", "pytest_timeout_set_timer"]
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("suite")
 
 # A shell gives what it starts in the background no Ctrl-C, and a process that ignores it hands that on to its children:
 # tests that send it to some would wait for ever.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# So does `nohup` with SIGHUP.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 

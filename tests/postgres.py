@@ -1,7 +1,8 @@
 """A real PostgreSQL server for tests, and databases in it.
 
-It is the server of AGENTWRIT_TEST_DATABASE_URL; else one that is started with the binaries that are found on the
-machine; else with those that a package brings. Where none of the three is there, the tests fail: none is left out.
+It is the server of AGENTWRIT_TEST_DATABASE_URL; else one that is started with the binaries in AGENTWRIT_POSTGRES_BIN;
+else with those that are found on the machine, the newest; else with those that a package brings. Where none of these is
+there, the tests fail: none is left out.
 """
 
 import contextlib
@@ -21,15 +22,22 @@ import psutil
 import psycopg
 
 URL_VARIABLE: Final = "AGENTWRIT_TEST_DATABASE_URL"
+BINARIES_VARIABLE: Final = "AGENTWRIT_POSTGRES_BIN"
 USER: Final = "agentwrit"
 START_TIMEOUT: Final = 30
 NOBODY: Final = 65534  # PostgreSQL does not run as root
+
+STANDBY: Final = "standby"
+_INITDB: Final = ("-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale")
 
 FAST: Final = ("fsync=off", "autovacuum=off", "shared_buffers=32MB", "max_connections=200")
 
 
 def binaries() -> Path:
     """The directory of `postgres` and `initdb`."""
+    chosen = os.environ.get(BINARIES_VARIABLE)
+    if chosen is not None:
+        return Path(chosen).resolve(strict=True)
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: path.parts[-3])
     if found:
         return found[-1].parent
@@ -45,7 +53,10 @@ def binaries() -> Path:
 class PostgresServer:
     """A server of our own, on loopback. Can be stopped, frozen, killed and started again."""
 
-    def __init__(self, settings: Sequence[str] = FAST) -> None:
+    def __init__(
+        self, settings: Sequence[str] = FAST, *, primary: "PostgresServer | None" = None, port: int | None = None
+    ) -> None:
+        """`primary`: the server that this one is a standby of, by the name of STANDBY. `port`: one that is free."""
         self._binaries = binaries()
         self._settings = settings
         # Not under pytest's directory: that is root's alone, and the server is somebody else.
@@ -55,8 +66,12 @@ class PostgresServer:
             os.chown(self.directory, NOBODY, NOBODY)
             self._identity = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         self.data = self.directory / "data"
-        self.port = free_port()
-        self._run("initdb", "-D", str(self.data), "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale")
+        self.port = port or free_port()
+        if primary is None:
+            self._run("initdb", "-D", str(self.data), "-U", USER, *_INITDB)
+        else:
+            source = f"host=127.0.0.1 port={primary.port} user={USER} application_name={STANDBY}"
+            self._run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-c", "fast", "--no-sync")
         self.start()
 
     @property
@@ -76,6 +91,20 @@ class PostgresServer:
         """Stop, and wait: "fast" lets go of all connections, "immediate" is a crash."""
         self._run("pg_ctl", "stop", "-w", "-t", str(START_TIMEOUT), "-D", str(self.data), "-m", mode)
 
+    def promote(self) -> None:
+        """Let a standby go on by itself, on another timeline."""
+        self._run("pg_ctl", "promote", "-w", "-t", str(START_TIMEOUT), "-D", str(self.data))
+
+    def replay(self) -> None:
+        """Restart as if from a backup of this moment: what it goes on with is another timeline."""
+        self.stop()
+        signal_file = self.data / "standby.signal"
+        signal_file.touch()
+        if self._identity:
+            os.chown(signal_file, NOBODY, NOBODY)
+        self.start()
+        self.promote()
+
     def restart(self, mode: str = "fast") -> None:
         self.stop(mode)
         self.start()
@@ -86,6 +115,13 @@ class PostgresServer:
 
     def thaw(self) -> None:
         self._signal_all(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """kill -9 for every process of the server, whatever state it is in."""
+        processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        self._signal_all(signal.SIGKILL)
+        psutil.wait_procs(processes)
+        (self.data / "postmaster.pid").unlink()
 
     def use_certificate(self, certificate: Path, key: Path) -> None:
         """Speak TLS from now on."""
@@ -158,10 +194,10 @@ def server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def database(server_url: str) -> Iterator[str]:
-    """The URL of a new, empty database."""
+def database(server_url: str, *, template: str = "template1") -> Iterator[str]:
+    """The URL of a new database: an empty one, or a copy of another that nobody uses."""
     name = f"agentwrit_test_{secrets.token_hex(6)}"
-    ask(server_url, f"CREATE DATABASE {name}")
+    ask(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield server_url.rpartition("/")[0] + "/" + name
     finally:

@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,9 @@ from nacl.signing import SigningKey
 
 ADMIN_SECRET = "an-operators-secret-for-tests"
 STOP_TIMEOUT = 20
+
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of brokers without TLS: one that trusts all authorities of the machine reads them first, for 30 ms."""
 
 SOAK = int(os.environ.get("AGENTWRIT_SOAK", "1"))
 """How many times as often races and crashes are repeated: 50 in `make soak`."""
@@ -35,7 +39,7 @@ class BrokerProcess:
         data_dir: Path,
         *,
         wrapper: Sequence[str] = (),
-        verify: ssl.SSLContext | bool = True,
+        verify: ssl.SSLContext = PLAIN,
         arguments: Sequence[str] = (),
         module: str = "agentwrit.broker",
         **settings: str,
@@ -46,8 +50,8 @@ class BrokerProcess:
         self._arguments = arguments
         self._module = module
         self.log = data_dir.with_suffix(".log")
-        self._settings = settings
-        self.http = httpx2.Client()
+        self.settings = settings
+        self.http = httpx2.Client(verify=PLAIN)
         self.start()
 
     def start(self) -> None:
@@ -59,7 +63,7 @@ class BrokerProcess:
             "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET,
             "AGENTWRIT_PORT": "0",
             "AGENTWRIT_LOG_FORMAT": "json",
-            **self._settings,
+            **self.settings,
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -85,6 +89,16 @@ class BrokerProcess:
         self.url: str = announced["url"]
         self.pid: int = announced["pid"]
         self.http = httpx2.Client(base_url=self.url, timeout=30, trust_env=False, verify=self._verify)
+
+    def logged(self) -> str:
+        """The log, with all that came of the requests until now: lines are written beside them."""
+        answer = httpx2.get(f"{self.url}/what-is-logged-last", verify=self._verify, trust_env=False)
+        last = answer.headers["x-request-id"]
+        deadline = time.monotonic() + 30
+        while f'"{last}"' not in (text := self.log.read_text()):
+            assert time.monotonic() < deadline, text[-2000:]
+            time.sleep(0.01)
+        return text
 
     def stop(self) -> int:
         """SIGTERM, and wait. Returns the exit code."""

@@ -14,20 +14,36 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import before_task_publish
+from kombu.transport import filesystem
 
 from agentwrit import AgentWritApp, AgentWritError, current_agent
 from agentwrit.integrations.celery import HEADER, AgentWritTask
 
 # A directory does for one machine. Any other queue of Celery's will do as well.
 QUEUE = Path(os.environ.get("ORDERS_QUEUE") or tempfile.mkdtemp(prefix="orders-"))
-FOLDERS = {"data_folder_in": str(QUEUE), "data_folder_out": str(QUEUE), "control_folder": str(QUEUE / "control")}
+DESK = Path(tempfile.mkdtemp(prefix="desk-", dir=QUEUE))  # this process's own
+FOLDERS = {"data_folder_in": str(QUEUE), "data_folder_out": str(DESK), "control_folder": str(QUEUE / "control")}
 QUICKLY = {"polling_interval": 0.05}
 
+
+class Channel(filesystem.Channel):
+    """A queue whose messages are whole when a worker finds them: they are written elsewhere, and moved into it then."""
+
+    def _put(self, *message: Any, **options: Any) -> None:
+        super()._put(*message, **options)  # type: ignore[no-untyped-call] # Celery has no types
+        for written in DESK.iterdir():
+            written.rename(QUEUE / written.name)
+
+
+class Transport(filesystem.Transport):
+    Channel = Channel
+
+
 celery = Celery("celery_orders", broker="filesystem://", backend=f"file://{QUEUE}", task_cls=AgentWritTask)
-celery.conf.broker_transport_options = {**FOLDERS, **QUICKLY}
+celery.conf.update(broker_transport=Transport, broker_transport_options={**FOLDERS, **QUICKLY})
 
 
-@celery.task(scope=["write:data:order-{order_id}"])  # type: ignore[untyped-decorator] # Celery has no types
+@celery.task(scope=["write:data:order-{order_id}"])  # type: ignore[untyped-decorator] # nor for these
 def write_order(order_id: int) -> str:
     """Runs in the worker, as the agent whose token came with the job."""
     return f"order {order_id} written by an agent for {' '.join(current_agent().scope)}"

@@ -1,16 +1,16 @@
 """Archives of the audit log as files: written so that they are whole and durable or not there, and read back."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import IO, Final, NamedTuple, Self
 
+from agentwrit import reading
 from agentwrit.domain import audit_archive, audit_export
 from agentwrit.domain.audit_export import Progress, unwatched
 from agentwrit.domain.note import VerifierKey
-from agentwrit.durable import sync
+from agentwrit.durable import NewFile
 
 PACED_LINES: Final = 256
 
@@ -34,18 +34,15 @@ class NewArchive:
     def __init__(self, directory: Path, first: int, last: int) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = directory / audit_archive.file_name(first, last)
-        self._partial = self.path.with_suffix(".partial")
-        self._file = os.fdopen(os.open(self._partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb")
+        self._file = NewFile(self.path)
 
     def write(self, lines: Iterable[bytes]) -> None:
-        self._file.writelines(lines)
+        for line in lines:
+            self._file.write(line)
 
     def seal(self) -> None:
         """Make it durable, under its name."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._partial.replace(self.path)
-        sync(self.path.parent)
+        self._file.settle()
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +51,6 @@ class NewArchive:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._partial.unlink(missing_ok=True)
 
 
 def left_behind(directory: Path, first: int) -> Path | None:
@@ -73,14 +69,14 @@ def check(
     """
     digest = hashlib.sha256()
 
-    def lines(file: Iterable[bytes]) -> Iterator[bytes]:
-        for number, line in enumerate(file):
+    def paced(file: IO[bytes]) -> Iterator[bytes]:
+        for number, line in enumerate(reading.lines(file, audit_export.MAX_LINE_BYTES)):
             if number % PACED_LINES == 0:
                 pace()
             digest.update(line)
             yield line
 
     with path.open("rb") as file:
-        verified = audit_export.verify(lines(file), keys, progress=progress)
+        verified = audit_export.verify(paced(file), keys, progress=progress)
     root = verified.end.tree.root().hex()
     return Checked(verified.start.sequence + 1, verified.end.sequence, root, path.name, digest.hexdigest())

@@ -6,8 +6,10 @@
     ├── ProblemResponseError     the broker refused: .problem (ProblemDetail), .status_code
     │   ├── AuthenticationError  401: a credential was not accepted
     │   ├── AuthorizationError   403: the credential does not reach that far
-    │   └── RateLimitError       429: too many failed attempts, or too much at once; .retry_after, seconds
+    │   ├── RateLimitError       429: too many failed attempts, or too much at once; .retry_after, seconds
+    │   └── BrokerUnavailable    it cannot answer now, or a proxy before it said so; .retry_after, seconds
     ├── TransportError           the broker was not reached, or what answered is no broker
+    │   ├── BrokerUnavailable    the same: of either kind
     │   └── Unverifiable         whether a token holds cannot be told: revocations may be missing
     ├── CryptoError              a key that cannot be used
     ├── NoCurrentAgent           code that acts as an agent runs where there is none
@@ -29,6 +31,7 @@ __all__ = [
     "AgentWritError",
     "AuthenticationError",
     "AuthorizationError",
+    "BrokerUnavailable",
     "CryptoError",
     "InvalidToken",
     "NoCurrentAgent",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 MAX_TEXT: Final = 1000
+MAX_RETRY_AFTER: Final = 365 * 86400.0
 
 
 class ProblemResponseError(AgentWritError):
@@ -79,6 +83,20 @@ class TransportError(AgentWritError):
     """The broker was not reached in time, or what answered does not speak its protocol."""
 
 
+class BrokerUnavailable(ProblemResponseError, TransportError):
+    """The broker cannot answer now, or a proxy before it said so (any 5xx). `retry_after`: seconds, if it was said.
+
+    Where a broker never refuses anything, any other refusal is one of these too: it is not the broker's.
+    """
+
+    def __init__(self, problem: ProblemDetail, status_code: int, retry_after: float | None = None) -> None:
+        super().__init__(problem, status_code)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problem, self.status_code, self.retry_after)
+
+
 class Unverifiable(TransportError):
     """Whether a token holds cannot be told: the broker was not heard of for too long. Nothing is accepted then."""
 
@@ -111,13 +129,20 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Probl
     problem = _problem(status, body)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return RateLimitError(problem, status, retry_after(headers))
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return BrokerUnavailable(problem, status, retry_after(headers))
     return _BY_STATUS.get(status, ProblemResponseError)(problem, status)
 
 
+def unavailable(error: ProblemResponseError) -> BrokerUnavailable:
+    """A refusal where a broker refuses nothing."""
+    return BrokerUnavailable(error.problem, error.status_code, getattr(error, "retry_after", None))
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait (RFC 9110 §10.2.3), where they are given as such."""
+    """Seconds to wait (RFC 9110 §10.2.3), where they are given as such: a year at most."""
     text = headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() else None
+    return min(float(text), MAX_RETRY_AFTER) if text.isascii() and text.isdigit() else None
 
 
 def _line(text: str) -> str:

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+
+from agentwrit.domain.timestamps import MAX_UNIX_SECONDS, rfc3339
+
+Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_UNIX_SECONDS)]
+"""Unix seconds."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,13 @@ class RegisterResult:
 class DelegationRecord:
     """One hop of a delegation: `agent`, holding `scope` on its grant `sid`, gave `granted` to `delegate`.
 
-    `delegated_at`: Unix seconds; `prev`: hex SHA-256 of the record before; `signature`: the broker's, by its key `kid`.
+    `delegated_at`: RFC 3339, in whole seconds; `prev`: hex SHA-256 of the record before; `signature`: the broker's, by
+    its key `kid`, over a record that has the time as Unix seconds.
     """
 
     agent: str
     scope: list[str]
-    delegated_at: int | str
+    delegated_at: str
     signature: str = ""
     sid: str = ""
     delegate: str = ""
@@ -78,9 +84,9 @@ class AgentClaims:
     iss: str
     sub: str
     aud: list[str]
-    exp: int
-    nbf: int
-    iat: int
+    exp: Time
+    nbf: Time
+    iat: Time
     jti: str
     scope: list[str]
     task_id: str
@@ -130,7 +136,12 @@ def chain_from_wire(chain: object) -> list[DelegationRecord]:
 
 
 def _with_defaults(record: object) -> object:
-    return _MISSING_IN_RECORD | record if isinstance(record, dict) else record
+    if not isinstance(record, dict):
+        return record
+    at = record.get("delegated_at")
+    if isinstance(at, int) and 0 <= at <= MAX_UNIX_SECONDS:  # as brokers say it that are older
+        record = {**record, "delegated_at": rfc3339(at)}
+    return _MISSING_IN_RECORD | record
 
 
 _MISSING: dict[str, Any] = {
@@ -139,4 +150,4 @@ _MISSING: dict[str, Any] = {
     "aud": [],
     "scope": [],
 }
-_MISSING_IN_RECORD: dict[str, Any] = {"agent": "", "scope": [], "delegated_at": 0}
+_MISSING_IN_RECORD: dict[str, Any] = {"agent": "", "scope": [], "delegated_at": ""}

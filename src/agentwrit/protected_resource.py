@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from agentwrit.domain import jwk
 from agentwrit.domain.errors import AgentWritError
 
-ALGORITHM: Final = "EdDSA"  # of the proofs that agents make (RFC 9449)
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
 # RFC 6750 §3: what `error`, `error_description` and `scope` may hold. Nothing in it ends a quoted string.
@@ -36,7 +36,7 @@ def metadata(
     jwks_uri: str | None = None,
     resource_name: str | None = None,
     resource_documentation: str | None = None,
-    dpop_signing_alg_values_supported: Iterable[str] = (ALGORITHM,),
+    dpop_signing_alg_values_supported: Iterable[str] | None = None,
     dpop_bound_access_tokens_required: bool = False,
 ) -> dict[str, object]:
     """The metadata of a service (RFC 9728 §2), ready to be encoded as JSON. What is not given is left out.
@@ -44,12 +44,15 @@ def metadata(
     `resource`: the service's own URL, and what tokens for it have as `aud`; `authorization_servers`: the issuers whose
     tokens it takes, which for a broker is its AGENTWRIT_ISSUER; `jwks_uri`: where the service's own keys are, if it
     signs what it answers. The broker's keys are not meant: its own metadata says where those are.
+    `dpop_signing_alg_values_supported`: of proofs (RFC 9449); None for those that a `Verifier` takes here.
 
     Raises:
         AgentWritError: a URL is none, or no authorization server is named.
         TypeError: a bare string was given where a list belongs.
     """
     _split(resource)
+    if dpop_signing_alg_values_supported is None:
+        dpop_signing_alg_values_supported = jwk.proof_algorithms()
     servers = _list("authorization_servers", authorization_servers)
     if not servers:
         raise AgentWritError("authorization_servers names no issuer")

@@ -84,7 +84,7 @@ def test_a_report_writes_data_and_never_structure(broker: BrokerProcess, server:
     done = access(broker, token, resource=resource)
     assert server.taken(done)["recorded"] == 1
     [event] = broker.events(event_type="resource_accessed", sid=done["sid"])
-    assert event["resource"] == resource
+    assert event["resource"] == r'GET /","outcome":"denied"}\n{"id":"evt-000001\u202e\x00\x1b[2J'
     assert event["outcome"] == "success"
 
 
@@ -105,6 +105,7 @@ def test_one_lie_does_not_sink_the_truth_beside_it(broker: BrokerProcess, server
     assert [refused["index"] for refused in receipt["refused"]] == [0, 2]
 
 
+@pytest.mark.alone
 def test_a_resource_server_that_was_taken_over_does_not_fill_the_disk(
     broker: BrokerProcess, server: ResourceServer, token: str
 ) -> None:
@@ -127,7 +128,7 @@ def test_an_app_reads_what_was_done_by_its_own_agents_alone(
     for reader, expected in ((app, 1), (server.app, 0), (broker.app(), 0)):
         query = {"event_type": "resource_accessed"}
         answer = broker.http.get("/v1/audit/events", params=query, headers=bearer(reader.token())).json()
-        assert len([event for event in answer["events"] if event["sid"] == done["sid"]]) == expected
+        assert len([event for event in answer["events"] if event.get("sid") == done["sid"]]) == expected
 
 
 def test_no_token_is_in_what_a_report_writes(broker: BrokerProcess, server: ResourceServer, token: str) -> None:

@@ -4,11 +4,13 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import rfc8785
 
+from agentwrit import archive_files
 from agentwrit.broker import bootstrap
 from agentwrit.broker.config import Config
 from agentwrit.domain import audit, audit_export
@@ -139,3 +141,18 @@ def test_an_archive_is_not_lengthened(original: Original, tmp_path: Path) -> Non
     longer = tmp_path / "longer.jsonl"
     longer.write_bytes(b"".join([*lines, lines[-1]]))
     one_line(run("audit", "verify", str(longer), "--key", original.key), 1, "more than")
+
+
+@pytest.mark.parametrize("content", [b"\0", b"[", b'{"format":"'])
+def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "endless.jsonl"
+    with path.open("wb") as file:
+        file.write(content * 1000)
+        file.truncate(1 << 33)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TamperedRecord, match=r"line 1 has more than \d+ bytes"):
+            archive_files.check(path, [])
+        assert tracemalloc.get_traced_memory()[1] < 8 * audit_export.MAX_LINE_BYTES
+    finally:
+        tracemalloc.stop()

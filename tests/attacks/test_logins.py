@@ -1,11 +1,18 @@
 """Guessing secrets, and keeping others from using theirs."""
 
+import http.client
+import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import psutil
+import pytest
 
 from tests.support import ADMIN_SECRET, BrokerProcess, problem
 
 
+@pytest.mark.alone
 def test_guessing_the_operators_secret_is_limited(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path / "data") as broker:
         answers = [broker.http.post("/v1/admin/auth", json={"secret": f"guess-{n}"}) for n in range(40)]
@@ -37,6 +44,7 @@ def test_an_unknown_client_and_a_wrong_secret_are_one_answer(broker: BrokerProce
     assert {**wrong, "request_id": ""} == {**unknown, "request_id": ""}
 
 
+@pytest.mark.alone
 def test_forwarded_addresses_do_not_get_around_the_limit(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path / "data") as broker:
         answers = [
@@ -81,3 +89,58 @@ def test_logins_at_the_same_time_are_bounded_and_the_rest_told_to_come_back(tmp_
         for answer in answers:
             if answer.status_code == 503:
                 assert answer.headers["retry-after"]
+
+
+class Guessers:
+    """Wrong logins from many addresses, each within its own limit, for as long as this is open."""
+
+    def __init__(self, broker: BrokerProcess, addresses: int) -> None:
+        self._host, port = broker.url.removeprefix("http://").split(":")
+        self._port = int(port)
+        self._is_over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guess, args=(f"127.0.0.{number}",)) for number in range(2, 2 + addresses)
+        ]
+
+    def _guess(self, address: str) -> None:
+        connection = http.client.HTTPConnection(self._host, self._port, source_address=(address, 0), timeout=30)
+        while not self._is_over.is_set():
+            connection.request("POST", "/v1/admin/auth", json.dumps({"secret": "guess-guess"}))
+            connection.getresponse().read()
+            self._is_over.wait(0.5)
+        connection.close()
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_guesses_from_many_addresses_keep_no_operator_out(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker:
+        with Guessers(broker, 24):  # an operator who was never here waits for one guess of each address
+            broker.admin()
+        broker.stop()
+        broker.start()
+        with Guessers(broker, 24):  # and one who was, also before a restart, for one or two
+            for name in ("ana", "bo"):  # likewise who has a password made
+                answer = broker.http.post("/v1/admin/operators", json={"name": name}, headers=broker.admin())
+                assert answer.status_code == 201
+
+
+def test_a_secret_that_is_too_long_to_be_one_costs_no_check(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker:
+        process = psutil.Process(broker.pid)
+        before = process.cpu_times().user
+        for _ in range(8):
+            problem(broker.http.post("/v1/admin/auth", json={"secret": "x" * 2000}), 401, "unauthorized")
+        assert process.cpu_times().user - before < 0.1
+        for secret in ("x" * 1025, "short"):
+            answer = broker.http.post(
+                "/v1/admin/operators", json={"name": "ana", "secret": secret}, headers=broker.admin()
+            )
+            problem(answer, 400, "invalid_request")

@@ -3,11 +3,14 @@
 import base64
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import jwt
 import pytest
 
 from tests.oauth import client_credentials, exchange, introspect, oauth_error, post, revoke
+from tests.proofs import Creation, Holder
 from tests.support import SOAK, BrokerProcess, TestApp, bearer, problem, registration
 
 ROUTES = ["token", "introspect", "revoke"]
@@ -20,6 +23,80 @@ def app(broker: BrokerProcess) -> TestApp:
 
 def token(agent: dict[str, str]) -> str:
     return agent["access_token"]
+
+
+def claims_of(text: str) -> dict[str, Any]:
+    return dict(jwt.decode(text, options={"verify_signature": False}))
+
+
+# -- client credentials for a resource --------------------------------------------------------------------------------
+
+ORDERS = "https://orders.example"
+
+
+def test_more_than_the_ceiling_for_a_resource(broker: BrokerProcess) -> None:
+    app = broker.app("read:data:1", audiences=[ORDERS])
+    for scope in ("read:data:*", "write:data:1", "admin:revoke:*", "app:agents:*", "read:data:1 read:data:2"):
+        oauth_error(client_credentials(app, resource=ORDERS, scope=scope), 400, "invalid_scope")
+    assert not broker.events(app_id=app.app_id, event_type="agent_registered")
+
+
+def test_another_apps_resource(broker: BrokerProcess) -> None:
+    broker.app(audiences=[ORDERS])
+    stranger = broker.app(audiences=["https://payroll.example"])
+    for named in (ORDERS, f"{ORDERS}/", ORDERS.upper(), f"{ORDERS}/mcp", f"{ORDERS}@payroll.example"):
+        oauth_error(client_credentials(stranger, resource=named), 400, "invalid_target")
+    mixed = {"resource": ["https://payroll.example", ORDERS], "grant_type": "client_credentials"}
+    oauth_error(post(broker, "token", mixed, app=stranger), 400, "invalid_target")
+
+
+def test_a_token_for_a_resource_at_the_apps_and_the_operators_routes(broker: BrokerProcess) -> None:
+    app = broker.app("read:data:*", audiences=[ORDERS])
+    headers = bearer(token(client_credentials(app, resource=ORDERS).json()))
+    for method, path in (
+        ("POST", "/v1/agents"),
+        ("POST", "/v1/app/launch-tokens"),
+        ("GET", "/v1/audit/events"),
+        ("GET", "/v1/admin/apps"),
+        ("POST", "/v1/revoke"),
+    ):
+        assert broker.http.request(method, path, json={}, headers=headers).status_code == 403, path
+    problem(broker.http.post("/v1/agents", headers=headers, json={}), 403, "insufficient_scope")
+
+
+def test_a_token_for_a_resource_that_is_renewed_to_live_longer(broker: BrokerProcess) -> None:
+    issued = token(client_credentials(broker.app(audiences=[ORDERS]), resource=ORDERS).json())
+    renewed = broker.renew(issued)
+    assert renewed.status_code == 200
+    assert claims_of(token(renewed.json()))["exp"] == claims_of(issued)["exp"]
+
+
+def test_what_is_bound_handed_to_an_agent_without_a_key(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=[ORDERS])
+    holder = Holder(app)
+    keyless = claims_of(token(client_credentials(app, resource=ORDERS).json()))["sub"]
+    refused = holder.post("/v1/delegate", json={"delegate_to": keyless, "scope": ["read:data:1"]})
+    assert "key" in problem(refused, 403, "scope_violation")["detail"]
+    unbound = app.agent()
+    assert broker.delegate(token(unbound), keyless).status_code == 200
+
+
+def test_an_app_that_requires_binding_gets_no_token_for_a_resource_by_its_secret(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=[ORDERS], require_bound=True)
+    oauth_error(client_credentials(app, resource=ORDERS), 400, "unauthorized_client")
+    assert client_credentials(app).status_code == 200  # the app's own, for the broker
+
+
+def test_an_apps_limits_evaded_by_client_credentials(broker: BrokerProcess) -> None:
+    app = broker.app("read:data:*", audiences=[ORDERS], max_live_agents=2, max_ttl=60)
+    assert {client_credentials(app, resource=ORDERS).json()["expires_in"] for _ in range(2)} == {60}
+    full = client_credentials(app, resource=ORDERS)
+    oauth_error(full, 429, "temporarily_unavailable")
+    assert int(full.headers["retry-after"]) >= 1
+    problem(Creation(app).post(), 429, "rate_limited")
+    with ThreadPoolExecutor(8) as threads:
+        again = list(threads.map(lambda _: client_credentials(app, resource=ORDERS).status_code, range(16)))
+    assert set(again) == {429}
 
 
 # -- clients ----------------------------------------------------------------------------------------------------------
@@ -110,7 +187,7 @@ def test_no_secret_and_no_token_is_logged(tmp_path: Path) -> None:
         revoke(broker.app(), token(agent))
         revoke(app, token(agent))
         events = str(broker.events())
-        log = broker.log.read_text()
+        log = broker.logged()
         for secret in (app.client_secret, token(agent), "guessed-secret"):
             assert secret not in events
             assert secret not in log
@@ -126,7 +203,7 @@ def test_another_apps_tokens_are_not_revoked_and_the_attempt_is_recorded(broker:
         answer = revoke(app, each)
         assert (answer.status_code, answer.content) == (200, revoke(app, "nonsense").content)
         assert broker.is_valid(each)
-    events = [each for each in broker.events(event_type="token_revocation_denied") if each["app_id"] == app.app_id]
+    events = [each for each in broker.events(event_type="token_revocation_denied") if each.get("app_id") == app.app_id]
     assert [(event["outcome"], event["principal"]) for event in events] == [("denied", f"app:{app.app_id}")] * 3
 
 
@@ -153,7 +230,7 @@ def test_an_exchange_takes_no_token_of_another_app(broker: BrokerProcess, app: T
         exchange(app, own, "nonsense", "read:data:1"),
     ]
     assert len({oauth_error(refusal, 400, "invalid_request") for refusal in refusals}) == 1
-    events = [event for event in broker.events(event_type="delegation_denied") if event["app_id"] == app.app_id]
+    events = [event for event in broker.events(event_type="delegation_denied") if event.get("app_id") == app.app_id]
     assert len(events) == 4
     assert {event["outcome"] for event in events} == {"denied"}
 

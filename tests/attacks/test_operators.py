@@ -34,6 +34,7 @@ def test_unknown_removed_and_wrong_are_one_answer_in_one_time(own_broker: Broker
     assert max(seconds.values()) < 3 * min(seconds.values()), seconds
 
 
+@pytest.mark.alone
 def test_naming_others_does_not_get_around_the_limit(own_broker: BrokerProcess) -> None:
     answers = [login(own_broker, "guess", name=f"operator-{number}").status_code for number in range(40)]
     assert set(answers) == {401, 429}
@@ -45,7 +46,7 @@ def test_a_name_that_is_none_leaves_no_trace_in_the_log(own_broker: BrokerProces
         problem(login(own_broker, "guess-guess", name=name), 401, "unauthorized")
     problem(login(own_broker, "guess-guess", name=7), 400, "invalid_request")
     events = own_broker.events(event_type="admin_auth_failed")
-    assert {event["principal"] for event in events} == {""}
+    assert not any("principal" in event for event in events)
     assert "hunter2" not in str(events)
 
 

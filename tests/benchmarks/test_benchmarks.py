@@ -16,7 +16,7 @@ from benchmarks.load import parse
 from benchmarks.measuring import Comparison, Series, in_turns
 from benchmarks.plot import bars, shares
 
-from benchmarks import cluster, life, population, profile, revocation, sampling, scale, verify
+from benchmarks import cluster, holds, large, life, population, profile, revocation, sampling, scale, verify
 from tests.support import SOAK, BrokerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -56,10 +56,28 @@ def test_a_store_that_was_filled_is_one_that_a_broker_serves(tmp_path: Path) -> 
         events = broker.events(limit=1000, agent_id=population.subject(1))
         assert [event["event_type"] for event in events] == ["agent_registered", "token_issued"]
     with sqlite3.connect(tmp_path / "data/agentwrit.db") as connection:
-        [count] = connection.execute("SELECT count(*) FROM events WHERE detail = 'as it happens'").fetchone()
+        [count] = connection.execute("SELECT count(*) FROM events WHERE detail LIKE 'as it happens: %'").fetchone()
         [revoked] = connection.execute("SELECT count(*) FROM revocations").fetchone()
     assert (count, revoked) == (2 * 7 + 3 * 5, 3)
     assert len(tokens) == 7
+
+
+def test_what_is_large_is_ended_while_others_validate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "BASELINE_SECONDS", 0.2)
+    found = large.once("tree", 300, "sqlite")
+    assert found.ended == 300
+    assert 0 < found.refused <= found.answered + found.longest + 1
+    assert found.rate > 0
+    assert "300 grants" in found.tell()
+
+
+def test_what_holds_the_event_loop_is_told_of_each_kind_of_request() -> None:
+    found = list(holds.run("sqlite", 20, rounds=1))
+    assert len({hold.name for hold in found}) == len(found)
+    for hold in found:
+        assert hold.worked >= 0
+        assert 0 < hold.least <= hold.most
+        assert ("more than wanted" in hold.tell()) is (hold.least > holds.WANTED_SECONDS)
 
 
 def test_what_the_generator_prints_is_read_and_errors_are_errors() -> None:

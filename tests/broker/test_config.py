@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from agentwrit.broker.config import Config, load, unknown_variables
+from agentwrit.broker.config import Config, doubts, load, unknown_variables
 from agentwrit.domain.errors import ConfigurationError
 
 
 def test_without_any_setting_the_defaults_hold() -> None:
     settings = load({"HOME": "/", "PATH": "/bin"})
     assert settings == Config()
-    assert (settings.host, settings.port, settings.issuer) == ("127.0.0.1", 8080, "agentwrit")
+    assert (settings.host, settings.port, settings.issuer) == (("127.0.0.1",), 8080, "agentwrit")
     assert settings.trust_domain == "agentwrit.local"
     assert (settings.default_ttl, settings.max_ttl, settings.max_lifetime) == (300, 86_400, 86_400)
     assert (settings.app_token_ttl, settings.admin_token_ttl) == (1800, 300)
@@ -32,8 +32,8 @@ def test_lists_in_a_variable_are_separated_by_commas() -> None:
 
 
 def test_a_url_is_taken_without_its_last_slash() -> None:
-    assert load({"AGENTWRIT_PUBLIC_URL": "https://broker.example/x/"}).public_url == "https://broker.example/x"
-    assert load({"AGENTWRIT_PUBLIC_URL": ""}).public_url is None
+    assert load({"AGENTWRIT_PUBLIC_URL": "https://broker.example/x/"}).public_url == ("https://broker.example/x",)
+    assert load({"AGENTWRIT_PUBLIC_URL": ""}).public_url == ()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,10 @@ def test_a_url_is_taken_without_its_last_slash() -> None:
         ("PUBLIC_URL", "https://"),
         ("PUBLIC_URL", "https://broker.example?x=1"),
         ("PUBLIC_URL", "https://[::1"),
+        ("PUBLIC_URL", "https://broker.example#top"),
+        ("PUBLIC_URL", "https://user@broker.example"),
+        ("PUBLIC_URL", "https://broker.example:99999"),
+        ("PUBLIC_URL", "https://broker.example, broker.svc"),
         ("TRUSTED_PROXIES", "everyone"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
         ("LOG_LEVEL", "loud"),
@@ -125,6 +129,28 @@ def test_an_unknown_variable_is_reported_with_the_nearest_name() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["AGENTWRIT_PORT", "AGENTWRIT_METRICS_PORT"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_told_as_that(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{name} takes a whole number .* enableServiceLinks: false"):
+        load({name: "tcp://10.96.0.12:8080"})
+    with pytest.raises(ConfigurationError) as refusal:
+        load({name: "80a"})
+    assert "Kubernetes" not in str(refusal.value)
+
+
+def test_the_secret_of_an_operator_with_a_name_is_not_taken_for_the_first_ones(tmp_path: Path) -> None:
+    ana = {"AGENTWRIT_OPERATOR": "ana", "AGENTWRIT_ADMIN_SECRET": "a-secret-of-anas"}
+    assert load(ana).admin_secret is None
+    [line] = unknown_variables(ana)
+    assert "AGENTWRIT_ADMIN_SECRET is the secret of the operator whom AGENTWRIT_OPERATOR names" in line
+    file = tmp_path / "agentwrit.toml"
+    file.write_text('admin_secret = "a-secret-of-the-firsts"')
+    assert load(ana, file).admin_secret == "a-secret-of-the-firsts"
+    for first in ("", "admin"):
+        assert load({**ana, "AGENTWRIT_OPERATOR": first}).admin_secret == "a-secret-of-anas"
+        assert unknown_variables({**ana, "AGENTWRIT_OPERATOR": first}) == []
+
+
 def test_no_secret_is_shown() -> None:
     secret = "a-secret-that-nobody-sees"
     settings = load({"AGENTWRIT_ADMIN_SECRET": secret, "AGENTWRIT_MASTER_KEY": secret})
@@ -133,3 +159,35 @@ def test_no_secret_is_shown() -> None:
     with pytest.raises(ConfigurationError) as refusal:
         load({"AGENTWRIT_DATABASE_URL": f"postgresql://user:{secret}@localhost/x"})
     assert secret not in str(refusal.value)
+
+
+def test_a_broker_may_be_reached_by_several_urls_of_which_the_first_is_told(tmp_path: Path) -> None:
+    settings = load({"AGENTWRIT_PUBLIC_URL": "https://broker.example/, http://broker.svc"})
+    assert settings.public_url == ("https://broker.example", "http://broker.svc")
+    assert (settings.told_url, settings.is_tls) == ("https://broker.example", True)
+    file = tmp_path / "agentwrit.toml"
+    file.write_text('public_url = ["http://broker.svc", "https://broker.example"]\n')
+    assert load({}, file).told_url == "http://broker.svc"
+    file.write_text('public_url = "http://broker.svc"\n')
+    assert load({}, file).public_url == ("http://broker.svc",)
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_doubtful"),
+    [
+        ({}, False),
+        ({"AGENTWRIT_HOST": "::1"}, False),
+        ({"AGENTWRIT_HOST": "localhost"}, False),
+        ({"AGENTWRIT_HOST": "0.0.0.0"}, True),
+        ({"AGENTWRIT_HOST": "::"}, True),
+        ({"AGENTWRIT_HOST": "broker.example"}, True),
+        ({"AGENTWRIT_TRUSTED_PROXIES": "127.0.0.1"}, True),
+        ({"AGENTWRIT_HOST": "0.0.0.0", "AGENTWRIT_PUBLIC_URL": "https://broker.example"}, False),
+    ],
+)
+def test_a_broker_that_others_reach_by_a_name_that_is_not_set_is_reported(
+    environ: dict[str, str], is_doubtful: bool
+) -> None:
+    lines = doubts(load(environ))
+    assert bool(lines) == is_doubtful
+    assert all(line.startswith("AGENTWRIT_PUBLIC_URL is not set") and "\n" not in line for line in lines)

@@ -1,9 +1,20 @@
 """What the broker writes to its log."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from agentwrit.broker import logs
+from agentwrit.broker.services import checkpoints
+from tests.support import BrokerProcess
 
 FAIL = """
 import structlog
@@ -27,46 +38,140 @@ def test_the_trace_of_an_error_shows_where_it_was_and_no_value_of_a_variable() -
     assert "a-token-that-nobody-sees" not in written
 
 
-GATHER = """
-import asyncio, os, sys, threading, types
+FLUSHED = """
 import structlog
 from agentwrit.broker import logs
 
-writes = []
-sys.stderr = types.SimpleNamespace(write=writes.append, flush=lambda: None, isatty=lambda: False)
 logs.configure(level="info", log_format="console")
-log = structlog.get_logger()
-
-async def work():
-    log.info("one")
-    log.info("two")
-    before_the_turn_is_over = list(writes)
-    await asyncio.sleep(0)
-    log.info("three")
-    log.warning("four")
-    after_a_warning = list(writes)
-    thread = threading.Thread(target=log.info, args=("five",))
-    thread.start()
-    thread.join()
-    log.info("six")
-    return before_the_turn_is_over, after_a_warning
-
-def names(lines):
-    return [[line.split()[-1] for line in text.splitlines()] for text in lines]
-
-turns = asyncio.run(logs.gathered(work()))
-print(*map(names, turns), names(writes), sep="\\n")
-log.info("seven")
-print(names(writes)[-1])
+for number in range(1000):
+    structlog.get_logger().info(str(number))
 """
 
 
-def test_lines_of_a_turn_are_written_together_and_a_warning_waits_for_none() -> None:
-    written = subprocess.run([sys.executable, "-c", GATHER], capture_output=True, text=True, check=True).stdout
-    expected: list[Any] = [
-        [],
-        [["one", "two"], ["three", "four"]],
-        [["one", "two"], ["three", "four"], ["five"], ["six"]],
-        ["seven"],
-    ]
-    assert written.splitlines() == list(map(str, expected))
+def test_the_last_lines_are_written_before_the_end() -> None:
+    written = subprocess.run([sys.executable, "-c", FLUSHED], capture_output=True, text=True, check=True).stderr
+    assert [line.split()[-1] for line in written.splitlines()] == [str(number) for number in range(1000)]
+
+
+LIBRARY = """
+import logging
+from agentwrit.broker import logs
+
+logs.configure(level="info", log_format="json")
+logging.getLogger("asyncio").error("a task %s", "failed")
+logging.getLogger("asyncio").error("a task %d", "failed")
+"""
+
+
+def test_logs_of_libraries_go_the_same_way_and_one_that_cannot_be_shown_stops_nobody() -> None:
+    written = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True).stderr
+    first, second = written.splitlines()
+    assert json.loads(first)["event"] == "a task failed"
+    assert "asyncio" in second
+
+
+STUCK = """
+import os, sys, threading
+import structlog
+from agentwrit.broker import logs
+
+logs.configure(level="info", log_format="console")
+log = structlog.get_logger()
+line = "x" * 1000
+for number in range(logs.MAX_WAITING_BYTES // 500):
+    log.info(line)
+print(logs.lost(), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_lines_that_a_pipe_does_not_take_wait_up_to_a_bound_and_the_others_are_counted() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        lost = int(process.stdout.readline())
+        assert 0 < lost < logs.MAX_WAITING_BYTES // 500
+        told = ""
+        shown = 0
+        while "are lost" not in told:  # it is read again: so the log says what it lacks
+            told = process.stderr.readline()
+            shown += "x" * 1000 in told
+        assert f"count={lost}" in told
+        assert shown == logs.MAX_WAITING_BYTES // 500 - lost
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Callable[[Path], BrokerProcess]]:
+    """Starts a broker whose log goes to the given file, and kills it at the end."""
+    started: list[BrokerProcess] = []
+
+    def start(log: Path) -> BrokerProcess:
+        data_dir = tmp_path / "data"
+        data_dir.with_suffix(".log").symlink_to(log)
+        started.append(BrokerProcess(data_dir, AGENTWRIT_LOG_LEVEL="debug"))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.kill()
+        each.http.close()
+
+
+def test_a_pipe_that_nobody_reads_keeps_a_broker_neither_from_answering_nor_from_its_end(
+    tmp_path: Path, broker: Callable[[Path], BrokerProcess]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        started = broker(pipe)
+        for _ in range(20):
+            assert started.http.get("/livez").status_code == 200
+            assert started.http.get("/readyz").status_code == 200
+        health = _until(started, lambda health: health["failing"] == ["log"])
+        assert health["status"] == "degraded"
+        assert started.stop() == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_log_that_cannot_be_written_stops_no_work_in_the_background(broker: Callable[[Path], BrokerProcess]) -> None:
+    started = broker(Path("/dev/full"))
+    health = _until(started, lambda health: health["failing"] == ["log"])
+    assert health["status"] == "degraded"
+    for _ in range(3):
+        started.http.post("/v1/app/auth", json={"client_id": "a", "client_secret": "b"})
+    started.app("read:data:*")
+    count = started.http.get("/v1/health").json()["audit_events_count"]
+    deadline = time.monotonic() + 3 * checkpoints.INTERVAL_SECONDS
+    while _covered(started) < count:
+        assert time.monotonic() < deadline
+    assert started.stop() == 0
+
+
+def _until(broker: BrokerProcess, is_reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + 20
+    while True:
+        health: dict[str, Any] = broker.http.get("/v1/health").json()
+        if is_reached(health):
+            return health
+        assert time.monotonic() < deadline, health
+
+
+def _covered(broker: BrokerProcess) -> int:
+    """How many events the newest checkpoint covers."""
+    answer = broker.http.get("/v1/audit/checkpoint")
+    return int(answer.text.splitlines()[1])

@@ -33,7 +33,7 @@ async def check():
     known = hash_password("one")
     before = process.memory_info().rss
     for _ in range(5):
-        await checker.matches(known, "another")
+        await checker.matches(known, "another", "192.0.2.0/24")
     print(process.memory_info().rss - before)
 
 asyncio.run(check())

@@ -242,3 +242,15 @@ def test_a_log_is_verified_by_all_its_keys_once_they_were_rotated_or_revoked(tmp
         broker.stop()
         assert run("audit", "verify", "--database", str(broker.data_dir)).returncode == 0
         assert run("store", "verify", str(broker.data_dir)).returncode == 0
+
+
+def test_an_operators_revocation_is_not_the_end_of_their_own_login(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker:
+        headers = broker.admin()
+        for target in (broker.app().agent(task_id="t")["agent_id"], "nobody"):
+            answer = broker.http.post("/v1/revoke", json={"level": "agent", "target": target}, headers=headers)
+            assert answer.status_code == 200, answer.text
+        assert broker.http.get("/v1/agents", headers=headers).status_code == 200
+        broker.stop()
+        checked = run("store", "verify", str(broker.data_dir))
+        assert checked.returncode == 0, checked.stderr

@@ -284,12 +284,21 @@ def test_init_makes_a_secret_that_the_broker_accepts(tmp_path: Path) -> None:
     )
 
 
+def test_a_secret_that_is_there_is_replaced_only_by_whoever_says_so(tmp_path: Path) -> None:
+    data = {"AGENTWRIT_DATA_DIR": str(tmp_path / "data")}
+    first = run("init", "--print-env", **data).stdout
+    one_line(run("init", "--print-env", **data), 2, "has a secret since", "agentwrit init --replace")
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_ADMIN_SECRET="") as broker:
+        secret = first.removeprefix("export AGENTWRIT_ADMIN_SECRET=").strip()
+        assert broker.http.post("/v1/admin/auth", json={"secret": secret}).status_code == 200
+
+
 def test_a_new_secret_replaces_the_old_one_and_ends_its_tokens(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path / "data") as broker:
         token = broker.admin()["authorization"].removeprefix("Bearer ")
         broker.stop()
-        assert run("init", AGENTWRIT_DATA_DIR=str(tmp_path / "data")).returncode == 0
-        broker._settings["AGENTWRIT_ADMIN_SECRET"] = "another-secret-altogether"
+        assert run("init", "--replace", AGENTWRIT_DATA_DIR=str(tmp_path / "data")).returncode == 0
+        broker.settings["AGENTWRIT_ADMIN_SECRET"] = "another-secret-altogether"
         broker.start()
         assert not broker.is_valid(token)
         assert broker.http.post("/v1/admin/auth", json={"secret": ADMIN_SECRET}).status_code == 401
@@ -325,7 +334,7 @@ def serve(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         ({"AGENTWRIT_WORKERS": "2"}, ("AGENTWRIT_WORKERS",)),
         ({"AGENTWRIT_TLS_CERT": "/nowhere.pem"}, ("AGENTWRIT_TLS_KEY",)),
         ({"AGENTWRIT_TLS_CERT": "/nowhere.pem", "AGENTWRIT_TLS_KEY": "/nowhere.pem"}, ("TLS",)),
-        ({"AGENTWRIT_HOST": "256.256.256.256"}, ("AGENTWRIT_PORT",)),
+        ({"AGENTWRIT_HOST": "256.256.256.256"}, ("AGENTWRIT_HOST", "256.256.256.256")),
         ({"AGENTWRIT_DATA_DIR": "/proc/nothing"}, ("AGENTWRIT_DATA_DIR",)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -362,7 +371,7 @@ def test_an_unknown_name_in_the_file_is_an_error_and_an_unknown_variable_a_warni
     environment = {"AGENTWRIT_DATA_DIR": str(tmp_path / "data"), "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET}
     one_line(run("serve", "--config", str(file), **environment), 2, "prot", "did you mean port?")
     with BrokerProcess(tmp_path / "data", AGENTWRIT_ADMIN_SECERT="x") as broker:
-        assert "did you mean AGENTWRIT_ADMIN_SECRET?" in broker.log.read_text()
+        assert "did you mean AGENTWRIT_ADMIN_SECRET?" in broker.logged()
 
 
 # -- inspecting a token ------------------------------------------------------------------------------------------------

@@ -96,12 +96,12 @@ def test_dev_leaves_no_broker_behind_however_it_ends(tmp_path: Path, number: int
     assert process.stdin is not None
     assert process.stdout.readline() == b"ready\n"
     children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 2  # the broker and the command
+    assert len(children) == 3  # the broker, the process for its endings, and the command
     process.send_signal(number)
     assert process.wait(STOP_TIMEOUT) == code
     process.stdin.close()  # a command whose dev was killed reads its end here
     gone, alive = psutil.wait_procs(children, STOP_TIMEOUT)
-    assert (len(gone), alive) == (2, [])
+    assert (len(gone), alive) == (3, [])
     process.stdout.close()
     if number != signal.SIGKILL:
         assert list(tmp_path.iterdir()) == []

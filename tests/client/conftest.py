@@ -1,6 +1,9 @@
 import pytest
 
 from tests.client import libraries
+from tests.client.verifiers import make
+
+__all__ = ["make"]
 
 
 @pytest.fixture(params=libraries.ALL, ids=lambda get: get.__name__)

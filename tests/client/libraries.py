@@ -9,11 +9,13 @@ import httpx
 import httpx2
 import requests
 
+from tests.support import PLAIN
+
 Get = Callable[..., tuple[int, bytes]]
 
 
 def get_httpx2(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    with httpx2.Client(auth=auth_for("httpx2")) as client:
+    with httpx2.Client(auth=auth_for("httpx2"), verify=PLAIN) as client:
         response = client.post(url, **body)
         return response.status_code, response.content
 
@@ -31,7 +33,7 @@ def get_requests(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple
 
 
 async def async_httpx2(auth_for: Callable[[Any], Any], url: str, **body: Any) -> tuple[int, bytes]:
-    async with httpx2.AsyncClient(auth=auth_for("httpx2")) as client:
+    async with httpx2.AsyncClient(auth=auth_for("httpx2"), verify=PLAIN) as client:
         response = await client.post(url, **body)
         return response.status_code, response.content
 

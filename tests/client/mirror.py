@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 
-from tests.support import BrokerProcess
+from tests.support import PLAIN, BrokerProcess
 
 Passing = Callable[[str], Iterable[str]]
 
@@ -24,6 +24,8 @@ class Handler(BaseHTTPRequestHandler):
         with suppress(httpx2.HTTPError, OSError):  # either side may be gone
             if "event-stream" in self.headers.get("accept", ""):
                 self._pass_events()
+            elif mirror.is_cut_off:
+                self.send_error(503)
             else:
                 self._pass_on("GET", None)
 
@@ -35,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, method: str, content: bytes | None) -> None:
         mirror = self.server
-        answer = httpx2.request(method, mirror.broker.url + self.path, content=content, trust_env=False)
+        answer = httpx2.request(method, mirror.broker.url + self.path, content=content, trust_env=False, verify=PLAIN)
         body = mirror.instead.get(self.path, answer.content)
         mirror.passed[self.path] = answer.content
         self.send_response(answer.status_code)
@@ -47,7 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         mirror = self.server
         self.close_connection = True
         headers = {"accept": "text/event-stream"}
-        with httpx2.stream("GET", mirror.broker.url + self.path, headers=headers, trust_env=False) as answer:
+        with httpx2.stream(
+            "GET", mirror.broker.url + self.path, headers=headers, trust_env=False, verify=PLAIN
+        ) as answer:
             self.send_response(answer.status_code)
             self.end_headers()
             for line in answer.iter_lines():
@@ -64,7 +68,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Mirror(ThreadingHTTPServer):
-    """`passing`: what becomes of a page of the stream. `instead`: bodies to give for other paths."""
+    """`passing`: what becomes of a page of the stream. `instead`: bodies to give for other paths. `is_cut_off`: whether
+    nothing but the stream is passed on.
+    """
 
     daemon_threads = True
 
@@ -77,6 +83,7 @@ class Mirror(ThreadingHTTPServer):
         self.passed: dict[str, bytes] = {}
         self.seen: Counter[str] = Counter()
         self.is_closing = False
+        self.is_cut_off = False
         self.lock = threading.Lock()
 
     @property

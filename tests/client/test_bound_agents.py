@@ -20,6 +20,7 @@ from agentwrit import (
     validate,
 )
 from agentwrit.client import steps
+from agentwrit.client.secrecy import Secret
 from agentwrit.domain import jwk
 from tests.client.libraries import Get
 from tests.client.peer import Handler, answer, peer
@@ -80,7 +81,7 @@ def test_what_a_bound_agent_delegates_is_bound_to_the_delegates_key(app: AgentWr
     assert accepted.is_bound
     assert not delegate.is_bound
     assert app.validate(accepted.access_token, proof=accepted.proof("GET", URL), htm="GET", htu=URL).valid
-    theirs = delegator._life.proof("GET", URL, accepted.access_token)  # who gave it cannot use it
+    theirs = delegator._life.proof("GET", URL, Secret(accepted.access_token)).reveal()  # who gave it cannot use it
     assert not app.validate(accepted.access_token, proof=theirs, htm="GET", htu=URL).valid
     accepted.release()
 
@@ -104,7 +105,7 @@ def test_a_leaked_bound_token_is_of_no_use_at_the_broker(app: AgentWritApp, brok
     for path in ("/v1/token/renew", "/v1/token/release"):
         url = broker.url + path
         assert broker.http.post(path, headers=bearer(agent.access_token)).status_code == 401
-        forged = thief._life.proof("POST", url, agent.access_token)
+        forged = thief._life.proof("POST", url, Secret(agent.access_token)).reveal()
         assert present(broker, path, agent.access_token, forged).status_code == 401
     assert app.validate(agent.access_token, proof=agent.proof("GET", URL), htm="GET", htu=URL).valid
 
@@ -161,7 +162,7 @@ def test_in_three_steps_an_agent_is_bound_as_well(app: AgentWritApp) -> None:
 
 def test_a_release_whose_proof_was_not_taken_is_no_release() -> None:
     created = answer(201, {"agent_id": "a", "access_token": "x", "expires_in": 60, "token_type": "DPoP"})
-    refused = answer(401, {}, www_authenticate='DPoP error="invalid_dpop_proof", algs="EdDSA"')
+    refused = answer(401, {}, www_authenticate='DPoP error="invalid_dpop_proof", algs="EdDSA Ed25519 ES256"')
     with peer(LOGIN, created, refused) as broker, AgentWritApp(broker.url, "i", "s") as app:
         agent = app.create_agent("o", "t", SCOPE, bound=True)
         with pytest.raises(AuthenticationError):

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from agentwrit.client import connections
-from agentwrit.client.connections import MAX_IDLE, Connections, is_proxied
+from agentwrit.client.connections import MAX_IDLE, Connections, Origin, is_proxied
 from agentwrit.client.exchange import ConnectFailed, HttpResponse
 from tests.client.peer import Handler, Peer, answer, hang_up, peer
 
@@ -26,7 +26,7 @@ def broker() -> Iterator[Peer]:
 
 
 def ask(kept: Connections, path: str = "/livez", headers: Mapping[str, str] | None = None) -> HttpResponse:
-    return kept.send("GET", path, headers or {}, None, remaining=lambda: 5.0, collect=bytearray.extend)
+    return kept.send("GET", path, headers or {}, None, remaining=lambda: 5.0, max_bytes=1024)
 
 
 def ports(broker: Peer) -> list[str]:
@@ -50,7 +50,7 @@ def test_a_connection_that_the_other_side_closed_is_not_used_again() -> None:
         for _ in range(3):
             ask(kept)
             [idle] = kept._idle
-            idle.connection.sock.recv(1, socket.MSG_PEEK)  # waits until the end has arrived
+            idle.transport.recv(1, socket.MSG_PEEK)  # waits until the end has arrived
         assert len(set(ports(broker))) == 3
 
 
@@ -63,17 +63,15 @@ def test_a_connection_that_waited_for_long_is_not_used_again(broker: Peer, monke
     assert len(set(ports(broker))) == 2
 
 
-def test_of_many_connections_some_are_kept(broker: Peer) -> None:
-    with closing(Connections(broker.url, no_tls)) as kept:
-        together = threading.Barrier(MAX_IDLE + 8)
+def test_of_many_connections_some_are_kept() -> None:
+    together = threading.Barrier(MAX_IDLE + 8)
 
-        def wait_for_all(_: bytearray, __: bytes) -> None:
-            together.wait()
+    def wait_for_all(handler: Handler) -> None:
+        together.wait()
+        answer(200, {"ok": True})(handler)
 
-        def one() -> None:
-            kept.send("GET", "/", {}, None, remaining=lambda: 30.0, collect=wait_for_all)
-
-        threads = [threading.Thread(target=one) for _ in range(MAX_IDLE + 8)]
+    with peer(wait_for_all) as broker, closing(Connections(broker.url, no_tls)) as kept:
+        threads = [threading.Thread(target=ask, args=(kept,)) for _ in range(MAX_IDLE + 8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -142,7 +140,7 @@ def test_a_path_before_the_routes_stays_before_them(broker: Peer) -> None:
     ],
 )
 def test_a_request_names_the_host_that_the_url_names(url: str, host: str) -> None:
-    assert Connections(url, no_tls)._host_field == host
+    assert Origin(url, no_tls).host_field == host
 
 
 def test_the_host_reaches_the_broker_as_it_is_in_the_url(broker: Peer) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -18,6 +19,7 @@ from agentwrit import (
     DelegatedToken,
     InvalidToken,
     ProblemResponseError,
+    Verifier,
     verify_delegation,
 )
 from agentwrit.client.keys import AgentKey
@@ -25,6 +27,8 @@ from agentwrit.client.life import AgentLife
 from agentwrit.models import AgentClaims, RegisterResult
 from tests.client.peer import Handler, peer
 from tests.support import BrokerProcess
+
+OTHER_TIMES = ("", "now", "2026-01-01", "2026-01-01T00:00:00", "2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00")
 
 
 @pytest.fixture
@@ -176,6 +180,10 @@ def test_whoever_holds_the_keys_can_check_a_chain(app: AgentWritApp, broker: Bro
         (root.agent_id, middle.agent_id),
         (middle.agent_id, leaf.agent_id),
     ]
+    with Verifier(broker.url) as verifier:
+        read = verifier.verify(acting.delegate(leaf.agent_id, ["read:data:7"]).access_token).delegation_chain
+    for record in (*chain, *(read or [])):
+        assert abs(datetime.fromisoformat(record.delegated_at) - datetime.now(UTC)) < timedelta(minutes=5)
     assert verify_delegation(claims(app, root.access_token), jwks) == []
     for forged in (
         replace(known, delegation_chain=chain[:1]),
@@ -184,6 +192,7 @@ def test_whoever_holds_the_keys_can_check_a_chain(app: AgentWritApp, broker: Bro
         replace(known, chain_hash="0" * 64),
         replace(known, sub=root.agent_id),
         replace(known, scope=["read:data:*"]),
+        *(replace(known, delegation_chain=[replace(chain[0], delegated_at=at), chain[1]]) for at in OTHER_TIMES),
     ):
         with pytest.raises(InvalidToken):
             verify_delegation(forged, jwks)

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from agentwrit import AgentWritApp, RateLimitError, TransportError, validate
+from agentwrit.client import validation
 from agentwrit.errors import AgentWritError, AuthenticationError, ProblemResponseError
 from tests.client.peer import Handler, Reply, answer, break_off, hang_up, never, peer
 
@@ -27,6 +28,7 @@ def test_an_idempotent_call_is_retried_after_503_when_the_broker_says() -> None:
         assert len(broker.seen) == 2
 
 
+@pytest.mark.alone
 def test_retries_end_with_the_timeout() -> None:
     with peer(answer(503, {"error_code": "unavailable"})) as broker:
         started_at = time.monotonic()
@@ -52,6 +54,7 @@ def test_a_call_that_is_not_idempotent_is_made_once(failure: object) -> None:
         assert [path for path, _, _ in broker.seen] == ["/v1/app/auth"]
 
 
+@pytest.mark.alone
 def test_a_broker_that_does_not_answer_costs_the_timeout_and_no_more() -> None:
     with peer(never) as broker:
         started_at = time.monotonic()
@@ -184,6 +187,16 @@ def test_spellings_of_one_url_share_their_connections() -> None:
         for url in (broker.url, broker.url + "/"):
             validate(url, "x")
         assert len({headers["x-peer-port"] for _, _, headers in broker.seen}) == 1
+
+
+def test_connections_to_only_so_many_brokers_are_kept() -> None:
+    made = [
+        validation._Settings(f"https://broker-{number}.example", None, None)
+        for number in range(validation.MAX_BROKERS + 5)
+    ]
+    for settings in made:
+        validation._driver(settings)
+    assert list(validation._drivers) == made[5:]
 
 
 def test_a_user_name_in_the_url_is_refused_and_not_shown() -> None:

@@ -2,10 +2,7 @@
 
 import http.client
 import io
-import socket
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,31 +11,17 @@ from hypothesis import strategies as st
 from agentwrit.client import http1
 from agentwrit.client.exchange import HttpResponse
 
-
-class Parts:
-    """A connection on which these parts come, one after the other, and then the end."""
-
-    def __init__(self, parts: Sequence[bytes]) -> None:
-        self._parts = list(parts)
-
-    def recv(self, size: int) -> bytes:
-        part = self._parts.pop(0) if self._parts else b""
-        if len(part) > size:
-            self._parts.insert(0, part[size:])
-        return part[:size]
-
-    def recv_into(self, buffer: memoryview) -> int:
-        part = self.recv(len(buffer))
-        buffer[: len(part)] = part
-        return len(part)
-
-    def settimeout(self, _: float) -> None:
-        """Nothing: whatever comes is there."""
+LIMIT = 10**18
 
 
-def read(*parts: bytes, method: str = "POST") -> http1.Answer:
-    transport = cast(socket.socket, Parts(parts))
-    return http1.read_answer(transport, method, remaining=lambda: 5.0, collect=bytearray.extend)
+def read(*parts: bytes, method: str = "POST", max_bytes: int = LIMIT) -> http1.Answer:
+    """What is read on a connection on which these parts come, one after the other, and then the end."""
+    reader = http1.AnswerReader(method, max_bytes=max_bytes)
+    for part in filter(None, parts):
+        answer = reader.feed(part)
+        if answer is not None:
+            return answer
+    return reader.end()
 
 
 class Replay:

@@ -10,6 +10,7 @@ from agentwrit.client.clock import Clock
 from agentwrit.client.exchange import HttpRequest, HttpResponse, InTurn, Plan
 from agentwrit.client.keys import AgentKey
 from agentwrit.client.life import AgentLife
+from agentwrit.client.secrecy import Secret
 from agentwrit.errors import AgentWritError, AuthenticationError, TransportError
 from agentwrit.models import RegisterResult
 
@@ -55,11 +56,11 @@ class Scene:
                         continue
                 else:
                     assert isinstance(needed, HttpRequest)
-                    self.shown.append(needed.bearer)
+                    self.shown.append(None if needed.bearer is None else needed.bearer.reveal())
                     answer = waiting.pop(0)
                 needed = plan.throw(answer) if isinstance(answer, Exception) else plan.send(answer)
         except StopIteration as done:
-            return done.value
+            return done.value.reveal() if isinstance(done.value, Secret) else done.value
 
 
 def renewed(token: str, expires_in: int = 100) -> HttpResponse:
@@ -130,17 +131,17 @@ def test_a_token_of_two_seconds_is_renewed_as_well(scene: Scene) -> None:
 
 
 def test_a_refused_token_is_replaced_only_where_there_is_another(scene: Scene) -> None:
-    assert scene.run(scene.life.token_after_refusal("first")) is None
+    assert scene.run(scene.life.token_after_refusal(Secret("first"))) is None
     scene.run(scene.life.renew(), renewed("second"))
-    assert scene.run(scene.life.token_after_refusal("first")) == "second"
-    assert scene.run(scene.life.token_after_refusal("second")) is None
+    assert scene.run(scene.life.token_after_refusal(Secret("first"))) == "second"
+    assert scene.run(scene.life.token_after_refusal(Secret("second"))) is None
 
 
 def test_after_a_renewal_without_an_answer_a_refusal_has_it_made_up_for(scene: Scene) -> None:
     with pytest.raises(TransportError):
         scene.run(scene.life.renew(), OUT_OF_REACH)
-    assert scene.run(scene.life.token_after_refusal("first"), OUT_OF_REACH) is None
-    assert scene.run(scene.life.token_after_refusal("first"), renewed("second")) == "second"
+    assert scene.run(scene.life.token_after_refusal(Secret("first")), OUT_OF_REACH) is None
+    assert scene.run(scene.life.token_after_refusal(Secret("first")), renewed("second")) == "second"
     assert scene.shown == ["first"] * 3
 
 
@@ -158,4 +159,4 @@ def test_a_released_agent_shows_nothing(scene: Scene) -> None:
     for plan in (scene.life.fresh_token(), scene.life.renew(), scene.life.delegate("x", ["read:data:1"], None)):
         with pytest.raises(AgentWritError, match="released"):
             scene.run(plan)
-    assert scene.run(scene.life.token_after_refusal("first")) is None
+    assert scene.run(scene.life.token_after_refusal(Secret("first"))) is None

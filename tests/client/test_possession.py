@@ -12,7 +12,8 @@ from agentwrit.client.possession import MEMORY_SECONDS, Possession
 from agentwrit.client.steps import ShownProof
 from agentwrit.domain import jwk
 from agentwrit.errors import Unproven
-from tests.proofs import proof, raw_public_key
+from tests import proofs
+from tests.proofs import p256_key, proof, raw_public_key
 
 TOKEN = "header.payload.signature"
 URL = "https://orders.example/customers/7"
@@ -20,8 +21,8 @@ NOW = 1_900_000_000
 
 
 class Key:
-    def __init__(self) -> None:
-        self.private = Ed25519PrivateKey.generate()
+    def __init__(self, private: proofs.Key | None = None) -> None:
+        self.private = private or Ed25519PrivateKey.generate()
         self.jkt = jwk.thumbprint(raw_public_key(self.private))
 
     def shown(self, url: str = URL, **changes: Any) -> ShownProof:
@@ -46,6 +47,18 @@ def test_a_proof_by_the_holder_is_accepted_once(key: Key) -> None:
     shown = key.shown()
     possession.check(shown, TOKEN, key.jkt, NOW)
     assert code(lambda: possession.check(shown, TOKEN, key.jkt, NOW)) == Unproven.PROOF
+
+
+def test_proofs_are_taken_by_each_name_of_ed25519_and_by_es256(key: Key) -> None:
+    possession = Possession()
+    for alg in ("EdDSA", "Ed25519"):
+        possession.check(key.shown(alg=alg), TOKEN, key.jkt, NOW)
+    point = Key(p256_key())
+    shown = point.shown()
+    possession.check(shown, TOKEN, point.jkt, NOW)
+    assert code(lambda: possession.check(shown, TOKEN, point.jkt, NOW)) == Unproven.PROOF
+    assert code(lambda: possession.check(point.shown(), TOKEN, key.jkt, NOW)) == Unproven.TOKEN
+    assert code(lambda: possession.check(key.shown(), TOKEN, point.jkt, NOW)) == Unproven.TOKEN
 
 
 def test_without_a_proof_a_bound_token_is_nothing(key: Key) -> None:

@@ -36,7 +36,7 @@ def test_the_least_metadata() -> None:
         "resource": "https://orders.example",
         "authorization_servers": [BROKER],
         "bearer_methods_supported": ["header"],
-        "dpop_signing_alg_values_supported": ["EdDSA"],
+        "dpop_signing_alg_values_supported": ["EdDSA", "Ed25519", "ES256"],
     }
 
 

@@ -29,7 +29,7 @@ from agentwrit.client.reporting import (
 from agentwrit.errors import TransportError
 from agentwrit.models import ProblemDetail
 from tests.client.peer import answer, hang_up, never, peer
-from tests.client.test_verifier import Direct, Either, OnLoop, eventually
+from tests.client.verifiers import Direct, Either, OnLoop, eventually
 from tests.reports import AUDIENCE, ResourceServer
 from tests.support import BrokerProcess, TestApp
 
@@ -169,6 +169,7 @@ def test_a_report_whose_answer_was_lost_is_the_same_report_again() -> None:
         assert verifier.unreported == 0
 
 
+@pytest.mark.alone
 def test_a_broker_that_says_nothing_holds_up_no_request() -> None:
     with peer(never) as broker:
         verifier = Verifier(broker.url, client_id="client-1", client_secret="a-secret", timeout=0.5)

@@ -110,7 +110,7 @@ def test_eight_threads_share_one_app_and_one_login(app: AgentWritApp, registered
     logins = [
         event
         for event in registered.broker.events(event_type="app_authenticated")
-        if event["app_id"] == registered.app_id
+        if event.get("app_id") == registered.app_id
     ]
     assert len(logins) == 1
 
@@ -153,6 +153,84 @@ def test_processes_that_share_an_app_across_a_fork_do_not_get_each_others_answer
         "AGENTWRIT_CLIENT_SECRET": registered.client_secret,
     }
     done = subprocess.run([sys.executable, "-c", FORKED], env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+AGENT_OF_THE_PARENT = """
+import asyncio, inspect, os, sys
+import httpx2
+from agentwrit import AgentWritApp, AgentWritError, AsyncAgentWritApp
+
+async def did(what):
+    return await what if inspect.isawaitable(what) else what
+
+async def refuses(call):
+    try:
+        await did(call())
+    except AgentWritError as error:
+        assert "create one here" in str(error), error
+        return True
+    return False
+
+async def child(app, agent):
+    http = httpx2.AsyncClient(auth=agent.auth)
+    assert await refuses(agent.renew) and await refuses(agent.release)
+    assert await refuses(lambda: http.get(f"{app.broker_url}/v1/health"))
+    assert (await did(app.validate(agent.access_token))).valid  # it may look at it
+    own = await did(app.create_agent("child", "t", ["read:data:1"]))
+    assert (await did(agent.delegate(own.agent_id, ["read:data:1"]))).access_token  # and hand on what it may do
+    await did(own.renew())
+    await did(own.release())
+
+async def fork(app, agent):
+    # A loop is left behind by a fork as it is: the child has one of its own.
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            asyncio.events._set_running_loop(None)
+            asyncio.run(child(app, agent))
+            status = 0
+        finally:
+            if status or sys.argv[1] != "leaves":
+                os._exit(status)
+    return pid
+
+async def main(app):
+    agent = await did(app.create_agent("o", "t", ["read:data:1"], max_ttl=60))
+    if hasattr(agent, "__aexit__"):
+        async with agent:
+            pid = await fork(app, agent)
+            if pid:
+                assert os.waitpid(pid, 0)[1] == 0
+                await did(agent.renew())
+    else:
+        with agent:
+            pid = await fork(app, agent)
+            if pid:
+                assert os.waitpid(pid, 0)[1] == 0
+                agent.renew()
+                assert app.validate(agent.access_token).valid
+    if pid == 0:
+        os._exit(0)  # it left the `with` as well, and ended nothing
+
+asyncio.run(main((AgentWritApp if sys.argv[2] == "blocking" else AsyncAgentWritApp).from_env()))
+"""
+
+
+@pytest.mark.parametrize("leaving", ["leaves", "stays"])
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+def test_an_agent_is_renewed_and_released_by_the_process_that_made_it_alone(
+    registered: TestApp, kind: str, leaving: str
+) -> None:
+    variables = {
+        **os.environ,
+        "AGENTWRIT_BROKER_URL": registered.broker.url,
+        "AGENTWRIT_CLIENT_ID": registered.client_id,
+        "AGENTWRIT_CLIENT_SECRET": registered.client_secret,
+    }
+    command = [sys.executable, "-c", AGENT_OF_THE_PARENT, leaving, kind]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
@@ -282,6 +360,7 @@ def test_importing_the_sdk_loads_neither_a_client_nor_a_server() -> None:
     assert loaded.isdisjoint({"httpx2", "httpcore2", "uvicorn", "starlette", "cryptography", "structlog", "click"})
 
 
+@pytest.mark.alone
 def test_importing_the_package_takes_less_than_30_ms() -> None:
     program = "import time; began = time.process_time(); import agentwrit; print(time.process_time() - began)"
     command = [sys.executable, "-c", program]

@@ -12,8 +12,9 @@ import pytest
 from nacl.signing import VerifyKey
 
 from agentwrit.client import steps
-from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Secret, Steps, retry_delay
+from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Steps, retry_delay
 from agentwrit.client.keys import AgentKey
+from agentwrit.client.secrecy import Secret
 from agentwrit.errors import (
     AgentWritError,
     AuthenticationError,
@@ -40,9 +41,10 @@ def encoded(content: object) -> bytes:
 
 def carry_out(program: Steps[T], *answers: HttpResponse | str) -> tuple[list[HttpRequest | LoginNeeded], T]:
     """Run steps on these answers: what they asked for, and what they returned."""
-    asked = [next(program), *map(program.send, answers[:-1])]
+    given = [Secret(each) if isinstance(each, str) else each for each in answers]  # a text is a login's token
+    asked = [next(program), *map(program.send, given[:-1])]
     with pytest.raises(StopIteration) as done:
-        program.send(answers[-1])
+        program.send(given[-1])
     result: T = done.value.value
     return asked, result
 
@@ -51,6 +53,12 @@ def body_of(request: HttpRequest | LoginNeeded) -> dict[str, Any]:
     assert isinstance(request, HttpRequest)
     assert isinstance(request.json, dict)
     return request.json
+
+
+def content_of(request: HttpRequest) -> bytes:
+    content = request.content()
+    assert content is not None
+    return content.reveal()
 
 
 def in_one_step(key: AgentKey, ceremony: steps.Ceremony | None = None, **changes: Any) -> Steps[Any]:
@@ -76,10 +84,10 @@ def ceremony(key: AgentKey, **changes: Any) -> Steps[Any]:
 def proven(request: HttpRequest | LoginNeeded, token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The body of an attempt to create an agent in one step, and what its proof says, checked by PyJWT."""
     assert isinstance(request, HttpRequest)
-    assert (request.method, request.path, request.bearer) == ("POST", "/v1/agents", token)
+    assert (request.method, request.path, request.bearer) == ("POST", "/v1/agents", Secret(token))
     assert request.is_idempotent
     assert request.idempotency_key
-    body = json.loads(request.content() or b"")
+    body = json.loads(content_of(request))
     header = jwt.get_unverified_header(body["proof"])
     assert (header["typ"], header["alg"]) == ("dpop+jwt", "EdDSA")
     assert base64.urlsafe_b64decode(header["jwk"]["x"] + "=") == base64.b64decode(body["public_key"])
@@ -122,7 +130,7 @@ def test_a_clock_that_is_wrong_is_made_up_for_once_by_the_brokers_nonce() -> Non
     asked_for = answer(401, REFUSED, dpop_nonce="ff")
     program = in_one_step(AgentKey())
     next(program)
-    first = program.send("app-token")
+    first = program.send(Secret("app-token"))
     again = program.send(asked_for)
     assert proven(again, "app-token")[1]["nonce"] == "ff"
     assert isinstance(first, HttpRequest)
@@ -135,8 +143,33 @@ def test_a_clock_that_is_wrong_is_made_up_for_once_by_the_brokers_nonce() -> Non
 def test_a_dead_login_is_replaced_and_proven_anew() -> None:
     dead = answer(403, REFUSED, www_authenticate='Bearer error="invalid_token"')
     asked, _ = carry_out(in_one_step(AgentKey()), "old", dead, "new", answer(201, CREATED))
-    assert asked[2] == LoginNeeded(stale="old")
+    assert asked[2] == LoginNeeded(stale=Secret("old"))
     proven(asked[3], "new")
+
+
+@pytest.mark.parametrize("order", [("login", "clock"), ("clock", "login")])
+def test_a_dead_login_and_a_clock_that_is_wrong_are_made_up_for_together_and_once_each(order: tuple[str, str]) -> None:
+    """A machine that slept has both."""
+    dead = answer(403, REFUSED, www_authenticate='Bearer error="invalid_token"')
+    asked_for = answer(401, REFUSED, dpop_nonce="ff")
+    program = in_one_step(AgentKey())
+    next(program)
+    request = program.send(Secret("old"))
+    for what in order:
+        request = program.send(asked_for if what == "clock" else dead)
+        if what == "login":
+            assert request == LoginNeeded(stale=Secret("old"))
+            request = program.send(Secret("new"))
+    assert proven(request, "new")[1]["nonce"] == "ff"
+    for refused in (dead, asked_for):
+        again = in_one_step(AgentKey())
+        next(again)
+        again.send(Secret("old"))
+        again.send(dead)
+        again.send(Secret("new"))
+        again.send(asked_for)
+        with pytest.raises(AuthorizationError if refused is dead else AuthenticationError):
+            again.send(refused)
 
 
 @pytest.mark.parametrize("status", [404, 405])
@@ -160,9 +193,9 @@ def test_no_other_refusal_leads_to_the_three_steps(status: int) -> None:
     known = steps.Ceremony("http://broker")
     program = in_one_step(AgentKey(), known)
     next(program)
-    program.send("app-token")
+    program.send(Secret("app-token"))
     if status == 401:  # the login may be to blame: tried once more with another one
-        assert program.send(answer(status, REFUSED)) == LoginNeeded(stale="app-token")
+        assert program.send(answer(status, REFUSED)) == LoginNeeded(stale=Secret("app-token"))
         program.send("new")
     with pytest.raises(ProblemResponseError):
         program.send(answer(status, REFUSED))
@@ -183,7 +216,7 @@ def test_the_ceremony_proves_the_key_over_the_bytes_of_the_nonce() -> None:
     assert isinstance(launch, HttpRequest)
     assert isinstance(challenge, HttpRequest)
     assert isinstance(register, HttpRequest)
-    assert (launch.path, launch.bearer, launch.is_idempotent) == ("/v1/app/launch-tokens", "app-token", False)
+    assert (launch.path, launch.bearer, launch.is_idempotent) == ("/v1/app/launch-tokens", Secret("app-token"), False)
     assert (challenge.method, challenge.is_idempotent) == ("GET", True)
     assert (register.bearer, register.is_idempotent) == (None, False)
     assert body_of(launch) == {
@@ -194,14 +227,14 @@ def test_the_ceremony_proves_the_key_over_the_bytes_of_the_nonce() -> None:
     }
     body = body_of(register)
     VerifyKey(base64.b64decode(body["public_key"])).verify(bytes.fromhex(NONCE), base64.b64decode(body["signature"]))
-    assert (body["launch_token"], body["nonce"]) == ("ab" * 32, NONCE)
+    assert (body["launch_token"], body["nonce"]) == (Secret("ab" * 32), NONCE)
     assert "a.b.c" not in repr(registered)
 
 
 def test_a_label_and_an_audience_go_into_the_launch_token() -> None:
     program = ceremony(AgentKey(), label="worker", audience=["https://orders"])
     next(program)
-    policy = body_of(program.send("app-token"))
+    policy = body_of(program.send(Secret("app-token")))
     assert (policy["agent_name"], policy["audience"]) == ("worker", ["https://orders"])
 
 
@@ -209,7 +242,7 @@ def test_a_label_and_an_audience_go_into_the_launch_token() -> None:
 def test_a_challenge_that_is_not_32_bytes_is_not_signed(nonce: str) -> None:
     program = ceremony(AgentKey())
     next(program)
-    program.send("app-token")
+    program.send(Secret("app-token"))
     program.send(answer(201, {"launch_token": "ab" * 32}))
     with pytest.raises(TransportError, match="32 bytes"):
         program.send(answer(200, {"nonce": nonce}))
@@ -221,8 +254,8 @@ def test_a_challenge_that_is_not_32_bytes_is_not_signed(nonce: str) -> None:
 def test_a_dead_login_is_replaced_once(refusal: HttpResponse) -> None:
     request = HttpRequest("GET", "/v1/admin/apps", is_idempotent=True)
     asked, response = carry_out(steps.logged_in(request), "old", refusal, "new", refusal)
-    assert asked[2] == LoginNeeded(stale="old")
-    assert [step.bearer for step in asked if isinstance(step, HttpRequest)] == ["old", "new"]
+    assert asked[2] == LoginNeeded(stale=Secret("old"))
+    assert [step.bearer for step in asked if isinstance(step, HttpRequest)] == [Secret("old"), Secret("new")]
     assert response is refusal
 
 
@@ -235,26 +268,26 @@ def test_a_login_that_lacks_a_scope_is_not_replaced() -> None:
 
 @pytest.mark.parametrize("status", [204, 401, 403])
 def test_release_of_a_dead_token_counts_as_released(status: int) -> None:
-    asked, _ = carry_out(steps.release("a.b.c"), answer(status, REFUSED))
+    asked, _ = carry_out(steps.release(Secret("a.b.c")), answer(status, REFUSED))
     assert [step.is_idempotent for step in asked if isinstance(step, HttpRequest)] == [True]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_release_that_the_broker_could_not_do_is_an_error(status: int) -> None:
-    program = steps.release("a.b.c")
+    program = steps.release(Secret("a.b.c"))
     next(program)
     with pytest.raises(ProblemResponseError):
         program.send(answer(status, REFUSED))
 
 
 def test_a_renewal_is_not_retried_by_the_driver() -> None:
-    asked, _ = carry_out(steps.renew("a.b.c"), answer(200, {"access_token": "d.e.f", "expires_in": 60}))
+    asked, _ = carry_out(steps.renew(Secret("a.b.c")), answer(200, {"access_token": "d.e.f", "expires_in": 60}))
     assert [step.is_idempotent for step in asked if isinstance(step, HttpRequest)] == [False]
 
 
 @pytest.mark.parametrize("token", ["", "tok en", "tok\r\nen", "tökén"])
 def test_a_token_that_cannot_stand_in_a_header_is_no_token(token: str) -> None:
-    program = steps.renew("a.b.c")
+    program = steps.renew(Secret("a.b.c"))
     next(program)
     with pytest.raises(TransportError) as caught:
         program.send(answer(200, {"access_token": token, "expires_in": 60}))
@@ -264,13 +297,13 @@ def test_a_token_that_cannot_stand_in_a_header_is_no_token(token: str) -> None:
 @pytest.mark.parametrize("token", ["", "\ud800"])
 def test_what_cannot_be_sent_is_an_invalid_token(token: str) -> None:
     with pytest.raises(StopIteration) as done:
-        next(steps.validate(token))
+        next(steps.validate(Secret(token)))
     assert done.value.value.error == "token is invalid or expired"
 
 
 def test_claims_are_read_from_any_broker_of_the_protocol() -> None:
     claims = {"iss": "i", "sub": "s", "aud": "one", "scope": "read:a:1 read:a:2", "sid": None, "client_id": None}
-    _, result = carry_out(steps.validate("x"), answer(200, {"valid": True, "claims": {**claims, "later": [1]}}))
+    _, result = carry_out(steps.validate(Secret("x")), answer(200, {"valid": True, "claims": {**claims, "later": [1]}}))
     assert result.claims == AgentClaims(
         iss="i",
         sub="s",
@@ -286,19 +319,19 @@ def test_claims_are_read_from_any_broker_of_the_protocol() -> None:
 
 
 def test_a_delegation_chain_is_read() -> None:
-    record = {"agent": "spiffe://x/a", "scope": ["read:a:1"], "delegated_at": 7, "signature": "sig", "prev": ""}
-    claims = AgentClaims.from_wire({"delegation_chain": [record, {}], "chain_hash": "h"})
-    assert claims.delegation_chain == [
-        DelegationRecord("spiffe://x/a", ["read:a:1"], 7, "sig"),
-        DelegationRecord("", [], 0, ""),
-    ]
+    record = {"agent": "spiffe://x/a", "scope": ["read:a:1"], "signature": "sig", "prev": ""}
+    record["delegated_at"] = "1970-01-01T00:00:07Z"
+    older = {**record, "delegated_at": 7}
+    claims = AgentClaims.from_wire({"delegation_chain": [record, older, {}], "chain_hash": "h"})
+    read = DelegationRecord("spiffe://x/a", ["read:a:1"], "1970-01-01T00:00:07Z", "sig")
+    assert claims.delegation_chain == [read, read, DelegationRecord("", [], "", "")]
 
 
 @pytest.mark.parametrize(
     "claims", [{"scope": 5}, {"scope": [5]}, {"aud": 7}, {"exp": "never"}, {"delegation_chain": [1]}]
 )
 def test_claims_of_another_shape_are_no_brokers_answer(claims: dict[str, object]) -> None:
-    program = steps.validate("x")
+    program = steps.validate(Secret("x"))
     next(program)
     with pytest.raises(TransportError, match="is this a broker"):
         program.send(answer(200, {"valid": True, "claims": claims}))
@@ -321,7 +354,7 @@ def test_a_retry_keeps_its_jitter_when_the_broker_says_when() -> None:
 
 def test_a_secret_is_shown_by_nothing_but_the_body_it_is_sent_in() -> None:
     request = HttpRequest("POST", "/v1/app/auth", json={"client_secret": Secret("hidden")})
-    assert request.content() == b'{"client_secret":"hidden"}'
+    assert content_of(request) == b'{"client_secret":"hidden"}'
     assert "hidden" not in repr(request) + repr(request.json)
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(Secret("hidden"))

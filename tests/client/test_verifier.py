@@ -5,23 +5,21 @@ import base64
 import gc
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from agentwrit import (
     AgentWritApp,
     AsyncVerifier,
-    InvalidToken,
     ScopeDenied,
     TransportError,
     Unverifiable,
@@ -30,86 +28,19 @@ from agentwrit import (
 from agentwrit.client.clock import Clock
 from tests.cli.support import run
 from tests.client.mirror import Passing, mirror_of
+from tests.client.verifiers import (
+    STALENESS,
+    Either,
+    Make,
+    accepts,
+    comes_to_refuse,
+    eventually,
+    free_port,
+    is_up,
+    refused,
+    token_of,
+)
 from tests.support import BrokerProcess, TestApp
-
-T = TypeVar("T")
-
-STALENESS = 2.5  # heartbeats come each second, and name whole seconds
-PATIENCE = 15.0
-
-
-class Loop:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.get_loop()  # whose end cancels what is left
-
-
-class OnLoop:
-    """An AsyncVerifier with the face of a Verifier."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._loop = Loop()
-        self.verifier = AsyncVerifier(*arguments, **options)
-
-    def verify(self, token: str, **options: Any) -> Any:
-        return self._loop.run(self.verifier.verify(token, **options))
-
-    def on_loop(self, call: Callable[[AsyncVerifier], T]) -> T:
-        """Make a call that is not awaited."""
-
-        async def calling() -> T:
-            return call(self.verifier)
-
-        return self._loop.run(calling())
-
-    @property
-    def staleness(self) -> float:
-        return self.verifier.staleness
-
-    @property
-    def unreported(self) -> int:
-        return self.verifier.unreported
-
-    def close(self) -> None:
-        self._loop.run(self.verifier.aclose())
-
-    def end(self) -> None:
-        self.close()
-        self._loop.close()
-
-
-class Direct(Verifier):
-    def end(self) -> None:
-        self.close()
-
-
-Either = Direct | OnLoop
-Make = Callable[..., Either]
-
-
-@pytest.fixture(params=[Direct, OnLoop], ids=["threads", "loop"])
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    made: list[Either] = []
-
-    def make(url: str, **options: Any) -> Either:
-        made.append(request.param(url, **{"max_staleness": STALENESS, "on_stale": "refuse", **options}))
-        return made[-1]
-
-    yield make
-    for verifier in made:
-        verifier.end()
 
 
 @pytest.fixture
@@ -121,34 +52,6 @@ def own_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
 @pytest.fixture
 def app(broker: BrokerProcess) -> TestApp:
     return broker.app()
-
-
-def token_of(app: TestApp, *scopes: str, **policy: Any) -> str:
-    return str(app.agent(*scopes, **policy)["access_token"])
-
-
-def eventually(holds: Callable[[], bool], patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
-
-
-def refused(verifier: Either, token: str, reason: str = "") -> bool:
-    try:
-        verifier.verify(token)
-    except InvalidToken as error:
-        return reason in str(error)
-    return False
-
-
-def is_up(verifier: Either, token: str) -> bool:
-    """Whether the verifier accepts the token: false while it cannot tell."""
-    try:
-        verifier.verify(token)
-    except TransportError:
-        return False
-    return True
 
 
 def revoke(broker: BrokerProcess, level: str, target: str) -> None:
@@ -195,6 +98,7 @@ def test_once_it_knows_it_asks_nobody(make: Make, broker: BrokerProcess, app: Te
         assert dict(mirror.seen) == seen
 
 
+@pytest.mark.alone
 def test_what_is_released_or_revoked_is_refused_soon(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     verifier = make(broker.url)
     released, renewed, kept = (token_of(app) for _ in range(3))
@@ -215,6 +119,7 @@ def test_what_was_revoked_before_it_began_is_refused(make: Make, broker: BrokerP
     assert refused(make(broker.url), token, "revoked")
 
 
+@pytest.mark.alone
 def test_a_delegated_token_dies_with_its_delegator(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     verifier = make(broker.url)
     with AgentWritApp(broker.url, app.client_id, app.client_secret) as sdk:
@@ -234,6 +139,37 @@ def test_tokens_for_others_are_refused(make: Make, broker: BrokerProcess) -> Non
     make(broker.url, audience=["https://stock.example", "https://orders.example"]).verify(theirs)
 
 
+def test_tokens_of_apps_and_operators_are_refused_unless_they_are_asked_for(make: Make, broker: BrokerProcess) -> None:
+    """They have the same audience as agents' tokens, where nobody says otherwise."""
+    app = broker.app()
+    tokens = {
+        "agent": token_of(app),
+        "app": app.token(),
+        "operator": broker.admin()["authorization"].removeprefix("Bearer "),
+    }
+    asking = {"max_staleness": -1, "on_stale": "online"}  # never fresh enough
+    for options in ({}, {"audience": "agentwrit"}, asking):
+        verifier = make(broker.url, **options)
+        verifier.verify(tokens["agent"])
+        for kind in ("app", "operator"):
+            assert refused(verifier, tokens[kind], "not of an agent")
+    for kind in tokens:
+        for options in ({}, asking):
+            verifier = make(broker.url, subjects=[kind], **options)
+            assert [other for other in tokens if accepts(verifier, tokens[other])] == [kind]
+
+
+def test_what_is_known_to_be_dead_is_refused_without_asking_anybody(make: Make, own_broker: BrokerProcess) -> None:
+    verifier = make(own_broker.url, on_stale="online", timeout=0.3)
+    dead, live = (token_of(own_broker.app()) for _ in range(2))
+    own_broker.release(dead)
+    eventually(lambda: refused(verifier, dead, "revoked"))
+    own_broker.kill()
+    eventually(lambda: not is_up(verifier, live))
+    assert refused(verifier, dead, "revoked")
+
+
+@pytest.mark.alone
 def test_a_token_ends_with_its_time(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     verifier = make(broker.url)
     token = token_of(app, max_ttl=1)
@@ -283,6 +219,7 @@ def test_a_key_that_nobody_announced_is_fetched_when_its_first_token_comes(
     verifier.verify(old)
 
 
+@pytest.mark.alone
 def test_the_feed_goes_on_when_its_key_is_rotated(make: Make, own_broker: BrokerProcess) -> None:
     verifier, app = make(own_broker.url), own_broker.app()
     token = token_of(app)
@@ -294,6 +231,7 @@ def test_the_feed_goes_on_when_its_key_is_rotated(make: Make, own_broker: Broker
     eventually(lambda: verifier.staleness < STALENESS, 5)
 
 
+@pytest.mark.alone
 def test_what_a_revoked_key_signed_is_refused(make: Make, own_broker: BrokerProcess) -> None:
     verifier, app = make(own_broker.url), own_broker.app()
     token = token_of(app)
@@ -326,6 +264,7 @@ def test_a_flood_of_unknown_keys_makes_one_call(make: Make, broker: BrokerProces
 # -- a broker that is gone --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_without_the_broker_nothing_is_accepted_after_max_staleness(make: Make, own_broker: BrokerProcess) -> None:
     refusing, asking = make(own_broker.url), make(own_broker.url, on_stale="online", timeout=0.3)
     token = token_of(own_broker.app())
@@ -344,6 +283,7 @@ def test_without_the_broker_nothing_is_accepted_after_max_staleness(make: Make, 
     assert not isinstance(caught.value, Unverifiable)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("is_wiped", [False, True])
 def test_when_the_broker_is_back_so_is_the_verifier(tmp_path: Path, make: Make, is_wiped: bool) -> None:
     with BrokerProcess(tmp_path / "data", AGENTWRIT_PORT=str(free_port())) as broker:
@@ -388,10 +328,10 @@ def test_through_a_restore_tokens_from_before_come_to_be_refused(tmp_path: Path,
         new = token_of(app)
         for verifier in (refusing, asking):
             for token in tokens:
-                eventually(lambda verifier=verifier, token=token: refused(verifier, token))  # type: ignore[misc]
+                eventually(lambda verifier=verifier, token=token: comes_to_refuse(verifier, token))  # type: ignore[misc]
             eventually(lambda verifier=verifier: is_up(verifier, new))  # type: ignore[misc]  # bound now
             assert all(refused(verifier, token) for token in tokens)
-            assert verifier.staleness < STALENESS
+            eventually(lambda verifier=verifier: verifier.staleness < STALENESS)  # type: ignore[misc]
 
 
 def test_a_verifier_that_begins_before_the_broker_waits_for_it(tmp_path: Path, make: Make) -> None:
@@ -437,6 +377,7 @@ LIES: dict[str, Callable[[list[str]], Passing]] = {
 }
 
 
+@pytest.mark.alone
 def test_a_mirror_cannot_keep_a_revocation_from_its_verifiers(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     token = token_of(app)
     with ExitStack() as stack:
@@ -475,17 +416,10 @@ def test_an_old_snapshot_with_old_heartbeats_makes_nobody_fresh(make: Make, own_
         assert not accepts(make(mirror.url, clock=later), token)
 
 
-def accepts(verifier: Either, token: str) -> bool:
-    try:
-        verifier.verify(token)
-    except (InvalidToken, TransportError):
-        return False
-    return True
-
-
 # -- clocks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_clock_that_is_behind_lets_no_token_live_longer(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     behind = Clock(lambda: time.time() - 3600, time.monotonic)
     verifier = make(broker.url, clock=behind)
@@ -496,6 +430,7 @@ def test_a_clock_that_is_behind_lets_no_token_live_longer(make: Make, broker: Br
     verifier.verify(lasting)
 
 
+@pytest.mark.alone
 def test_with_a_clock_that_is_behind_replayed_heartbeats_still_grow_old(
     make: Make, broker: BrokerProcess, app: TestApp
 ) -> None:
@@ -504,6 +439,7 @@ def test_with_a_clock_that_is_behind_replayed_heartbeats_still_grow_old(
         verifier = make(mirror.url, clock=behind)
         token = token_of(app)
         verifier.verify(token)
+        eventually(lambda: bool(mirror.pages), STALENESS)  # it begins with an answer, and streams then
         last = mirror.pages[-1]
         mirror.passing = lambda _: [last]
         broker.release(token)
@@ -531,6 +467,7 @@ def test_a_machine_that_slept_trusts_nothing_that_it_knew(make: Make, broker: Br
 # -- beginning and ending -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_closed_verifier_begins_anew(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     verifier = make(broker.url)
     token = token_of(app)
@@ -544,6 +481,7 @@ def test_a_closed_verifier_begins_anew(make: Make, broker: BrokerProcess, app: T
     eventually(lambda: refused(verifier, token), 2)
 
 
+@pytest.mark.alone
 def test_two_verifiers_do_not_mind_each_other(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     one, two = make(broker.url), make(broker.url)
     token = token_of(app)
@@ -559,6 +497,13 @@ def test_on_stale_is_one_of_two(broker: BrokerProcess) -> None:
     for kind in (Verifier, AsyncVerifier):
         with pytest.raises(ValueError, match="refuse"):
             kind(broker.url, on_stale="accept")  # type: ignore[arg-type]  # the point
+
+
+def test_subjects_are_some_of_three(broker: BrokerProcess) -> None:
+    for kind in (Verifier, AsyncVerifier):
+        for wrong in ([], ["agents"], ["agent", "admin"]):
+            with pytest.raises(ValueError, match="subjects"):
+                kind(broker.url, subjects=wrong)  # type: ignore[arg-type]  # the point
 
 
 def followers() -> list[threading.Thread]:
@@ -680,9 +625,3 @@ def test_many_tasks_begin_together(broker: BrokerProcess, app: TestApp) -> None:
                 assert mirror.seen["/v1/revocations/snapshot"] == 1
 
     asyncio.run(verify())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -233,6 +233,11 @@ def wait_for(look: Callable[[], list[T]]) -> list[T]:
     raise AssertionError("nothing came")
 
 
+def counted(http: httpx2.Client, name: str) -> float:
+    lines = http.get("/v1/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
 def test_workers_serve_one_port_and_one_that_is_killed_is_started_again(database_url: str, tmp_path: Path) -> None:
     with member(database_url, tmp_path / "workers", AGENTWRIT_WORKERS="2") as broker:
         app = broker.app()
@@ -244,6 +249,20 @@ def test_workers_serve_one_port_and_one_that_is_killed_is_started_again(database
         broker.http.close()
         with httpx2.Client(base_url=broker.url, trust_env=False) as http:
             assert http.post("/v1/token/validate", json={"token": token}).json()["valid"]
+        # Whoever is asked, on however many connections, tells no less than was told before, and in the end all.
+        told = [0.0]
+        for _ in range(8):
+            with httpx2.Client(base_url=broker.url, trust_env=False) as http:
+                http.post("/v1/token/validate", json={"token": token})
+                told.append(counted(http, "agentwrit_validations_total"))
+        assert told == sorted(told)
+        with httpx2.Client(base_url=broker.url, trust_env=False) as http:
+            wait_for(lambda: [all_ for all_ in [counted(http, "agentwrit_validations_total")] if all_ >= len(told)])
+            wait_for(lambda: [one for one in [counted(http, "agentwrit_in_charge")] if one == 1])
+            assert counted(http, "agentwrit_commit_seconds_count") > 0
+            assert counted(http, "agentwrit_lock_wait_seconds_count") > 0
+            assert counted(http, "agentwrit_barrier_seconds_count") > 0
+            assert counted(http, "agentwrit_audit_log_head") > 0
         assert len(psutil.Process(broker.process.pid).children()) == 2
         assert broker.stop() == 0
     assert MASTER_KEY not in broker.log.read_text()

@@ -2,12 +2,14 @@
 
 import socket
 import subprocess
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from agentwrit.broker.storage.postgres_schema import check_version
+from agentwrit.broker.storage.postgres_schema import check_version, open_database
+from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 from tests import postgres
 from tests.cli.support import one_line, run
@@ -20,7 +22,9 @@ from tests.support import ADMIN_SECRET
 
 def serve(url: str, **settings: str) -> subprocess.CompletedProcess[str]:
     shared = {"AGENTWRIT_MASTER_KEY": MASTER_KEY, "AGENTWRIT_ADMIN_SECRET": ADMIN_SECRET, "AGENTWRIT_PORT": "0"}
-    return run("serve", **{**shared, "AGENTWRIT_DATABASE_URL": url, **settings})
+    with tempfile.TemporaryDirectory() as place:
+        directory = {"AGENTWRIT_DATA_DIR": place}
+        return run("serve", **{**shared, **directory, "AGENTWRIT_DATABASE_URL": url, **settings})
 
 
 @pytest.mark.parametrize(
@@ -157,3 +161,35 @@ def contents(database_url: str) -> list[list[tuple[object, ...]]]:
     """What a start might write."""
     tables = ("meta", "cluster", "operators", "signing_keys", "events", "checkpoint")
     return [postgres.ask(database_url, f"SELECT * FROM agentwrit.{table} ORDER BY 1") for table in tables]
+
+
+def test_a_database_in_which_not_every_text_can_be_written_is_refused_in_a_line(postgres_server: str) -> None:
+    name = "agentwrit_test_latin1"
+    made_for = "ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+    postgres.ask(postgres_server, f"CREATE DATABASE {name} {made_for}")
+    try:
+        url = postgres_server.rpartition("/")[0] + "/" + name
+        with pytest.raises(ConfigurationError, match=r"encoding of the database is LATIN1.*ENCODING 'UTF8'"):
+            open_database(url, Sealer(b"s" * 32), "tests")
+        assert postgres.ask(url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'agentwrit'") == [(0,)]
+    finally:
+        postgres.ask(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_database_without_the_language_of_our_triggers_is_refused_in_a_line(database_url: str) -> None:
+    postgres.ask(database_url, "DROP EXTENSION plpgsql")
+    with pytest.raises(ConfigurationError, match=r"no PL/pgSQL.*CREATE EXTENSION plpgsql"):
+        open_database(database_url, Sealer(b"s" * 32), "tests")
+    assert is_empty(database_url)
+
+
+def test_an_empty_schema_that_was_made_for_the_broker_is_taken(database_url: str, postgres_server: str) -> None:
+    postgres.ask(postgres_server, "CREATE ROLE zz_tenant LOGIN")
+    try:
+        postgres.ask(database_url, "CREATE SCHEMA agentwrit AUTHORIZATION zz_tenant")
+        theirs = postgres.as_user(database_url, "zz_tenant")
+        open_database(theirs, Sealer(b"s" * 32), "tests")
+        open_database(theirs, Sealer(b"s" * 32), "tests")
+    finally:
+        postgres.ask(database_url, "DROP OWNED BY zz_tenant")
+        postgres.ask(postgres_server, "DROP ROLE zz_tenant")

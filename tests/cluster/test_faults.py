@@ -19,6 +19,7 @@ import pytest
 from tests import postgres
 from tests.cluster.support import member
 from tests.cluster.test_as_one import at, at_once
+from tests.loop_thread import LoopServer
 from tests.postgres import FAST, PostgresServer
 from tests.support import SOAK, BrokerProcess, TestApp, problem, registration
 
@@ -112,6 +113,7 @@ def everything(world: World) -> list[httpx2.Response]:
     return at_once(*calls)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_server_that_is_restarted_is_found_again(
     server: PostgresServer, brokers: Sequence[BrokerProcess], mode: str
@@ -144,6 +146,7 @@ def test_connections_that_are_cut_are_made_anew_and_nobody_notices(
         assert all(app.login().status_code == 200 for app in world.apps)
 
 
+@pytest.mark.alone
 def test_a_server_that_hangs_is_answered_for_with_503_and_found_again(
     server: PostgresServer, brokers: Sequence[BrokerProcess]
 ) -> None:
@@ -158,6 +161,35 @@ def test_a_server_that_hangs_is_answered_for_with_503_and_found_again(
     world.recovered()
 
 
+FOLLOW: Final = {"accept": "text/event-stream"}
+
+
+@pytest.mark.alone
+def test_while_the_database_is_away_who_would_follow_the_feed_is_refused_and_who_follows_is_not_cut_off(
+    server: PostgresServer, brokers: Sequence[BrokerProcess]
+) -> None:
+    broker = brokers[0]
+    with broker.http.stream("GET", "/v1/revocations", headers=FOLLOW) as following:
+        assert following.status_code == 200
+        pages = following.iter_raw()
+        next(pages)
+        server.stop()
+        try:
+            # A page from before is shared for a second.
+            until(time.monotonic() + 5, lambda: broker.http.get("/v1/revocations").status_code == 503)
+            refused([broker.http.get("/v1/revocations", headers=FOLLOW) for _ in range(20)])
+            refused([broker.http.get(f"/v1/revocations{rest}") for rest in ("", "?wait=1", "/snapshot")])
+        finally:
+            server.start()
+        for _ in range(3):
+            next(pages)  # who followed hears on
+    metrics = broker.http.get("/v1/metrics").text
+    assert 'agentwrit_unavailable_total{cause="store_read"}' in metrics
+    log = broker.logged()
+    assert not any(words in log for words in ("Traceback", "internal error", "broke off"))
+
+
+@pytest.mark.alone
 def test_a_lock_that_somebody_else_holds_keeps_writes_waiting_and_no_validation(
     url: str, brokers: Sequence[BrokerProcess]
 ) -> None:
@@ -169,6 +201,7 @@ def test_a_lock_that_somebody_else_holds_keeps_writes_waiting_and_no_validation(
     world.recovered()
 
 
+@pytest.mark.alone
 def test_a_disk_that_is_full_is_answered_for_with_503_and_nothing_is_half_done(
     server: PostgresServer, url: str, brokers: Sequence[BrokerProcess]
 ) -> None:
@@ -190,6 +223,7 @@ def test_a_disk_that_is_full_is_answered_for_with_503_and_nothing_is_half_done(
         assert app.broker.http.post("/v1/register", json=body).status_code == 200
 
 
+@pytest.mark.alone
 def test_a_server_without_a_free_connection_is_answered_for_with_503_and_found_again(
     server: PostgresServer, brokers: Sequence[BrokerProcess]
 ) -> None:
@@ -245,6 +279,7 @@ def test_a_broker_that_is_killed_under_load_leaves_whole_what_it_acknowledged(br
     world.check()
 
 
+@pytest.mark.alone
 def test_brokers_whose_clocks_are_seconds_apart_agree_on_every_end(url: str, tmp_path: Path) -> None:
     def skewed(seconds: int) -> BrokerProcess:
         place = tmp_path / f"skewed-by-{seconds}"
@@ -278,36 +313,14 @@ def test_a_server_that_is_slow_makes_answers_late_and_never_wrong(server: Postgr
                 assert not slow.is_valid(token)
 
 
-class SlowWay:
+class SlowWay(LoopServer):
     """A way to a port of this machine on which everything takes a while."""
 
     def __init__(self, to: int, *, seconds: float) -> None:
         self._to = to
         self._seconds = seconds
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
 
-    def __enter__(self) -> "SlowWay":
-        self._thread.start()
-        opening = asyncio.start_server(self._carry, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result()
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _close(self) -> None:
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._to)
         with suppress(OSError, asyncio.CancelledError):
             await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))

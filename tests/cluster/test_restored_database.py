@@ -1,13 +1,20 @@
 """A database that was restored with its own tools: told so, it revives nothing."""
 
 import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
+
+import pytest
 
 from agentwrit.broker.storage.postgres_writer import CHARGE_LOCK
 from agentwrit.domain import audit
 from tests import postgres
-from tests.cli.support import one_line, run
+from tests.cli.support import CLEAN, one_line, run
 from tests.cluster.support import MASTER_KEY, member
+from tests.postgres import FAST, PostgresServer
 
 
 def shared(database_url: str) -> dict[str, str]:
@@ -45,6 +52,77 @@ def test_nothing_that_was_granted_before_lives_in_a_restored_database(
             assert (told["data"]["backup_last"], told["data"]["backup_hash"]) == (before, told["prev_hash"])
             environment = {"AGENTWRIT_BROKER_URL": new.url, "AGENTWRIT_ADMIN_SECRET": "an-operators-secret-for-tests"}
             assert run("audit", "verify", **environment).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def publisher() -> Iterator[PostgresServer]:
+    """A server that others can subscribe to."""
+    own = PostgresServer((*FAST, "wal_level=logical"))
+    try:
+        yield own
+    finally:
+        own.close()
+
+
+def dumped(url: str, copy: str) -> None:
+    """All of it, as rows."""
+    dump, psql = (str(postgres.binaries() / name) for name in ("pg_dump", "psql"))
+    with subprocess.Popen([dump, url], stdout=subprocess.PIPE) as source:
+        tool_reading(source.stdout, psql, "--quiet", "--set=ON_ERROR_STOP=1", copy)
+    assert source.returncode == 0
+
+
+def subscribed(url: str, copy: str) -> None:
+    """The schema by a dump, and the rows by logical replication, until they are all there."""
+    dump, psql = (str(postgres.binaries() / name) for name in ("pg_dump", "psql"))
+    with subprocess.Popen([dump, "--schema-only", url], stdout=subprocess.PIPE) as source:
+        tool_reading(source.stdout, psql, "--quiet", "--set=ON_ERROR_STOP=1", copy)
+    assert source.returncode == 0
+    slot = f"slot_{url.rpartition('_')[2]}"  # of its own making: the server would wait for itself
+    postgres.ask(url, "CREATE PUBLICATION everything FOR ALL TABLES")
+    postgres.ask(url, "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", slot)
+    options = f"(create_slot = false, slot_name = '{slot}')"
+    postgres.ask(copy, f"CREATE SUBSCRIPTION everything CONNECTION '{url}' PUBLICATION everything WITH {options}")
+    while postgres.ask(copy, "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'") != [(0,)]:
+        threading.Event().wait(0.05)
+    for sql in ("DISABLE", "SET (slot_name = NONE)"):
+        postgres.ask(copy, f"ALTER SUBSCRIPTION everything {sql}")
+    postgres.ask(copy, "DROP SUBSCRIPTION everything")
+    while postgres.ask(url, "SELECT active FROM pg_replication_slots WHERE slot_name = %s", slot) != [(False,)]:
+        threading.Event().wait(0.05)
+    postgres.ask(url, "SELECT pg_drop_replication_slot(%s)", slot)
+
+
+def tool_reading(source: IO[bytes] | None, *command: str) -> None:
+    done = subprocess.run(command, stdin=source, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def serve(url: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """A broker that does not start."""
+    environment = {**CLEAN, **shared(url), "AGENTWRIT_DATA_DIR": str(directory), "AGENTWRIT_PORT": "0"}
+    command = [sys.executable, "-m", "agentwrit.broker", "serve"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("copied", [dumped, subscribed])
+def test_a_copy_by_other_means_is_refused_until_it_was_told_and_revives_nobody(
+    publisher: PostgresServer, tmp_path: Path, copied: Callable[[str, str], None]
+) -> None:
+    with postgres.database(publisher.url) as url, postgres.database(publisher.url) as copy:
+        with member(url, tmp_path / "original") as original:
+            app = original.app()
+            live, released = app.agent()["access_token"], app.agent()["access_token"]
+            copied(url, copy)
+            original.release(released)
+            one_line(serve(copy, tmp_path / "refused"), 2, "a copy of the one that the store was in")
+            done = run("store", "restored", "--yes", **shared(copy))
+            assert (done.returncode, done.stderr) == (0, "")
+            assert original.is_valid(live)
+        with member(copy, tmp_path / "copy") as broker:
+            app.broker = broker
+            assert not any(map(broker.is_valid, (live, released)))
+            assert broker.is_valid(app.agent()["access_token"])  # rows are numbered behind those that were copied
 
 
 def test_all_of_many_live_grants_end(database_url: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 from agentwrit._version import __version__
 from agentwrit.broker.config import Config, load, unknown_variables
 from agentwrit.broker.server import GRACE_SECONDS
-from tests.support import BrokerProcess
+from tests.support import PLAIN, BrokerProcess
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -146,10 +146,19 @@ def test_the_settings_of_the_manifests_are_settings() -> None:
     settings = manifest("ConfigMap")["data"]
     assert unknown_variables(settings) == []
     config = load(settings)
-    assert config.metrics_host == "0.0.0.0"
+    assert config.metrics_host == ("0.0.0.0",)
     [container] = pod("Deployment")["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": Config().port, "metrics": config.metrics_port}
+
+
+def test_agents_in_the_cluster_prove_their_keys_by_the_services_name() -> None:
+    service = manifest("Service")["metadata"]
+    inside = f"http://{service['name']}.{service['namespace']}"
+    known = load(manifest("ConfigMap")["data"]).public_url
+    assert {inside, f"{inside}.svc", f"{inside}.svc.cluster.local"} <= set(known)
+    assert manifest("Service")["spec"]["ports"][0]["port"] == 80
+    assert f"http://{service['name']}" not in known  # in a client's namespace that is a service of the client's
 
 
 def test_a_pod_is_ended_after_it_has_drained_and_not_before() -> None:
@@ -229,7 +238,7 @@ def test_what_the_unit_starts_serves_with_secrets_from_the_credential(tmp_path: 
     settings = dict(line.replace("%S", str(tmp_path)).split("=", 1) for line in given["Environment"])
     assert unknown_variables(settings) == []
     directory = Path(settings["AGENTWRIT_DATA_DIR"])
-    with BrokerProcess(directory, arguments=arguments, verify=True, **settings) as broker:
+    with BrokerProcess(directory, arguments=arguments, verify=PLAIN, **settings) as broker:
         assert broker.is_valid(broker.app().agent()["access_token"])
         assert not (directory / "master.key").exists()
         environment = Path(f"/proc/{broker.pid}/environ")

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from agentwrit._version import __version__
+from agentwrit.broker.config import load
 from tests.support import BrokerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def test_no_registry_is_named() -> None:
     for image in values("FROM"):
         assert re.fullmatch(r"[a-z]+:[0-9.]+-slim( AS build)?", image)
     for name in ("Dockerfile", "compose.yaml"):
-        assert "://" not in (ROOT / name).read_text()
+        assert "://" not in re.sub("AGENTWRIT_PUBLIC_URL: .*", "", (ROOT / name).read_text())
         assert "--index" not in (ROOT / name).read_text()
     services = yaml.safe_load((ROOT / "compose.cluster.yaml").read_text())["services"].values()
     assert all(re.fullmatch(r"[a-z]+:[0-9.]+", service["image"]) for service in services)
@@ -90,6 +91,8 @@ def test_the_compose_file_is_closed_by_default() -> None:
     assert broker["cap_drop"] == ["ALL"]
     assert broker["security_opt"] == ["no-new-privileges:true"]
     assert broker["environment"]["AGENTWRIT_ADMIN_SECRET"].startswith("${AGENTWRIT_ADMIN_SECRET:?")
+    urls = broker["environment"]["AGENTWRIT_PUBLIC_URL"].removeprefix("${AGENTWRIT_PUBLIC_URL:-").removesuffix("}")
+    assert load({"AGENTWRIT_PUBLIC_URL": urls}).told_url == "http://127.0.0.1:8080"  # as the port is published
     assert broker["volumes"] == ["data:/data"]
     assert "data" in compose["volumes"]
     assert values("VOLUME") == ["/data"]

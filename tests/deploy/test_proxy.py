@@ -91,9 +91,9 @@ class Lives:
 
 
 @contextmanager
-def caddy(directory: Path, *brokers: BrokerProcess) -> Iterator[str]:
-    """The URL of a proxy with the configuration that we ship."""
-    url = f"http://127.0.0.1:{free_port()}"
+def caddy(directory: Path, *brokers: BrokerProcess, url: str = "") -> Iterator[str]:
+    """The URL of a proxy with the configuration that we ship. `url`: the one that it is to have, if any."""
+    url = url or f"http://127.0.0.1:{free_port()}"
     environment = {
         "HOME": str(directory),
         "SITE": url,
@@ -142,13 +142,14 @@ def test_the_configuration_is_valid_and_in_its_own_form() -> None:
 
 
 def test_brokers_are_replaced_one_by_one_and_nothing_fails(database_url: str, tmp_path: Path) -> None:
-    settings = {"AGENTWRIT_DRAIN_SECONDS": str(DRAIN_SECONDS)}
+    url = f"http://127.0.0.1:{free_port()}"
+    settings = {"AGENTWRIT_DRAIN_SECONDS": str(DRAIN_SECONDS), "AGENTWRIT_PUBLIC_URL": url}
     with ExitStack() as stack:
         brokers = [
             stack.enter_context(member(database_url, tmp_path / name, AGENTWRIT_PORT=str(free_port()), **settings))
             for name in ("one", "other")
         ]
-        url = stack.enter_context(caddy(tmp_path, *brokers))
+        stack.enter_context(caddy(tmp_path, *brokers, url=url))
         until(partial(answers, url), "the proxy serves")
         app = brokers[0].app()
         with Load(url) as load, Lives(url, app) as lives:

@@ -89,7 +89,8 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     for field in fields(Config):
         documented = rows[field.name.upper()].strip("` ")
         expected = "the issuer" if field.name == "audience" else field.default
-        assert documented == ("none" if expected in (None, ()) else str(expected)), field.name
+        text = ",".join(expected) if isinstance(expected, tuple) else str(expected)
+        assert documented == ("none" if expected in (None, ()) else text), field.name
 
 
 def test_the_readme_has_exactly_two_set_up_commands() -> None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agentwrit.broker.storage import postgres_link, postgres_readers, postgres_schema
+from agentwrit.broker.storage import postgres_link, postgres_readers, postgres_schema, postgres_writer
 from agentwrit.broker.storage.postgres import WRITE_SECONDS
 from tests.cli.support import CLEAN
 from tests.docs.test_documentation import shown
@@ -40,3 +40,5 @@ def test_the_figures_of_the_page_are_those_of_the_code() -> None:
     assert "A statement may take 4 seconds, a lock 3; what takes longer than 6 in all" in page
     assert (WRITE_SECONDS, postgres_readers.READ_SECONDS) == (6, 6)
     assert "and four that read" in page
+    assert postgres_writer.IDLE_SESSION_MS == 30_000
+    assert "loses its session after 30 seconds (`idle_session_timeout`)" in page

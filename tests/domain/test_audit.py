@@ -10,8 +10,8 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentwrit.domain import audit
-from agentwrit.domain.audit import Draft, Event, EventType
+from agentwrit.domain import audit, merkle
+from agentwrit.domain.audit import Draft, Event, EventType, Outcome
 from agentwrit.domain.errors import TamperedRecord
 from tests.domain.records import NOW
 
@@ -132,3 +132,50 @@ def test_the_name_of_an_event_gives_its_place_back(sequence: int) -> None:
 def test_another_spelling_of_an_events_name_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="event id"):
         audit.parse_event_id(text)
+
+
+# -- many that are alike ----------------------------------------------------------------------------------------------
+
+ABOUT = audit.About("app-1", "spiffe://a/agent/o/t/1", "t", "o", "sid-1", 0, "")
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        Draft(event_type=EventType.TOKEN_REVOKED),
+        Draft(event_type=EventType.TOKEN_RELEASED, principal="admin", detail="100 % %s %b", data={"reason": "%d"}),
+        Draft(event_type=EventType.TOKEN_REVOKED, data={"jti": "another", "count": 3, "agents": ["b", "a"]}),
+        Draft(event_type=EventType.TOKEN_REVOKED, data={"a": 'quoted "é\n\u2028', "level": "task", "zeta": ""}),
+        Draft(
+            event_type=EventType.TOKEN_REVOKED,
+            outcome=Outcome.DENIED,
+            resource="POST /v1/revoke",
+            client_address="192.0.2.1",
+            request_id="r",
+            trace_id="t",
+            data={"targets": ["t" * audit.MAX_ENTRY_BYTES]},
+        ),
+    ],
+    ids=["bare", "percent", "its own jti", "escapes", "too large"],
+)
+def test_a_run_of_events_is_what_it_would_be_one_by_one(draft: Draft) -> None:
+    abouts = [
+        ABOUT,
+        ABOUT._replace(app_id="", agent_id="", task_id="100 %b", orch_id='"é\\', deleg_depth=5, deleg_chain_hash="c"),
+        *(ABOUT._replace(sid=f"sid-{number}") for number in range(merkle.TILE_WIDTH)),
+    ]
+    head = audit.append(draft, audit.Head(), now=1.25).head
+    run, alike = audit.Run(head), audit.Alike(draft, now=1234.5)
+    tiles: list[merkle.Tile] = []
+    for number, about in enumerate(abouts):
+        jti = f"jti-{number}"
+        whole = msgspec.structs.replace(draft, data={"jti": jti, **draft.data}, **about._asdict())
+        appended = audit.append(whole, head, now=1234.5)
+        head = appended.head
+        tiles += appended.tiles
+        placed = run.append(alike, about, jti)
+        event = appended.event
+        assert (placed.sequence, placed.prev_hash, placed.hash) == (event.sequence, event.prev_hash, event.hash)
+        assert placed.detail == event.detail
+        assert msgspec.json.decode(placed.data) == event.data
+    assert (run.head, run.tiles) == (head, tiles)

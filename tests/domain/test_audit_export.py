@@ -185,3 +185,32 @@ def test_an_event_always_fits_into_a_bundle(char: str, count: int) -> None:
 def test_an_event_that_fits_is_left_as_it_is() -> None:
     data: audit.Data = {"scope_requested": ["read:data:1"] * 64}
     assert audit.append(Draft(event_type=EventType.SCOPE_VIOLATION, data=data), Head(), now=NOW).event.data == data
+
+
+def make_archive(log: tuple[list[bytes], list[Head]], first: int, last: int) -> list[bytes]:
+    """An archive of these events of a log, under a checkpoint of the whole of it."""
+    entries, heads = log
+    leaves = b"".join(map(merkle.leaf_hash, entries))
+    width = merkle.FULL_TILE_BYTES
+
+    def read(level: int, number: int) -> bytes:
+        return leaves[number * width :][:width] if level == 0 else merkle.root_of(leaves[:width])
+
+    proof = merkle.consistency_proof(last, len(entries), read)
+    ending = audit_export.Ending(last, proof)
+    return list(audit_export.write(sign(heads[-1]), entries[first:last], start=heads[first], ending=ending))
+
+
+def test_files_of_one_log_are_joined_and_those_of_two_are_not_though_their_numbers_fit() -> None:
+    one, other = (ENTRIES, HEADS), make_log(SIZE, detail="another history")
+    before = audit_export.verify(make_archive(one, 0, 256), KEYS)
+    then = audit_export.verify(make_export(256), KEYS)
+    audit_export.check_joined(before, then)
+    # Each is genuine on its own: the same key has signed for both.
+    of_other = audit_export.verify(make_archive(other, 0, 256), KEYS)
+    assert (of_other.end.sequence, of_other.start) == (before.end.sequence, before.start)
+    with pytest.raises(TamperedRecord, match="evt-000257 does not follow evt-000256: they are of two histories"):
+        audit_export.check_joined(of_other, then)
+    for missing in (audit_export.verify(make_archive(one, 0, 255), KEYS), then):
+        with pytest.raises(TamperedRecord, match="a file is missing, or they are not in their order"):
+            audit_export.check_joined(missing, then)

@@ -1,5 +1,7 @@
 """base64url, in its one canonical spelling."""
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,3 +35,10 @@ def test_other_spellings_are_refused(text: str) -> None:
 def test_the_example_of_rfc_7515_appendix_c() -> None:
     assert base64url.encode(bytes([3, 236, 255, 224, 193])) == "A-z_4ME"
     assert base64url.decode("A-z_4ME") == bytes([3, 236, 255, 224, 193])
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 2, 3, base64url.PIECE_BYTES + 1])
+def test_what_is_encoded_in_pieces_is_one(more: int) -> None:
+    data = bytes(range(251)) * (base64url.PIECE_BYTES // 251 + 2 + max(0, more))
+    data = data[: base64url.PIECE_BYTES + more]
+    assert base64url.encode(data) == base64.urlsafe_b64encode(data).rstrip(b"=").decode()

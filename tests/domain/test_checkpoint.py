@@ -213,3 +213,20 @@ def test_a_bundle_gives_its_entries_back(entries: list[bytes]) -> None:
 def test_a_bundle_that_is_cut_off_is_refused(data: bytes) -> None:
     with pytest.raises(TamperedRecord, match="not whole"):
         list(tiles.unbundle(data))
+
+
+def test_a_note_that_is_too_long_or_has_too_many_signatures_is_none() -> None:
+    key, others = VerifierKey("log", SIGNER.public_key), "\u2014 other AAAAAAA=\n"
+    for lines, signatures, is_taken in (
+        (note.MAX_NOTE_BYTES // 2 - 200, 1, True),
+        (note.MAX_NOTE_BYTES // 2, 1, False),
+        (1, note.MAX_SIGNATURES, True),
+        (1, note.MAX_SIGNATURES + 1, False),
+    ):
+        text = "x\n" * lines
+        signed = note.sign(text, "log", SIGNER.public_key, SIGNER) + others * (signatures - 1)
+        if is_taken:
+            assert note.open_note(signed, [key]) == text
+        else:
+            with pytest.raises(TamperedRecord):
+                note.open_note(signed, [key])

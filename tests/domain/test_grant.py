@@ -5,8 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal, ended, falls_with, renewed
-from tests.domain.records import NOW, make_grant, make_hop
+from agentwrit.domain.grant import (
+    MAX_RENEWALS_AT_ONCE,
+    EndReason,
+    Grant,
+    Renewal,
+    decide_renewal,
+    ended,
+    permit_used,
+    renewable_at,
+    renewed,
+)
+from tests.domain.records import NOW, make_grant
 
 # A grant whose first token was replaced at NOW + 100.
 RENEWED = renewed(make_grant(), "jti-2", NOW + 100)
@@ -77,26 +87,25 @@ def test_an_end_at_the_epoch_is_still_an_end() -> None:
     assert ended(make_grant(), EndReason.RELEASED, NOW).end_reason == "released"
 
 
-def _delegated(sid: str, *, parents: tuple[str, ...], subject: str = "b") -> Grant:
-    return make_grant(sid=sid, subject=subject, chain=tuple(make_hop(parent) for parent in parents))
+def test_a_grant_is_renewed_so_often_at_once_and_then_as_its_permits_come_back() -> None:
+    grant, now, done = make_grant(ttl=640, exp=NOW + 640, ends_at=NOW + 100_000), float(NOW), 0
+    while decide_renewal(grant, grant.jti, now) is Renewal.SUCCEED:
+        grant, done = renewed(permit_used(grant, now), f"renewal-{done}", now), done + 1
+    assert done == MAX_RENEWALS_AT_ONCE
+    assert decide_renewal(grant, grant.jti, now) is Renewal.TOO_SOON
+    assert renewable_at(grant, now) == now + 10
+    assert decide_renewal(grant, grant.jti, now + 9.9) is Renewal.TOO_SOON
+    assert decide_renewal(grant, grant.jti, now + 10) is Renewal.SUCCEED
+    assert decide_renewal(grant, grant.previous_jti, now) is Renewal.REPEAT  # a retry needs none
 
 
-def test_what_falls_with_a_grant() -> None:
-    registration = make_grant(sid="a", subject="a")
-    child = _delegated("child", parents=("a",))
-    grandchild = _delegated("grandchild", parents=("a", "child"), subject="c")
-    given_to_it = _delegated("given", parents=("z",), subject="a")
-    assert falls_with(registration, child) is EndReason.ANCESTOR_ENDED
-    assert falls_with(registration, grandchild) is EndReason.ANCESTOR_ENDED
-    assert falls_with(child, grandchild) is EndReason.ANCESTOR_ENDED
-    assert falls_with(registration, given_to_it) is EndReason.DELEGATE_ENDED
-    for grant, other in (
-        (grandchild, child),  # what is above stands
-        (child, registration),
-        (child, _delegated("other", parents=("a",))),  # so does what is beside, for the same agent too
-        (given_to_it, registration),
-        (registration, registration),
-        (registration, make_grant(sid="d", subject="a")),
-        (make_grant(kind=GrantKind.APP, sid="app", subject="a"), given_to_it),
-    ):
-        assert falls_with(grant, other) is None
+@given(st.lists(st.floats(0, 700), max_size=300), st.integers(1, 3600))
+def test_no_run_of_renewals_leaves_more_than_twice_as_many_tokens_behind(waits: list[float], ttl: int) -> None:
+    grant, now = make_grant(ttl=ttl, exp=NOW + ttl, ends_at=NOW + 10**9), float(NOW)
+    superseded: list[int] = []
+    for number, wait in enumerate(waits):
+        now += wait * ttl / 10_000
+        if decide_renewal(grant, grant.jti, now) is Renewal.SUCCEED:
+            superseded.append(grant.exp)
+            grant = renewed(permit_used(grant, now), f"renewal-{number}", now)
+        assert sum(exp > now for exp in superseded) <= 2 * MAX_RENEWALS_AT_ONCE

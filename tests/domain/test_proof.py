@@ -9,11 +9,16 @@ from typing import Any
 import jwt
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePrivateKey, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
+from joserfc import jws
+from joserfc.jwk import ECKey, OKPKey
 
-from agentwrit.domain import base64url, proof
+from agentwrit.domain import base64url, jwk, proof
 from agentwrit.domain.errors import InvalidProof
 from agentwrit.domain.jws import Ed25519Signer
 from tests.domain.records import NOW
@@ -22,6 +27,13 @@ SIGNER = Ed25519Signer(bytes(range(32)))
 URL = "https://broker.example.com/v1/agents"
 JWK = {"kty": "OKP", "crv": "Ed25519", "x": base64url.encode(SIGNER.public_key)}
 HEADER: dict[str, Any] = {"typ": "dpop+jwt", "alg": "EdDSA", "jwk": JWK}
+P256 = derive_private_key(7, SECP256R1())
+POINT = {
+    "kty": "EC",
+    "crv": "P-256",
+    "x": base64url.encode(P256.public_key().public_numbers().x.to_bytes(32)),
+    "y": base64url.encode(P256.public_key().public_numbers().y.to_bytes(32)),
+}
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -40,6 +52,23 @@ def signed(header: object = HEADER, claims: object = CLAIMS, key: Ed25519Signer 
     parts = [part if isinstance(part, str) else json.dumps(part) for part in (header, claims)]
     signing_input = ".".join(base64url.encode(part.encode()) for part in parts)
     return f"{signing_input}.{base64url.encode(key.sign(signing_input.encode()))}"
+
+
+def raw(signature: bytes) -> bytes:
+    """An ASN.1 signature as JWS has it (RFC 7518 §3.4)."""
+    return b"".join(number.to_bytes(32) for number in decode_dss_signature(signature))
+
+
+def by_p256(
+    header: dict[str, Any] | None = None,
+    claims: object = None,
+    key: EllipticCurvePrivateKey = P256,
+    form: Callable[[bytes], bytes] = raw,
+) -> str:
+    """A proof by a key of P-256, in which changes are made."""
+    members = {"typ": "dpop+jwt", "alg": "ES256", "jwk": POINT, **(header or {})}
+    signing_input = ".".join(base64url.encode(json.dumps(part).encode()) for part in (members, claims or CLAIMS))
+    return f"{signing_input}.{base64url.encode(form(key.sign(signing_input.encode(), ECDSA(SHA256()))))}"
 
 
 def plainly(value: object) -> str:
@@ -67,6 +96,23 @@ def test_a_library_that_is_not_ours_makes_and_reads_proofs() -> None:
     assert json.loads(read)["ath"] == base64.urlsafe_b64encode(hashlib.sha256(b"token").digest()).decode().rstrip("=")
 
 
+def test_ed25519_goes_by_two_names() -> None:
+    assert check(signed(HEADER | {"alg": "Ed25519"})) == check(signed())
+    key = OKPKey.import_key({**JWK, "d": base64url.encode(bytes(range(32)))})
+    header = HEADER | {"alg": "Ed25519"}
+    assert check(jws.serialize_compact(header, json.dumps(CLAIMS), key, algorithms=["Ed25519"])) == check(signed())
+
+
+def test_a_key_of_p256_proves_by_es256() -> None:
+    checked = check(by_p256())
+    point = b"\x04" + base64url.decode(POINT["x"]) + base64url.decode(POINT["y"])
+    assert checked.public_key == point
+    theirs = jwt.encode(CLAIMS, P256, algorithm="ES256", headers={"typ": "dpop+jwt", "jwk": POINT})
+    assert check(theirs) == checked  # however often it is signed, its jti is the same
+    assert jwk.thumbprint(point) == ECKey.import_key({**POINT}).thumbprint()
+    assert checked.single_use_id != check(made()).single_use_id
+
+
 @given(st.data())
 def test_a_proof_with_any_character_changed_is_none(data: st.DataObject) -> None:
     text = made()
@@ -88,6 +134,24 @@ FORGERIES: dict[str, Callable[[], str]] = {
     "alg-none": lambda: signed(HEADER | {"alg": "none"}),
     "alg-hs256": lambda: signed(HEADER | {"alg": "HS256"}),
     "alg-es256": lambda: signed(HEADER | {"alg": "ES256"}),
+    "alg-ed25519-in-other-letters": lambda: signed(HEADER | {"alg": "ed25519"}),
+    "alg-ed448": lambda: signed(HEADER | {"alg": "Ed448"}),
+    "alg-is-a-list": lambda: signed(HEADER | {"alg": ["EdDSA"]}),
+    "p256-key-by-eddsa": lambda: signed(HEADER | {"jwk": POINT}),
+    "p256-key-and-a-signature-by-ed25519": lambda: signed(HEADER | {"alg": "ES256", "jwk": POINT}),
+    "p256-proof-that-calls-itself-eddsa": lambda: by_p256({"alg": "EdDSA"}),
+    "p256-proof-that-calls-itself-es384": lambda: by_p256({"alg": "ES384"}),
+    "p256-proof-by-another-key": lambda: by_p256(key=derive_private_key(8, SECP256R1())),
+    "p256-point-not-on-the-curve": lambda: by_p256({"jwk": POINT | {"y": base64url.encode(bytes(32))}}),
+    "p256-point-at-infinity": lambda: by_p256({"jwk": POINT | {"x": base64url.encode(bytes(32)), "y": "A" * 43}}),
+    "p256-on-another-curve": lambda: by_p256({"jwk": POINT | {"crv": "secp256k1"}}),
+    "p256-with-its-private-half": lambda: by_p256({"jwk": POINT | {"d": base64url.encode(bytes(32))}}),
+    "p256-short-coordinate": lambda: by_p256({"jwk": POINT | {"x": base64url.encode(bytes(31))}}),
+    "p256-without-y": lambda: by_p256({"jwk": {name: value for name, value in POINT.items() if name != "y"}}),
+    "p256-signature-in-asn1": lambda: by_p256(form=lambda signature: signature),
+    "p256-signature-of-zeros": lambda: by_p256(form=lambda signature: bytes(64)),
+    "p256-signature-cut-off": lambda: by_p256(form=lambda signature: raw(signature)[:-1]),
+    "p256-signature-with-more-behind-it": lambda: by_p256(form=lambda signature: raw(signature) + b"\0"),
     "typ-jwt": lambda: signed(HEADER | {"typ": "JWT"}),
     "typ-access-token": lambda: signed(HEADER | {"typ": "at+jwt"}),
     "no-typ": lambda: signed({name: value for name, value in HEADER.items() if name != "typ"}),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentwrit.domain.scope import parse, scope_is_subset
+from agentwrit.domain.scope import MAX_SCOPE_LENGTH, parse, scope_is_subset
 from agentwrit.domain.scope_template import ScopeTemplate, UnfitValue
 
 TEMPLATE = ScopeTemplate("read:data:customer-{customer}")
@@ -66,3 +66,27 @@ def test_what_covers_a_filled_template_has_it_within_reach(value: str, is_prefix
         covers = False
     assert not covers or TEMPLATE.is_within_reach([held])
     assert TEMPLATE.is_within_reach([held]) == (covers or held == "read:data:*")
+
+
+def test_a_hole_before_the_identifier_is_refused_though_another_one_stands_in_it() -> None:
+    for text in ("read:{a}:{b}", "{a}:data:{b}"):
+        with pytest.raises(ValueError, match="may only stand in its identifier"):
+            ScopeTemplate(text)
+
+
+def test_what_is_held_is_within_reach_where_some_values_lead_there() -> None:
+    template = ScopeTemplate("read:data:x-{a}-{b}")
+    for held in ("read:data:x-1-2", "read:data:*", "read:data:x-1-2-3"):
+        assert template.is_within_reach([held]), held
+    for held in ("read:data:x-1", "read:data:y-1-2", "read:other:*", "write:data:*", "read:data:x-1-2\n"):
+        assert not template.is_within_reach([held]), held
+    assert not template.is_within_reach([])
+    assert ScopeTemplate("read:data:{a}:{b}").is_within_reach(["read:data:*"])
+
+
+def test_a_scope_may_be_as_long_as_scopes_may_be_and_no_longer() -> None:
+    template = ScopeTemplate("read:data:{a}")
+    longest = "x" * (MAX_SCOPE_LENGTH - len("read:data:"))
+    assert len(template.fill({"a": longest})) == MAX_SCOPE_LENGTH
+    with pytest.raises(UnfitValue, match="too long"):
+        template.fill({"a": longest + "x"})

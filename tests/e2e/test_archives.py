@@ -15,6 +15,7 @@ from tests.cli.support import AGENTWRIT, CLEAN, one_line, run
 from tests.support import ADMIN_SECRET, SOAK, BrokerProcess, TestApp, bearer, problem
 
 TILE = 256
+KILLS = 2 if SOAK == 1 else 3 * SOAK
 
 
 def grow(broker: BrokerProcess, events: int, app: TestApp | None = None) -> None:
@@ -154,7 +155,7 @@ def test_killed_at_any_moment_of_archiving_nothing_is_lost(tmp_path: Path) -> No
     files = tmp_path / "archive"
     with BrokerProcess(tmp_path / "data") as broker:
         key = run("audit", "keys", **operator(broker)).stdout.strip()
-        for _ in range(3 * SOAK):
+        for _ in range(KILLS):
             grow(broker, generator.randrange(200, 700))
             archiving = subprocess.Popen(
                 [AGENTWRIT, "audit", "archive", "--before", "0s", "--to", str(files), "--key", key],

@@ -9,7 +9,7 @@ import httpx2
 from agentwrit.broker import bootstrap
 from agentwrit.broker.config import Config
 from agentwrit.domain.audit_export import unwatched
-from tests.support import SOAK, BrokerProcess, bearer
+from tests.support import PLAIN, SOAK, BrokerProcess, bearer
 
 THREADS = 4
 KILLS_OF_A_STORE = 50  # then begins a new one: what is verified after each kill stays small
@@ -35,7 +35,7 @@ class Load:
 
     def _work(self, url: str, headers: dict[str, str]) -> None:
         policy = {"agent_name": "worker", "allowed_scope": ["read:data:1"]}
-        with httpx2.Client(base_url=url, timeout=30, trust_env=False) as http:
+        with httpx2.Client(base_url=url, timeout=30, trust_env=False, verify=PLAIN) as http:
             try:
                 while True:
                     assert http.post("/v1/app/launch-tokens", json=policy, headers=headers).status_code == 201

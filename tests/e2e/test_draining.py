@@ -8,8 +8,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from agentwrit.broker.bootstrap import verify_audit_log
+from agentwrit.broker.config import Config
+from agentwrit.domain.audit_export import unwatched
 from tests.cluster.support import member
-from tests.support import BrokerProcess, problem
+from tests.support import PLAIN, BrokerProcess, problem
 
 LONG = "600"  # seconds; a test that waited for its end would fail
 
@@ -50,6 +53,24 @@ def test_connections_are_let_go_with_the_answers_of_a_broker_that_drains(tmp_pat
         tell(broker, signal.SIGINT)
 
 
+def test_a_terminal_that_closes_ends_a_broker_like_any_other_and_the_log_is_covered_to_its_end(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_DRAIN_SECONDS=LONG) as broker:
+        broker.app().agent()
+        tell(broker, signal.SIGHUP)
+        assert broker.process.wait(20) == 0
+        said = broker.log.read_text()
+        assert '"stopped"' in said
+    count, covered = verify_audit_log(broker.data_dir, Config(), (), progress=unwatched)
+    assert covered is not None
+    assert covered.size == count
+
+
+def test_a_broker_whose_terminal_is_to_be_ignored_serves_on(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", wrapper=("nohup",)) as broker:
+        tell(broker, signal.SIGHUP)
+        assert broker.http.get("/readyz").status_code == 200
+
+
 def test_it_stops_by_itself_when_it_has_drained(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path / "data", AGENTWRIT_DRAIN_SECONDS="1") as broker:
         asked_at = time.monotonic()
@@ -86,7 +107,11 @@ def test_workers_drain_together_and_their_keeper_waits_for_them(database_url: st
         # Each connection may be another worker's.
         unready = 0
         while unready < 20:
-            unready = unready + 1 if httpx2.get(f"{broker.url}/readyz", trust_env=False).status_code == 503 else 0
+            unready = (
+                unready + 1
+                if httpx2.get(f"{broker.url}/readyz", trust_env=False, verify=PLAIN).status_code == 503
+                else 0
+            )
             assert time.monotonic() < deadline
         assert broker.is_valid(token)
         tell(broker, signal.SIGTERM)

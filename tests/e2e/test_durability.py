@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 
-from tests.support import SOAK, BrokerProcess, TestApp, bearer, registration
+from tests.support import PLAIN, SOAK, BrokerProcess, TestApp, bearer, registration
 
 THREADS = 8
 PAIRS_EACH = 25
@@ -16,7 +16,7 @@ PAIRS_EACH = 25
 
 def create_and_release(broker: BrokerProcess, app: TestApp, app_token: str) -> tuple[str, str]:
     """One agent's whole life, over a connection of its own. Returns its id and its dead token."""
-    with httpx2.Client(base_url=broker.url, timeout=30, trust_env=False) as http:
+    with httpx2.Client(base_url=broker.url, timeout=30, trust_env=False, verify=PLAIN) as http:
         policy = {"agent_name": "worker", "allowed_scope": ["read:data:1"]}
         launch = http.post("/v1/app/launch-tokens", json=policy, headers=bearer(app_token))
         assert launch.status_code == 201, launch.text

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx2
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +25,8 @@ from agentwrit.client.life import RENEW_AT, WHOLE_SECOND
 from agentwrit.integrations.starlette import Guard
 from tests.cli.support import CLEAN
 from tests.support import SOAK, BrokerProcess
+
+pytestmark = pytest.mark.alone
 
 TTL = 4
 PERIOD = RENEW_AT * (TTL - WHOLE_SECOND)

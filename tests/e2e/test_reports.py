@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 
 from agentwrit import Verifier
-from tests.client.test_verifier import eventually, free_port
+from tests.client.verifiers import eventually, free_port
 from tests.reports import AUDIENCE, ResourceServer, access
 from tests.support import SOAK, BrokerProcess
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx2
 
-from tests.support import BrokerProcess, problem
+from tests.support import PLAIN, BrokerProcess, problem
 
 
 def free_port() -> int:
@@ -32,7 +32,7 @@ def test_names_and_times_reach_the_tokens(tmp_path: Path) -> None:
         "AGENTWRIT_APP_TOKEN_TTL": "120",
         "AGENTWRIT_ADMIN_TOKEN_TTL": "30",
     }
-    with BrokerProcess(tmp_path / "data", verify=True, **settings) as broker:
+    with BrokerProcess(tmp_path / "data", verify=PLAIN, **settings) as broker:
         app = broker.app()
         agent = app.agent()
         claims = broker.validate(agent["access_token"])["claims"]

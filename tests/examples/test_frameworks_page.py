@@ -1,9 +1,12 @@
 """The page on frameworks shows each sample whole, how it is run, and what it prints."""
 
 import re
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kombu.utils.json import register_type
 
 from tests.examples.samples import ROOT, run
 from tests.pages import blocks, check_printed
@@ -40,3 +43,23 @@ def test_the_extra_that_it_needs_is_named(section: str) -> None:
     [extra] = re.findall(r"`pip install 'agentwrit\[([a-z-]+)\]'`", section)
     module = extra.replace("-", "_")
     assert f"from agentwrit.integrations.{module} import" in sample(section).read_text()
+
+
+def test_what_celery_is_still_writing_is_not_in_the_queue_yet() -> None:
+    """A worker takes whatever file it finds there, and ends if that is no message."""
+    example = runpy.run_path(str(ROOT / "examples/frameworks/celery_orders.py"))
+    queue, celery = example["QUEUE"], example["celery"]
+    seen: list[list[Path]] = []
+
+    class Looking:
+        """Has to be written like the rest of a message, and tells what is there meanwhile."""
+
+    def write(_: Any) -> str:
+        seen.append(list(queue.glob("*.msg")))
+        return ""
+
+    register_type(Looking, "looking", write, lambda _: Looking())
+    with celery.connection_for_write() as connection, connection.SimpleQueue("orders") as orders:
+        orders.put("whole", headers={"looking": Looking()})
+        assert seen == [[]]
+        assert orders.get(timeout=30).payload == "whole"

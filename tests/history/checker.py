@@ -76,18 +76,28 @@ def check(history: Sequence[Operation], log: Sequence[Logged]) -> None:
     check_log(history, log)
 
 
+def check_nobody_revived(history: Sequence[Operation]) -> None:
+    """Check what holds even where commits were lost, and all that had been granted has ended for it: who was dead once
+    stays dead, and what was used once is used up.
+
+    Raises:
+        Violation: somebody was revived.
+    """
+    for sid, operations in _by_subject(history, {Kind.RELEASE, Kind.VALIDATE}):
+        check_stays_dead(sid, operations)
+    for launch_token, operations in _by_subject(history, {Kind.REGISTER}):
+        accepted = [operation for operation in operations if operation.told is Told.YES]
+        if len(accepted) > 1:
+            raise Violation(f"{launch_token} was used {len(accepted)} times: {accepted}")
+
+
 def check_revocation(sid: str, operations: Sequence[Operation]) -> None:
     """Check that there is a moment at which the token can have died.
 
     Raises:
         Violation: there is none.
     """
-    died_by = [
-        operation
-        for operation in operations
-        if (operation.kind is Kind.VALIDATE and operation.told is Told.NO)
-        or (operation.kind is Kind.RELEASE and operation.told is not Told.NOTHING)
-    ]
+    died_by = _died_by(operations)
     if not died_by:
         return
     latest = min(died_by, key=lambda operation: operation.answered_at)
@@ -95,10 +105,32 @@ def check_revocation(sid: str, operations: Sequence[Operation]) -> None:
     cause = min(causes, key=lambda operation: operation.asked_at, default=None)
     if cause is None or cause.asked_at >= latest.answered_at:
         raise Violation(f"{sid} was dead before anybody released it: {latest}")
+    check_stays_dead(sid, operations)
+
+
+def check_stays_dead(sid: str, operations: Sequence[Operation]) -> None:
+    """Check that nobody who asked after somebody was told that it is dead was told that it is valid.
+
+    Raises:
+        Violation: somebody was.
+    """
+    latest = min(_died_by(operations), key=lambda operation: operation.answered_at, default=None)
+    if latest is None:
+        return
     for operation in operations:
         is_alive = operation.kind is Kind.VALIDATE and operation.told is Told.YES
         if is_alive and operation.asked_at >= latest.answered_at:
             raise Violation(f"{sid} was valid after it was dead: {operation} was asked after {latest}")
+
+
+def _died_by(operations: Sequence[Operation]) -> Sequence[Operation]:
+    """What says or shows that a token is dead."""
+    return [
+        operation
+        for operation in operations
+        if (operation.kind is Kind.VALIDATE and operation.told is Told.NO)
+        or (operation.kind is Kind.RELEASE and operation.told is not Told.NOTHING)
+    ]
 
 
 def check_single_use(launch_token: str, operations: Sequence[Operation]) -> None:

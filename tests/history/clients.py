@@ -1,4 +1,4 @@
-"""Clients of three brokers, who do at random what they please, and write down what they asked and were told."""
+"""Clients of brokers, who do at random what they please, and write down what they asked and were told."""
 
 import json
 import random
@@ -12,10 +12,13 @@ from typing import Final
 import httpx2
 
 from tests.history.checker import Kind, Operation, Told
-from tests.support import BrokerProcess, TestApp, bearer, registration
+from tests.support import PLAIN, TestApp, bearer, registration
 
 CLIENTS: Final = 6
 LAUNCH_TOKENS_AHEAD: Final = 3
+MOST_ASKED_ABOUT: Final = 100
+PATIENCE_SECONDS: Final = 0.02  # of a client who was told nothing
+UNDECIDED: Final = (429, 502, 503, 504)  # 502 and 504 come from a proxy
 
 
 class Shared:
@@ -29,14 +32,14 @@ class Shared:
 
 
 class Client:
-    """One of them, on a thread of its own. Each asks any of the brokers."""
+    """One of them, on a thread of its own. Each asks any of the brokers, at their URLs."""
 
-    def __init__(self, brokers: Sequence[BrokerProcess], app: TestApp, shared: Shared, seed: str) -> None:
-        self._urls = [broker.url for broker in brokers]
+    def __init__(self, urls: Sequence[str], app: TestApp, shared: Shared, seed: str) -> None:
         self._app_token = app.token()
         self._shared = shared
         self._random = random.Random(seed)
-        self._http = [httpx2.Client(base_url=url, timeout=15, trust_env=False) for url in self._urls]
+        self._told = Told.YES  # last
+        self._http = [httpx2.Client(base_url=url, timeout=15, trust_env=False, verify=PLAIN) for url in urls]
 
     def live(self, until: threading.Event) -> None:
         """Go on until told to stop."""
@@ -48,8 +51,21 @@ class Client:
                 self._release()
             else:
                 self._validate()
+            if self._told is Told.NOTHING:
+                until.wait(PATIENCE_SECONDS)
+        self.close()
+
+    def close(self) -> None:
         for http in self._http:
             http.close()
+
+    def ask_about_all(self) -> None:
+        """Ask each broker about each of the newest tokens."""
+        with self._shared.lock:
+            known = list(self._shared.tokens.items())[-MOST_ASKED_ABOUT:]
+        for number, http in enumerate(self._http):
+            for sid, token in known:
+                self._ask_whether_valid(number, http, sid, token)
 
     def _register(self) -> None:
         number, http = self._any_broker()
@@ -58,11 +74,11 @@ class Client:
             return
         try:
             nonce = str(http.get("/v1/challenge").json()["nonce"])
-        except (httpx2.TransportError, KeyError):
+        except (httpx2.TransportError, KeyError, ValueError):  # a proxy says in HTML that nobody is there
             return
         asked_at = time.monotonic()
         answer = self._ask(http, "/v1/register", registration(launch_token, nonce), {})
-        told, made = _told(answer, yes=200, no=401), ""
+        told, made = _told(answer, yes=200, no=(401,)), ""
         if told is not Told.NOTHING:
             with self._shared.lock, suppress(ValueError):
                 self._shared.launch_tokens.remove(launch_token)
@@ -79,18 +95,21 @@ class Client:
         if token:
             asked_at = time.monotonic()
             answer = self._ask(http, "/v1/token/release", None, bearer(token))
-            self._note(Kind.RELEASE, sid, _told(answer, yes=204, no=403), asked_at, number)
+            self._note(Kind.RELEASE, sid, _told(answer, yes=204, no=(401, 403)), asked_at, number)
 
     def _validate(self) -> None:
         number, http = self._any_broker()
         sid, token = self._any_token()
         if token:
-            asked_at = time.monotonic()
-            answer = self._ask(http, "/v1/token/validate", {"token": token}, {})
-            told = _told(answer, yes=200, no=200)
-            if told is Told.YES and answer is not None:
-                told = Told.YES if answer.json()["valid"] else Told.NO
-            self._note(Kind.VALIDATE, sid, told, asked_at, number)
+            self._ask_whether_valid(number, http, sid, token)
+
+    def _ask_whether_valid(self, number: int, http: httpx2.Client, sid: str, token: str) -> None:
+        asked_at = time.monotonic()
+        answer = self._ask(http, "/v1/token/validate", {"token": token}, {})
+        told = _told(answer, yes=200, no=(200,))
+        if told is Told.YES and answer is not None:
+            told = Told.YES if answer.json()["valid"] else Told.NO
+        self._note(Kind.VALIDATE, sid, told, asked_at, number)
 
     def _launch_token(self, http: httpx2.Client) -> str | None:
         """One that others may be using at this moment, or a new one."""
@@ -126,14 +145,15 @@ class Client:
 
     def _note(self, kind: Kind, subject: str, told: Told, asked_at: float, broker: int, made: str = "") -> None:
         operation = Operation(kind, subject, told, asked_at, time.monotonic(), made, broker)
+        self._told = told
         with self._shared.lock:
             self._shared.history.append(operation)
 
 
-def _told(answer: httpx2.Response | None, *, yes: int, no: int) -> Told:
-    if answer is None or answer.status_code in (429, 503):
+def _told(answer: httpx2.Response | None, *, yes: int, no: Sequence[int]) -> Told:
+    if answer is None or answer.status_code in UNDECIDED:
         return Told.NOTHING
-    assert answer.status_code in (yes, no), answer.text
+    assert answer.status_code in (yes, *no), answer.text
     return Told.YES if answer.status_code == yes else Told.NO
 
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from agentwrit import AgentClaims, AgentWritError, AsyncVerifier
 from agentwrit.integrations.fastapi import RESPONSES, AgentWrit
 from agentwrit.integrations.starlette import Guard
-from tests.proofs import Holder
+from tests.proofs import Holder, p256_key
 from tests.reports import AUDIENCE, ResourceServer
 from tests.support import BrokerProcess, TestApp, bearer
 
@@ -136,7 +136,7 @@ def test_without_a_token_that_holds_nobody_is_let_in(make: Make, broker: BrokerP
     released = app.agent("read:data:*")["access_token"]
     broker.release(released)
     bad = 'Bearer error="invalid_token"'
-    either = 'Bearer, DPoP algs="EdDSA"'
+    either = 'Bearer, DPoP algs="EdDSA Ed25519 ES256"'
 
     async def claim(http: httpx2.AsyncClient) -> None:
         for headers, challenge in (
@@ -167,8 +167,8 @@ def test_a_bound_token_is_taken_from_its_holder_alone(make: Make, broker: Broker
             assert token not in answer.text
             return answer.status_code, answer.headers.get("www-authenticate", "")
 
-        token_refused = (401, 'DPoP algs="EdDSA", error="invalid_token"')
-        proof_refused = (401, 'DPoP algs="EdDSA", error="invalid_dpop_proof"')
+        token_refused = (401, 'DPoP algs="EdDSA Ed25519 ES256", error="invalid_token"')
+        proof_refused = (401, 'DPoP algs="EdDSA Ed25519 ES256", error="invalid_dpop_proof"')
         good = holder.proof("GET", url)
         assert await ask(good) == (200, "")
         assert await ask(good) == proof_refused
@@ -187,8 +187,29 @@ def test_a_bound_token_is_taken_from_its_holder_alone(make: Make, broker: Broker
         headers = {"authorization": f"DPoP {holder.token}", "dpop": holder.proof("GET", "http://service/customers/9")}
         beyond = await http.get("/customers/9", headers=headers)
         assert beyond.status_code == 403
-        expected = 'DPoP algs="EdDSA", error="insufficient_scope", scope="read:data:customer-9"'
+        expected = 'DPoP algs="EdDSA Ed25519 ES256", error="insufficient_scope", scope="read:data:customer-9"'
         assert beyond.headers["www-authenticate"] == expected
+
+    run(make(broker.url), claim)
+
+
+def test_proofs_are_taken_by_every_algorithm_that_the_challenge_names(
+    make: Make, broker: BrokerProcess, app: TestApp
+) -> None:
+    url = "http://service/customers/7"
+    holders = [
+        Holder(app, "read:data:*"),
+        Holder(app, "read:data:*", alg="Ed25519"),
+        Holder(app, "read:data:*", key=p256_key()),
+    ]
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        assert 'algs="EdDSA Ed25519 ES256"' in (await http.get(url)).headers["www-authenticate"]
+        for holder in holders:
+            headers = {"authorization": f"DPoP {holder.token}", "dpop": holder.proof("GET", url)}
+            assert (await http.get(url, headers=headers)).status_code == 200
+            thief = {**headers, "dpop": Holder(app, key=p256_key()).proof("GET", url, token=holder.token)}
+            assert (await http.get(url, headers=thief)).status_code == 401
 
     run(make(broker.url), claim)
 
@@ -222,6 +243,7 @@ def test_where_it_cannot_be_told_nobody_is_let_in(make: Make) -> None:
     run(make("http://127.0.0.1:9"), claim)
 
 
+@pytest.mark.alone
 def test_a_revoked_token_is_refused_soon(make: Make, broker: BrokerProcess, app: TestApp) -> None:
     agent = app.agent("read:data:*")
     headers = bearer(agent["access_token"])

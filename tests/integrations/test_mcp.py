@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -12,14 +13,18 @@ import uvicorn
 from fastmcp import Client as FastMCPClient
 from fastmcp import FastMCP
 from fastmcp.client.transports import StreamableHttpTransport
-from mcp import MCPError
+from mcp import Client, MCPError
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
+from mcp.client.streamable_http import streamable_http_client
 from mcp.server import MCPServer
+from mcp.shared.auth import OAuthToken
 
 from agentwrit import AsyncAgentWritApp, AsyncVerifier
 from agentwrit.integrations import fastmcp as for_fastmcp
 from agentwrit.integrations import mcp as for_mcp
 from agentwrit.protected_resource import metadata_url
 from agentwrit.testing import LocalBroker
+from tests.e2e.test_settings import free_port
 
 READ = "read:data:customer-{customer_id}"
 TOOLS_CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
@@ -36,20 +41,20 @@ async def write_order(number: int, copies: int = 1) -> str:
     return f"order {number}"
 
 
-def sdk_server(broker_url: str, resource: str, **options: Any) -> tuple[Any, Any]:
+def sdk_server(broker_url: str, resource: str, *, path: str = "/mcp", **options: Any) -> tuple[Any, Any]:
     guard = for_mcp.AgentWrit(broker_url, resource=resource, **options)
     server = MCPServer("orders", auth=guard.settings(), token_verifier=guard)
     server.tool()(guard.requires(READ)(read_customer))
     server.tool()(guard.requires("write:data:order-{number}", "read:data:copies-{copies}")(write_order))
-    return guard.middleware(server.streamable_http_app()), guard
+    return guard.middleware(server.streamable_http_app(streamable_http_path=path)), guard
 
 
-def fastmcp_server(broker_url: str, resource: str, **options: Any) -> tuple[Any, Any]:
+def fastmcp_server(broker_url: str, resource: str, *, path: str = "/mcp", **options: Any) -> tuple[Any, Any]:
     auth = for_fastmcp.AgentWrit(broker_url, resource=resource, **options)
     server = FastMCP("orders", auth=auth)
     server.tool(auth.requires(READ)(read_customer))
     server.tool(auth.requires("write:data:order-{number}", "read:data:copies-{copies}")(write_order))
-    return server.http_app(), auth
+    return server.http_app(path=path), auth
 
 
 @pytest.fixture(params=[sdk_server, fastmcp_server], ids=["mcp", "fastmcp"])
@@ -59,10 +64,10 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 
 @contextlib.asynccontextmanager
-async def serving(make: Make, broker: LocalBroker, **options: Any) -> AsyncIterator[str]:
+async def serving(make: Make, broker: LocalBroker, *, path: str = "/mcp", **options: Any) -> AsyncIterator[str]:
     """The URL of a server that is up, which is also the audience of tokens for it."""
     listener = socket.create_server(("127.0.0.1", 0))
-    resource = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    resource = f"http://127.0.0.1:{listener.getsockname()[1]}{path}"
     app, guard = make(broker.url, resource, **options)
     http = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     running = asyncio.create_task(http.serve([listener]))
@@ -175,6 +180,88 @@ def test_who_has_no_token_that_holds_learns_where_to_get_one(make: Make) -> None
                 described = (await http.get(metadata_url(resource))).json()
             assert described["resource"] == resource
             assert [each.rstrip("/") for each in described["authorization_servers"]] == ["https://broker.example"]
+
+    with LocalBroker() as broker:
+        asyncio.run(run(broker))
+
+
+def test_two_authorization_headers_are_answered_with_400_whichever_is_right(make: Make) -> None:
+    async def run(broker: LocalBroker) -> None:
+        async with serving(make, broker) as resource, app_for(broker, resource) as app:
+            wide = await app.create_agent("o", "t", ["read:data:*"], audience=resource)
+            narrow = await app.create_agent("o", "t", ["read:data:customer-7"], audience=resource)
+            shown = [("authorization", f"Bearer {agent.access_token}") for agent in (wide, narrow)]
+            call = {**TOOLS_CALL, "params": {"name": "read_customer", "arguments": {"customer_id": "8"}}}
+            async with httpx2.AsyncClient(trust_env=False) as http:
+                for both in (shown, shown[::-1], [shown[0], ("Authorization", "Basic eDp5")]):
+                    for method in ("POST", "GET", "DELETE"):
+                        refused = await http.request(method, resource, headers=[*JSON.items(), *both], json=call)
+                        assert refused.status_code == 400
+                        assert 'error="invalid_request"' in refused.headers["www-authenticate"]
+
+    with LocalBroker() as broker:
+        asyncio.run(run(broker))
+
+
+class Storage:
+    """Where the SDK's OAuth client keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.tokens: OAuthToken | None = None
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return self.tokens
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self.tokens = tokens
+
+    async def get_client_info(self) -> None:
+        return None
+
+    async def set_client_info(self, client_info: Any) -> None:
+        raise AssertionError("it is registered already")
+
+
+@pytest.mark.parametrize("slash", ["", "/"], ids=["issuer", "issuer with a slash"])
+@pytest.mark.parametrize("path", ["/mcp", ""], ids=["path", "no path"])
+def test_a_client_that_knows_oauth_alone_gets_its_token_by_itself(make: Make, path: str, slash: str) -> None:
+    async def run(broker: LocalBroker) -> None:
+        issuer = broker.url + slash
+
+        def at(broker_url: str, resource: str) -> tuple[Any, Any]:
+            return make(broker_url, resource, path=path or "/", issuer=issuer)
+
+        async with serving(at, broker, path=path) as resource:
+            app = broker.operator.register_app("shop", ["read:data:customer-7"], audiences=[resource])
+            login = {"client_id": app["client_id"], "client_secret": app["client_secret"]}
+            oauth = ClientCredentialsOAuthProvider(resource, Storage(), issuer=issuer, **login)
+            async with (
+                httpx2.AsyncClient(auth=oauth, trust_env=False) as http,
+                Client(streamable_http_client(resource, http_client=http)) as client,
+            ):
+                assert {tool.name for tool in (await client.list_tools()).tools} == {"read_customer", "write_order"}
+                answer = await client.call_tool("read_customer", {"customer_id": "7"})
+                assert text(answer) == "name of customer 7"
+                described = (await http.get(metadata_url(resource), auth=None)).json()
+                metadata = (await http.get(f"{broker.url}/.well-known/oauth-authorization-server", auth=None)).json()
+            assert (described["resource"], described["authorization_servers"]) == (resource, [metadata["issuer"]])
+
+    port = free_port()
+    with LocalBroker(
+        port=port, issuer=f"http://127.0.0.1:{port}{slash}", public_url=f"http://127.0.0.1:{port}"
+    ) as broker:
+        asyncio.run(run(broker))
+
+
+def test_an_agents_token_for_a_resource_without_a_path_holds_with_a_slash_and_without(make: Make) -> None:
+    async def run(broker: LocalBroker) -> None:
+        async with serving(partial(make, path="/"), broker, path="") as resource:
+            app = broker.async_app("read:data:*", audiences=[resource, f"{resource}/", f"{resource}/x"])
+            for audience, status in ((resource, 200), (f"{resource}/", 200), (f"{resource}/x", 401)):
+                agent = await app.create_agent("o", "t", ["read:data:*"], audience=audience)
+                answer = await ask(resource, agent.access_token, "read_customer", {"customer_id": "7"})
+                assert (answer.status_code == 401) == (status == 401), (audience, answer.text)
+            await app.aclose()
 
     with LocalBroker() as broker:
         asyncio.run(run(broker))

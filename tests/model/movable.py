@@ -4,25 +4,27 @@ So it is moved at once, by one system call, and stays where it is over restarts.
 be planted.
 """
 
+import importlib
 import os
 import sys
+import time
+from collections.abc import Callable
 
-from agentwrit.broker import bootstrap
-from agentwrit.broker.__main__ import main
-from agentwrit.broker.clock import Clock
-from tests.model import mutants
+from agentwrit.broker import clock
 
 
-class MovableClock(Clock):
-    """The broker's clock, on the file's time. Nothing moves it but the test."""
+class MovableClock(clock.Clock):
+    """The broker's clock, on the file's time. Nothing moves it but the test, which is believed whatever it says."""
 
-    def __init__(self) -> None:
+    @classmethod
+    def of_broker(cls, _: Callable[[], float] = time.time) -> "MovableClock":
         file = os.environ["CLOCK_FILE"]
-        super().__init__(lambda: os.stat(file).st_mtime, lambda: 0.0)  # noqa: PTH116  # asked at every request
+        return cls(lambda: os.stat(file).st_mtime, lambda: 0.0)  # noqa: PTH116  # asked at every request
 
 
 if __name__ == "__main__":
-    vars(bootstrap)["Clock"] = MovableClock  # what the composition root makes its clock from
+    vars(clock)["Clock"] = MovableClock  # before the composition root takes it from there
+    program, mutants = (importlib.import_module(name) for name in ("agentwrit.broker.__main__", "tests.model.mutants"))
     if os.environ["MUTANT"]:
         mutants.PLANT[os.environ["MUTANT"]]()
-    sys.exit(main())
+    sys.exit(program.main())

@@ -12,7 +12,7 @@ from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.storage.base import Store
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.delegation import Chain
-from agentwrit.domain.grant import EndReason, Grant, falls_with
+from agentwrit.domain.grant import Grant
 from agentwrit.domain.revocation import RevocationIndex
 
 
@@ -26,14 +26,18 @@ def forget_the_second_ancestor() -> None:
     def without_second(chain: Chain) -> Chain:
         return chain[:1] + chain[2:]
 
-    def forgetful_falls_with(grant: Grant, other: Grant) -> EndReason | None:
-        return falls_with(grant, msgspec.structs.replace(other, chain=without_second(other.chain)))
+    falling = ending._Work._falling
+
+    def forgetful_falling(self: ending._Work, sids: tuple[str, ...], agents: tuple[str, ...]) -> Sequence[Grant] | None:
+        found = falling(self, sids, agents)
+        below_second = {grant.sid for grant in found or () if len(grant.chain) == 2 and grant.parent_sid in sids}
+        return None if found is None else [grant for grant in found if grant.sid not in below_second]
 
     def forgetful_is_grant_dead(self: RevocationIndex, kid: str, claims: Claims, now: float) -> bool:
         pruned = msgspec.structs.replace(claims, delegation_chain=without_second(claims.delegation_chain))
         return is_grant_dead(self, kid, pruned, now)
 
-    vars(ending)["falls_with"] = forgetful_falls_with
+    ending._Work._falling = forgetful_falling  # type: ignore[method-assign]
     RevocationIndex.is_grant_dead = forgetful_is_grant_dead  # type: ignore[method-assign]
 
 
@@ -42,10 +46,10 @@ def cut_delegations_to_the_grants_end() -> None:
     delegated = TokenIssuer.delegated
 
     def generous(
-        self: TokenIssuer, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float
+        self: TokenIssuer, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float, born: int
     ) -> Grant:
         cut = parent.ends_at if ends_at == parent.exp else ends_at
-        return delegated(self, parent, to, scope, ends_at=cut, now=now)
+        return delegated(self, parent, to, scope, ends_at=cut, now=now, born=born)
 
     TokenIssuer.delegated = generous  # type: ignore[method-assign]
 

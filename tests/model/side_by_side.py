@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
@@ -14,6 +14,17 @@ from tests.model.subject import Disagreement, Issued, Killed, MovableBroker, Out
 from tests.support import bearer, registration
 
 INVALID: Final = {"valid": False, "error": "token is invalid or expired"}
+
+
+def _shown(claims: dict[str, Any]) -> dict[str, Any]:
+    """A token's claims as a broker shows them: in the records of its delegation, moments are RFC 3339."""
+    if "delegation_chain" not in claims:
+        return claims
+    chain = [
+        record | {"delegated_at": f"{datetime.fromtimestamp(record['delegated_at'], UTC):%Y-%m-%dT%H:%M:%SZ}"}
+        for record in claims["delegation_chain"]
+    ]
+    return claims | {"delegation_chain": chain}
 
 
 class SideBySide:
@@ -52,7 +63,7 @@ class SideBySide:
             if self.world.is_valid(token):
                 if answer == INVALID:
                     raise Killed("a token is not valid that is alive", self.step, token)
-                self.check(answer == {"valid": True, "claims": issued.claims}, f"validate answered {answer}")
+                self.check(answer == {"valid": True, "claims": _shown(issued.claims)}, f"validate answered {answer}")
             elif answer != INVALID:
                 raise Revived("a token is valid that is dead", self.step, token)
 

@@ -6,7 +6,11 @@ import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap, MasterKey
+from agentwrit.broker.metrics import Metrics
+from agentwrit.broker.services.background import Background
+from agentwrit.broker.services.endings import Endings
 from agentwrit.broker.services.keys import KeyRings, KeyService
+from agentwrit.broker.services.liveness import Liveness
 from agentwrit.domain import base64url, delegation, jws
 from agentwrit.domain import claims as claims_rules
 from agentwrit.domain.audit import EventType
@@ -147,7 +151,8 @@ def test_a_broker_follows_a_rotation_that_another_one_made_and_does_not_make_it_
     async def claim(made: Setup) -> None:
         wrap = KeyWrap(MasterKey.parse("00" * 32))
         other = await KeyRings.load(made.store, wrap)
-        late = KeyService(made.store, other, wrap, Config(), made.clock)
+        endings = Endings(made.store, await Liveness.load(made.store, made.clock), Background(Metrics()))
+        late = KeyService(made.store, other, wrap, Config(), made.clock, endings)
         made.time.now += 30 * 86_400
         await made.housekeeping.round()
         await late.keep()

@@ -15,10 +15,11 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import MasterKey
 from agentwrit.broker.services.housekeeping import Housekeeping
 from agentwrit.broker.services.operators import set_secret
-from agentwrit.broker.storage.base import EventQuery
+from agentwrit.broker.storage.base import EventQuery, Transaction
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.domain import audit
 from agentwrit.domain.errors import Unavailable
+from tests.in_process import InProcess
 from tests.support import ADMIN_SECRET, bearer, problem
 
 
@@ -38,6 +39,10 @@ class Setup:
     def __init__(self) -> None:
         self.time = Time()
         self.failing: set[str] = set()
+        self.at: dict[str, Callable[[], Exception | None]] = {}
+        """What happens at these points, and what comes up there, if anything."""
+        self.meanwhile: Callable[[Transaction], object] | None = None
+        """What somebody else commits before the next unit of work, once."""
         self.clock = Clock(self.time, self.time)
         self.store = MemoryStore(self.clock, fault=self._fault)
         self.http: httpx2.AsyncClient
@@ -46,6 +51,13 @@ class Setup:
     def _fault(self, point: str) -> None:
         if point in self.failing:
             raise Unavailable("the disk is full")
+        if point in self.at and (error := self.at[point]()) is not None:
+            raise error
+        unit = self.meanwhile
+        if point == "begin" and unit is not None:
+            self.meanwhile = None
+            with suppress(StopIteration):
+                self.store.write(unit).send(None)
 
     async def admin(self) -> dict[str, str]:
         answer = await self.http.post("/v1/admin/auth", json={"secret": ADMIN_SECRET})
@@ -94,25 +106,28 @@ class Setup:
         return found
 
 
+CONFIG = Config(max_lifetime=1000)
+
+
 @asynccontextmanager
-async def setup() -> AsyncIterator[Setup]:
+async def setup(config: Config) -> AsyncIterator[Setup]:
     made = Setup()
     await set_secret(made.store, ADMIN_SECRET)
-    config = Config(max_lifetime=1000)
     key = MasterKey.parse("00" * 32)
     async with open_on(
         made.store, made.clock, config, key, is_draining=lambda: False, is_stopping=lambda: False
     ) as broker:
         made.housekeeping = broker.housekeeping
-        transport = httpx2.ASGITransport(app=broker.app, client=("192.0.2.1", 1))
+        transport = InProcess(broker.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://broker") as made.http:
             yield made
         made.failing.clear()
+        made.at.clear()
 
 
-def run(test: Callable[[Setup], Awaitable[None]]) -> None:
+def run(test: Callable[[Setup], Awaitable[None]], config: Config = CONFIG) -> None:
     async def main() -> None:
-        async with setup() as made:
+        async with setup(config) as made:
             await test(made)
 
     asyncio.run(main())

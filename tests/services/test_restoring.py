@@ -1,22 +1,24 @@
 """Going on from a backup: what it would revive has ended, in every store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap, MasterKey
 from agentwrit.broker.services.keys import KeyRings
-from agentwrit.broker.services.restoring import Restored, end_everything
+from agentwrit.broker.services.restoring import Restored, check, end_everything
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.domain.audit import EventType
-from agentwrit.domain.errors import NotFound
+from agentwrit.domain.errors import NotFound, TamperedRecord
 from agentwrit.domain.grant import EndReason, GrantKind, ended
+from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RevocationKind
-from agentwrit.domain.signing_key import KeyPurpose, KeyState, retired
+from agentwrit.domain.signing_key import KeyPurpose, KeyState, gone, retired
 from tests.domain.records import NOW, make_app, make_grant, make_hop, make_launch_token
 from tests.storage.conftest import Subject
 from tests.storage.conftest import subject as subject  # the fixture
@@ -152,3 +154,39 @@ def test_of_a_restore_that_fails_nothing_is_left(lived: Subject) -> None:
         lived.write(fail)
     assert lived.read(lambda s: (s.event_head(), s.feed_epoch(), s.feed_head(), list(s.signing_keys()))) == before
     assert len(lived.read(lambda s: s.grants(GrantQuery(live_at=NOW)))) == 4
+
+
+# -- looking at what came of it ---------------------------------------------------------------------------------------
+
+
+def test_what_was_restored_is_found_to_have_ended(lived: Subject) -> None:
+    restored = restore(lived)
+    lived.read(lambda s: check(s, restored))
+
+
+def test_what_lives_on_in_spite_of_a_restore_is_found(lived: Subject) -> None:
+    """As if something had undone a part of what was written."""
+    before = {grant.sid: grant for grant in lived.read(lambda s: s.grants(GrantQuery()))}
+    keys = {key.kid: key for key in lived.read(lambda s: s.signing_keys())}
+    restored = restore(lived)
+    first_answer = FirstAnswer(key=b"k" * 32, request=b"r" * 32, expires_at=NOW + 60)
+    alive = msgspec.structs.replace(before["delegated"], kid=restored.kids[0])
+    ways: Sequence[tuple[str, Callable[[Transaction], object], Callable[[Transaction], object]]] = (
+        ("did not end", lambda t: t.put_grant(alive), lambda t: t.put_grant(ended(alive, EndReason.RELEASED, NOW))),
+        (
+            "was not revoked",
+            lambda t: t.put_signing_key(keys[restored.kids[1]]),
+            lambda t: t.put_signing_key(gone(keys[restored.kids[1]], revoked_at=NOW)),
+        ),
+        ("were not forgotten", lambda t: t.put_launch_token(make_launch_token()), lambda t: t.drop_launch_tokens()),
+        ("were not forgotten", lambda t: t.put_first_answer(first_answer), lambda t: t.drop_first_answers()),
+        ("epoch", lambda t: t.begin_feed_epoch("former"), lambda t: t.begin_feed_epoch(restored.epoch)),
+    )
+    for said, undo, do in ways:
+        lived.write(undo)
+        with pytest.raises(TamperedRecord, match=said):
+            lived.read(lambda s: check(s, restored))
+        lived.write(do)
+        lived.read(lambda s: check(s, restored))
+    with pytest.raises(TamperedRecord, match="epoch"):
+        lived.read(lambda s: check(s, msgspec.structs.replace(restored, epoch="another")))

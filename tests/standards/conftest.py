@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import BrokerProcess, TestApp
+from tests.support import PLAIN, BrokerProcess, TestApp
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def found_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerPro
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {"AGENTWRIT_PORT": str(port), "AGENTWRIT_ISSUER": f"http://127.0.0.1:{port}"}
-    with BrokerProcess(tmp_path_factory.mktemp("found") / "data", verify=True, **settings) as process:
+    with BrokerProcess(tmp_path_factory.mktemp("found") / "data", verify=PLAIN, **settings) as process:
         assert process.url == settings["AGENTWRIT_ISSUER"]
         yield process
 

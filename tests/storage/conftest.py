@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import sqlite_batch
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.storage.postgres import PostgresStore
@@ -47,17 +46,15 @@ class Subject:
         return self.run(self.store.read(query))
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite-together", "postgres"])
-def subject(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
-    """A new store. `sqlite-together`: one that writes the rows of small batches too as it does those of large ones."""
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    """A new store."""
     time = Time()
-    if request.param == "sqlite-together":
-        monkeypatch.setattr(sqlite_batch, "FEW_ROWS", 0)
     with asyncio.Runner() as runner:
         store: Store
         if request.param == "memory":
             store = MemoryStore(time.clock())
-        elif request.param.startswith("sqlite"):
+        elif request.param == "sqlite":
             store = SqliteStore(tmp_path / "agentwrit.db", time.clock(), Sealer(b"s" * 32))
         else:
             sealer = Sealer(b"s" * 32)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from operator import methodcaller
 from typing import Any
@@ -303,11 +304,6 @@ def test_grants_are_found_by_whatever_is_known_of_them(subject: Subject) -> None
         (GrantQuery(sid="e"), "e"),
         (GrantQuery(parent="a"), "b"),
         (GrantQuery(parent=""), "ae"),
-        (GrantQuery(below="a"), "bcd"),
-        (GrantQuery(below="b"), "cd"),
-        (GrantQuery(below="d"), ""),
-        (GrantQuery(below=""), ""),
-        (GrantQuery(below="a", app_id="app-2"), "d"),
         (GrantQuery(signed_by="other"), "abe"),  # of those without a kid it is not known
         (GrantQuery(signed_by="key"), "abcd"),
         (GrantQuery(signed_by="kid-1"), "abcd"),  # it signed the chains
@@ -798,6 +794,17 @@ def test_launch_tokens_and_first_answers_are_dropped_whatever_their_time(subject
     assert subject.write(drop) == (0, 0)
 
 
+def test_what_the_last_broker_was_started_with_takes_the_place_of_what_was_said_before(subject: Subject) -> None:
+    assert subject.read(lambda s: s.settings()) == ""
+    for text in ("one", "two"):
+        subject.write(partial(put_settings, text))
+        assert subject.read(lambda s: s.settings()) == text
+
+
+def put_settings(text: str, transaction: Transaction) -> None:
+    transaction.put_settings(text)
+
+
 def test_a_new_epoch_of_the_feed_takes_its_numbers_along(subject: Subject) -> None:
     subject.write(lambda t: t.revoke(revocation("sid-1", last_exp=NOW + 300)))
     before = subject.read(lambda s: s.feed_epoch())
@@ -926,6 +933,18 @@ def test_what_goes_comes_back_with_a_unit_that_fails(subject: Subject) -> None:
         subject.write(fail)
     assert subject.read(lambda s: s.entries(1, 300)) == before
     assert subject.read(lambda s: (s.pruned(), list(s.archives()))) == (0, [])
+
+
+def test_the_hash_of_an_event_is_known_for_as_long_as_the_log_says_it(subject: Subject) -> None:
+    def hashes(*numbers: int) -> list[str | None]:
+        return subject.read(lambda s: [s.event_hash(number) for number in numbers])  # type: ignore[no-any-return]
+
+    subject.write(lambda t: [t.record(ISSUED) for _ in range(300)])
+    events = {event.sequence: event.hash for event in subject.read(lambda s: s.events(EventQuery(limit=300)))}
+    assert hashes(0, 1, 256, 300, 301) == [audit.GENESIS_HASH, events[1], events[256], events[300], None]
+    subject.write(lambda t: t.put_archive(make_archive(256)))
+    subject.write(lambda t: t.prune())
+    assert hashes(0, 1, 255, 256, 257, 300) == [None, None, None, events[256], events[257], events[300]]
 
 
 def test_archives_are_listed_from_the_one_that_holds_an_event_on(subject: Subject) -> None:

@@ -90,6 +90,15 @@ def test_the_master_key_is_made_once_and_read_back(tmp_path: Path) -> None:
     directory.close()
 
 
+def test_a_key_that_somebody_was_killed_while_writing_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    DataDirectory(path).close()
+    (path / ".master.key.0123456789abcdef.partial").write_text("5a" * 32)
+    path.chmod(0o755)
+    DataDirectory(path).close()
+    assert [entry.name for entry in path.iterdir()] == ["lock"]
+
+
 def test_a_master_key_that_cannot_be_read_is_named_and_not_shown(tmp_path: Path) -> None:
     directory = DataDirectory(tmp_path / "data")
     (directory.path / "master.key").write_bytes(b"abc\xff\xfe")

@@ -1,6 +1,7 @@
 """What is PostgreSQL's own: several brokers over one database, and what somebody else wrote there."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -9,7 +10,9 @@ import pytest
 from agentwrit.broker.clock import Clock, DatabaseTime
 from agentwrit.broker.storage.base import EventQuery, Transaction
 from agentwrit.broker.storage.postgres import PostgresStore
+from agentwrit.broker.storage.postgres_barrier import MAX_AT_ONCE
 from agentwrit.broker.storage.postgres_schema import Opening, open_database
+from agentwrit.broker.storage.postgres_writer import MAX_NEWS
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain import audit
 from agentwrit.domain.audit import Draft, EventType
@@ -89,6 +92,32 @@ def test_what_another_broker_revoked_is_announced_by_a_write_of_ours_too(pair: P
         await first.write(lambda t: revoke("theirs", t))
         await second.write(lambda t: revoke("ours", t))
         assert pair.announced[1] == ["theirs", "ours"]
+
+    pair.runner.run(claim())
+
+
+@pytest.mark.parametrize("how", ["catch_up", "write"])
+def test_however_much_others_revoked_it_is_announced_bit_by_bit(pair: Pair, how: str) -> None:
+    many = MAX_NEWS + MAX_AT_ONCE + 3
+    bits: list[int] = []
+
+    def revoke_many(transaction: Transaction) -> None:
+        now = int(transaction.now)
+        for number in range(many):
+            entry = Revocation(kind=RevocationKind.GRANT, id=f"{number}", effective_at=now, last_exp=now + 60)
+            transaction.revoke(entry, replaces=True)
+
+    async def claim() -> None:
+        first, second = pair.stores
+        await first.write(revoke_many)
+        second.listen(lambda entries: bits.append(len(entries)))
+        if how == "catch_up":
+            await second.catch_up()
+        else:
+            await second.write(partial(revoke, "ours"))
+        theirs = [str(number) for number in range(many)]
+        assert pair.announced[1] == (theirs if how == "catch_up" else [*theirs, "ours"])
+        assert max(bits) <= MAX_AT_ONCE
 
     pair.runner.run(claim())
 
@@ -189,3 +218,29 @@ def test_two_brokers_that_start_at_once_make_the_schema_once(database_url: str) 
     assert len({opened.state for opened in openings}) == 1
     [(epoch,)] = postgres.ask(database_url, "SELECT value FROM agentwrit.meta WHERE name = 'feed_epoch'")
     assert len(epoch) == 32
+
+
+def test_a_database_whose_clock_jumps_ahead_for_seconds_makes_no_time_that_nobody_can_take_back(
+    database_url: str,
+) -> None:
+    async def claim() -> None:
+        opened = opening(database_url)
+        clock = Clock.of_broker(opened.time)
+        store = PostgresStore(opened, clock, SEALER)
+        try:
+            await store.write(partial(revoke, "before"))
+            before = clock.now()
+            asked_at = time.monotonic()
+            opened.time.observe(before + 2 * 86_400, asked_at, asked_at + 0.01)  # as its clock says for as long
+            assert clock.most_ahead() == 0
+            await store.write(partial(revoke, "meanwhile"))
+            assert clock.most_ahead() > 86_400
+            asked_at = time.monotonic()
+            opened.time.observe(before + 1, asked_at, asked_at + 0.01)
+            await store.write(partial(revoke, "since"))
+            assert clock.now() < before + 60
+        finally:
+            await store.close()
+        assert opening(database_url).state.now < before + 60
+
+    asyncio.run(claim())

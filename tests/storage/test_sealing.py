@@ -1,5 +1,6 @@
 """Rows that only the broker can have written."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,3 +60,24 @@ def test_a_key_has_a_name_that_does_not_show_it() -> None:
     assert SEALER.name != Sealer(b"K" * 32).name
     assert KEY.hex() not in SEALER.name
     assert repr(KEY)[2:-1] not in repr(SEALER)
+
+
+@pytest.mark.parametrize("name", ["colour", "is_live", "a member-name", "unknown_0", "scope_ceiling_2"])
+def test_what_a_newer_version_put_into_a_row_stays_there_when_it_is_written_anew(name: str) -> None:
+    value = {"of": ["another", 1, 2.5, None]}
+    body = msgspec.json.encode({**msgspec.to_builtins(make_grant()), name: value})
+    found = SEALER.open("grants", body, SEALER.mac("grants", body), Grant)
+    assert isinstance(found, Grant)
+    assert found.is_live(found.exp - 1)
+    body, mac = SEALER.seal("grants", msgspec.structs.replace(found, exp=found.exp + 1))
+    written = msgspec.json.decode(body)
+    assert (written["exp"], written[name]) == (found.exp + 1, value)
+    assert SEALER.open("grants", body, mac, Grant).exp == found.exp + 1
+
+
+def test_a_row_that_lacks_what_this_version_knows_is_a_record_like_any_other() -> None:
+    members = msgspec.to_builtins(make_app())
+    del members["revision"], members["suspensions"]
+    body = msgspec.json.encode(members)
+    found = SEALER.open("apps", body, SEALER.mac("apps", body), App)
+    assert type(found) is App

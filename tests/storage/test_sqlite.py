@@ -16,6 +16,8 @@ import msgspec
 import pytest
 
 from agentwrit.broker.services import state_check
+from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.ending import end_named
 from agentwrit.broker.storage import migrations, sqlite, sqlite_batch
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
@@ -24,8 +26,9 @@ from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
 from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID, TREE_VERSION
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.ending import EndingLevel, Named
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
-from agentwrit.domain.grant import GrantKind
+from agentwrit.domain.grant import EndReason, GrantKind
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import Revocation, RevocationKind
 from tests.domain.records import NOW, make_app, make_grant, make_launch_token
@@ -34,8 +37,15 @@ from tests.storage.conftest import Subject, Time
 ISSUED = Draft(event_type=EventType.TOKEN_ISSUED)
 ENTRY = Revocation(kind=RevocationKind.GRANT, id="sid-1", effective_at=NOW, last_exp=NOW + 300)
 KEY = b"s" * 32
+LONG = 3600.0  # seconds
 
-WITHOUT_USAGE = "DROP TABLE app_usage; DROP INDEX grants_counted; ALTER TABLE grants DROP COLUMN counted;"
+WITHOUT_ENDINGS = """
+    DROP TABLE endings; DROP INDEX grants_live_below; DROP INDEX grants_live_in_tree;
+    DROP INDEX grants_live_delegates; ALTER TABLE grants DROP COLUMN tree;
+"""
+WITHOUT_USAGE = f"""
+    {WITHOUT_ENDINGS} DROP TABLE app_usage; DROP INDEX grants_counted; ALTER TABLE grants DROP COLUMN counted;
+"""
 
 
 class File:
@@ -77,7 +87,7 @@ class File:
 
 
 @contextlib.asynccontextmanager
-async def opened(file: File, **settings: int) -> AsyncIterator[SqliteStore]:
+async def opened(file: File, **settings: Any) -> AsyncIterator[SqliteStore]:
     """A store on the loop that runs, to be written by several at once."""
     store = SqliteStore(file.path, file.time.clock(), Sealer(KEY), **settings)
     try:
@@ -180,12 +190,22 @@ def test_writers_who_do_not_wait_together_have_a_commit_each(file: File) -> None
     assert file.commits() - before == 5
 
 
-def test_a_batch_writes_every_column_of_its_tables(file: File) -> None:
-    file.open()
-    with contextlib.closing(sqlite3.connect(file.path)) as connection:
-        for table, columns in sqlite_batch.COLUMNS.items():
-            there = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
-            assert sorted(columns) == sorted(there)
+@pytest.mark.parametrize("rows", [1, 2, 3, sqlite_batch.MOST_ROWS, sqlite_batch.MOST_ROWS + 1, 300])
+def test_a_batch_writes_all_its_rows_in_their_order(file: File, rows: int) -> None:
+    store = file.open()
+    grants = [make_grant(sid=f"sid-{number}", jti=f"jti-{number}") for number in range(rows)]
+
+    def unit(transaction: Transaction) -> None:
+        for grant in grants:
+            transaction.put_grant(grant)
+            transaction.record(ISSUED)
+
+    store.write(unit)
+    assert store.read(lambda s: list(s.grants(GrantQuery()))) == grants
+    assert [event.sequence for event in store.read(lambda s: s.events(EventQuery(limit=1000)))] == [*range(1, rows + 1)]
+    ended = [msgspec.structs.replace(grant, ended_at=5) for grant in grants]
+    store.write(lambda transaction: [transaction.put_grant(grant) for grant in ended])
+    assert store.read(lambda s: list(s.grants(GrantQuery()))) == ended
 
 
 def test_a_unit_that_cannot_read_is_told_that_the_store_is_out_of_order(file: File) -> None:
@@ -200,6 +220,23 @@ def test_a_unit_that_cannot_read_is_told_that_the_store_is_out_of_order(file: Fi
         connection.execute("ALTER TABLE elsewhere RENAME TO grants")
     assert store.write(lambda t: t.grant("sid-1")) == make_grant()
     assert store.store.is_writable()
+
+
+@pytest.mark.parametrize(("rows", "is_lone"), [(sqlite.LONE_ROWS - 2, True), (sqlite.LONE_ROWS + 1, False)])
+def test_only_what_is_small_is_committed_where_everybody_else_waits(
+    file: File, monkeypatch: pytest.MonkeyPatch, rows: int, is_lone: bool
+) -> None:
+    monkeypatch.setattr(sqlite, "LONE_SECONDS", float("inf"))
+    store = file.open()
+    store.write(lambda t: t.record(ISSUED))  # the first one's time is not known before it is over
+    threads: list[int] = []
+    assert isinstance(store.store, SqliteStore)
+    store.store._connection.set_trace_callback(
+        lambda sql: threads.append(threading.get_ident()) if sql == "COMMIT" else None
+    )
+    grants = [make_grant(sid=f"sid-{number}", jti=f"jti-{number}") for number in range(rows)]
+    store.write(lambda t: [t.put_grant(grant) for grant in grants])
+    assert [thread == threading.get_ident() for thread in threads] == [is_lone]
 
 
 def test_a_unit_that_changes_nothing_costs_no_commit(file: File) -> None:
@@ -598,12 +635,14 @@ def test_what_comes_while_a_unit_on_the_database_is_committed_waits_for_it(file:
     asyncio.run(claim())
 
 
-@pytest.mark.parametrize("at_most", [0, sqlite.MAX_BATCH_SECONDS], ids=["some-still-wait", "none-waits"])
+@pytest.mark.parametrize("at_most", [0, LONG], ids=["some-still-wait", "none-waits"])
 def test_units_run_as_they_come_again_when_what_needed_the_database_is_committed(
     file: File, monkeypatch: pytest.MonkeyPatch, at_most: float
 ) -> None:
     async def claim() -> None:
         seen: list[bool] = []
+        for limit in ("BATCH_SECONDS", "MAX_BATCH_SECONDS"):  # both apps are one batch, however slow the machine is
+            monkeypatch.setattr(sqlite, limit, LONG)
         async with opened(file) as store:
             go_on = _held_up(store)
             under_way = [asyncio.create_task(store.write(lambda t: t.put_app(make_app()))) for _ in range(2)]
@@ -871,8 +910,12 @@ def test_no_lookup_of_events_goes_through_all_of_them(
         (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, after="x", limit=100), "grants_live_by_kind"),
         (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, app_id="x", subject="y", parent=""), "grants_by_subject"),
         (GrantQuery(live_at=NOW, subject="x"), "grants_by_subject"),
-        (GrantQuery(live_at=NOW, below="x"), "grants_by_parent"),
         (GrantQuery(parent="x"), "grants_by_parent"),
+        (GrantQuery(live_at=NOW, falling_with=(("x", "y"), ("a", "b")), limit=9), "grants_live_below"),
+        (GrantQuery(live_at=NOW, falling_with=(("x", "y"), ("a", "b")), limit=9), "grants_live_delegates"),
+        (GrantQuery(live_at=NOW, falling_with=(("x", "y"), ()), limit=9), "grants_live_below"),
+        (GrantQuery(live_at=NOW, falling_with=((), ("x", "y")), limit=9), "grants_live_delegates"),
+        (GrantQuery(tree="x"), "grants_live_in_tree"),
         (GrantQuery(sid="x"), "sqlite_autoindex_grants_1"),
     ],
     ids=str,
@@ -883,6 +926,35 @@ def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQu
     plan = plan_of(file, lambda snapshot: snapshot.grants(query))
     assert any(f"INDEX {index}" in step for step in plan), plan
     assert not any(step.startswith("SCAN grants") for step in plan), plan
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (GrantQuery(live_at=NOW, task_id="x"), "grants_live_by_task"),
+        (GrantQuery(live_at=NOW, app_id="x", kind=GrantKind.AGENT), "grants_live_by_app"),
+        (GrantQuery(live_at=NOW, kind=GrantKind.OPERATOR), "grants_live_by_kind"),
+        (GrantQuery(live_at=NOW, kind=GrantKind.AGENT, signed_by="x"), "grants_live_by_kind"),
+        (GrantQuery(live_at=NOW, parent="x"), "grants_by_parent"),
+        (GrantQuery(live_at=NOW, subject="x", is_delegated=True), "grants_live_delegates"),
+        (GrantQuery(live_at=NOW), "INTEGER PRIMARY KEY"),
+    ],
+    ids=str,
+)
+def test_a_page_of_grants_is_found_without_sorting_them(file: File, query: GrantQuery, index: str) -> None:
+    file.open().write(lambda t: [t.put_grant(make_grant(sid=str(number))) for number in range(100)])
+    file.close()
+    plan = plan_of(file, lambda snapshot: snapshot.grant_page(query, behind=7, limit=9))
+    assert any(index in step for step in plan), plan
+    assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
+def test_delegations_are_counted_by_an_index_alone(file: File) -> None:
+    file.open().write(lambda t: [t.put_grant(make_grant(sid=str(number))) for number in range(100)])
+    file.close()
+    for in_tree, index in ((False, "grants_live_below"), (True, "grants_live_in_tree")):
+        plan = plan_of(file, lambda s: s.live_delegations("x", in_tree=in_tree, now=NOW, limit=9))  # noqa: B023
+        assert any(f"COVERING INDEX {index}" in step for step in plan), plan
 
 
 WITHOUT_TREE = f"""
@@ -960,3 +1032,61 @@ def test_whoever_looks_in_from_outside_and_leaves_takes_nothing_away(file: File)
     assert store.read(lambda s: s.event_head()) == 2
     file.close()
     assert file.open().read(lambda s: s.event_head()) == 2
+
+
+def test_what_is_forgotten_is_found_without_looking_at_what_is_kept(file: File) -> None:
+    def steps(live: int) -> int:
+        """How much SQLite does to forget what is over beside so many entries that are not, in its own steps."""
+        subject = file.open()
+
+        def fill(transaction: Transaction) -> None:
+            for number in range(live):
+                entry = Revocation(kind=RevocationKind.GRANT, id=f"{number}", effective_at=NOW, last_exp=NOW + 10**6)
+                transaction.revoke(entry, replaces=True)
+
+        subject.write(fill)
+        counted: list[None] = []
+        store: Any = subject.store
+        store._connection.set_progress_handler(lambda: counted.append(None), 1)
+        subject.write(lambda transaction: transaction.purge(100))
+        store._connection.set_progress_handler(None, 0)
+        return len(counted)
+
+    beside_few = steps(40)  # in this order: both are the same file
+    assert steps(4000) < beside_few + 40
+
+
+@pytest.mark.parametrize("level", [EndingLevel.KEY, EndingLevel.ALL])
+def test_what_is_to_end_is_found_without_looking_at_what_has_ended(file: File, level: EndingLevel) -> None:
+    def steps(dead: int) -> int:
+        """How much SQLite does to end three grants behind so many that have ended, in its own steps."""
+        subject = file.open()
+
+        def fill(transaction: Transaction) -> None:
+            for number in range(dead):
+                transaction.put_grant(make_grant(sid=f"{dead}-{number}", jti=f"{dead}-{number}", ended_at=NOW))
+            for name in (f"{dead}-alive-{number}" for number in range(3)):
+                transaction.put_grant(make_grant(sid=name, jti=name, kid="kid-1"))
+
+        subject.write(fill)
+        store: Any = subject.store
+        counted: list[None] = []
+        for connection in (store._committed, store._connection):
+            connection.set_progress_handler(lambda: counted.append(None), 1)
+        named = Named(level=level, target="kid-1")
+        ending = subject.write(lambda transaction: end_named(transaction, Caller(), "admin", named, EndReason.REVOKED))
+        for connection in (store._committed, store._connection):
+            connection.set_progress_handler(None, 0)
+        assert (ending.count, ending.is_over) == (3, True)
+        return len(counted)
+
+    beside_few = steps(40)  # in this order: both are the same file
+    assert steps(4000) < beside_few + 400
+
+
+def test_grants_of_other_keys_are_passed_by_a_page_at_a_time(file: File) -> None:
+    subject = file.open()
+    subject.write(lambda t: [t.put_grant(make_grant(sid=str(number), kid="kid-1")) for number in range(100)])
+    query = GrantQuery(live_at=NOW, kind=GrantKind.AGENT, signed_by="kid-2")
+    page = subject.read(lambda snapshot: snapshot.grant_page(query, behind=0, limit=9))
+    assert (page.grants, page.looked_at, page.is_last) == ([], 9, False)

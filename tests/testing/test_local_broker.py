@@ -8,7 +8,15 @@ import time
 import httpx2
 import pytest
 
-from agentwrit import AuthenticationError, AuthorizationError, InvalidToken, Verifier, validate
+from agentwrit import (
+    AgentWritApp,
+    AsyncAgentWritApp,
+    AuthenticationError,
+    AuthorizationError,
+    InvalidToken,
+    Verifier,
+    validate,
+)
 from agentwrit.domain.errors import ConfigurationError
 from agentwrit.testing import LocalBroker
 
@@ -17,6 +25,7 @@ START_SECONDS = 0.1
 STALENESS_SECONDS = 5
 
 
+@pytest.mark.alone
 def test_it_starts_in_less_than_a_tenth_of_a_second() -> None:
     def started_in() -> float:
         begun_at = time.perf_counter()
@@ -40,6 +49,28 @@ def test_it_is_a_broker_with_all_that_one_does() -> None:
         assert not app.validate(other.access_token).valid
         with pytest.raises(AuthorizationError):
             app.create_agent("o", "t", ["write:data:1"])
+
+
+LOGIN_IS_OVER = 1_900  # seconds: a login lives 1,800
+
+
+def test_an_app_whose_login_ended_and_whose_clock_differs_creates_agents_all_the_same() -> None:
+    with LocalBroker() as broker:
+        registered = broker.operator.register_app("elsewhere", ["read:data:*"])
+        credentials = broker.url, registered["client_id"], registered["client_secret"]
+
+        async def main() -> None:
+            async with AsyncAgentWritApp(*credentials) as app:
+                await app.create_agent("o", "t", SCOPE)
+                broker.advance(LOGIN_IS_OVER)
+                agent = await app.create_agent("o", "t", SCOPE)
+                assert (await app.validate(agent.access_token)).valid
+
+        with AgentWritApp(*credentials) as app:  # by the machine's own clock
+            app.create_agent("o", "t", SCOPE)
+            broker.advance(LOGIN_IS_OVER)
+            assert app.validate(app.create_agent("o", "t", SCOPE).access_token).valid
+        asyncio.run(main())
 
 
 def test_what_is_over_when_the_clock_was_moved_is_dead_everywhere() -> None:

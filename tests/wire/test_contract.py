@@ -185,6 +185,12 @@ def test_metrics_count_by_route_and_never_by_what_a_caller_chose(broker: BrokerP
     assert all(line.startswith(("#", "agentwrit_")) for line in text.splitlines())
 
 
+def test_metrics_tell_how_long_the_event_loop_is_held(broker: BrokerProcess) -> None:
+    told = dict(line.split(" ") for line in broker.http.get("/v1/metrics").text.splitlines() if line[0] != "#")
+    assert float(told["agentwrit_loop_hold_seconds_count"]) > 0
+    assert float(told["agentwrit_loop_hold_seconds_sum"]) >= float(told["agentwrit_loop_longest_hold_seconds"]) > 0
+
+
 # -- apps -----------------------------------------------------------------------------------------------------------
 
 
@@ -524,7 +530,7 @@ def test_a_trace_is_taken_over_into_the_log(broker: BrokerProcess) -> None:
     headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "x-request-id": "trace-test"}
     token = broker.app().agent()["access_token"]
     broker.http.post("/v1/token/release", headers={**bearer(token), **headers})
-    [event] = [event for event in broker.events(event_type="token_released") if event["request_id"] == "trace-test"]
+    [event] = [event for event in broker.events(event_type="token_released") if event.get("request_id") == "trace-test"]
     assert event["trace_id"] == trace_id
 
 

@@ -99,8 +99,11 @@ def test_what_the_app_may_not_give_is_refused_and_the_proof_is_not_used_up(
     proof = creator.proof()
     answer = creator.post(creator.body(requested_scope=["delete:data:1"], proof=proof))
     assert "ceiling" in problem(answer, 403, "scope_violation")["detail"]
-    event = broker.events(event_type="scope_ceiling_exceeded")[-1]
+    [event] = broker.events(event_type="scope_ceiling_exceeded", app_id=creator.app.app_id)
     assert event["data"]["scope_exceeding"] == ["delete:data:1"]
+    other = Creator(broker.app())  # whose denial is a first one too
+    problem(other.post(other.body(requested_scope=["delete:data:1"])), 403, "scope_violation")
+    assert len(broker.events(event_type="scope_ceiling_exceeded", app_id=other.app.app_id)) == 1
     assert creator.post(creator.body(proof=proof)).status_code == 201
     problem(creator.post(creator.body(audience=["https://elsewhere"])), 403, "scope_violation")
 
@@ -168,7 +171,7 @@ def test_a_clock_that_is_wrong_is_told_and_made_up_for_by_a_nonce(creator: Creat
     iat = int(time.time()) + off
     answer = creator.post(creator.body(proof=creator.proof(iat=iat)))
     problem(answer, 401, "unauthorized")
-    assert answer.headers["www-authenticate"] == 'DPoP error="use_dpop_nonce", algs="EdDSA"'
+    assert answer.headers["www-authenticate"] == 'DPoP error="use_dpop_nonce", algs="EdDSA Ed25519 ES256"'
     nonce = answer.headers["dpop-nonce"]
     assert creator.post(creator.body(proof=creator.proof(iat=iat, nonce=nonce))).status_code == 201
     forged = creator.post(creator.body(proof=creator.proof(iat=iat, nonce="00" * 32)))
@@ -192,9 +195,16 @@ def test_a_removed_app_creates_nothing(creator: Creator, broker: BrokerProcess) 
     problem(creator.post(), 403, "insufficient_scope")
 
 
-def test_nothing_of_a_refusal_tells_why(creator: Creator, broker: BrokerProcess) -> None:
-    proofs = [creator.proof(htm="GET"), creator.proof(ath="x"), "nonsense", creator.proof(htu="http://x/v1/agents")]
+def test_nothing_of_a_refusal_tells_why_but_for_a_name_that_is_not_the_brokers(
+    creator: Creator, broker: BrokerProcess
+) -> None:
+    proofs = [creator.proof(htm="GET"), creator.proof(ath="x"), "nonsense", creator.proof(htu=7)]
     answers = [creator.post(creator.body(proof=proof)).json() for proof in proofs]
     assert len({json.dumps({**answer, "request_id": ""}) for answer in answers}) == 1
+    named = creator.post(creator.body(proof=creator.proof(htu="http://x/v1/agents"))).json()
+    assert {**named, "request_id": "", "hint": ""} == {**answers[0], "request_id": "", "hint": ""}
+    known = " or ".join(repr(f"{url}/v1/agents") for url in (broker.url, broker.url.replace("127.0.0.1", "localhost")))
+    assert named["hint"].startswith(f"the proof is for 'http://x/v1/agents', and this is {known}: ")
+    assert "AGENTWRIT_PUBLIC_URL" in named["hint"]
     reasons = {event["detail"] for event in broker.events(event_type="registration_policy_violation")}
     assert reasons

@@ -15,7 +15,7 @@ import httpx2
 import jwt
 import pytest
 
-from tests.support import BrokerProcess, bearer, problem
+from tests.support import PLAIN, BrokerProcess, bearer, problem
 
 PAGE = 512
 
@@ -62,12 +62,13 @@ def following(broker: BrokerProcess, after: int = 0, *, last_event_id: str = "")
     """The pages of a stream as they come."""
     headers = {"accept": "text/event-stream"} | ({"last-event-id": last_event_id} if last_event_id else {})
     with (
-        httpx2.Client(base_url=broker.url, timeout=10, trust_env=False) as http,
+        httpx2.Client(base_url=broker.url, timeout=10, trust_env=False, verify=PLAIN) as http,
         http.stream("GET", "/v1/revocations", params={"after": after}, headers=headers) as stream,
     ):
         assert stream.status_code == 200
         assert stream.headers["content-type"] == "text/event-stream"
         assert stream.headers["cache-control"] == "no-store"
+        assert stream.headers["x-accel-buffering"] == "no"
 
         def pages() -> Iterator[dict[str, Any]]:
             for line in stream.iter_lines():
@@ -122,6 +123,7 @@ def test_at_its_head_the_feed_answers_with_a_heartbeat(own: BrokerProcess) -> No
         assert abs(shown["issued_at"] - time.time()) < 3
 
 
+@pytest.mark.alone
 def test_a_waiting_reader_is_answered_when_something_dies(own: BrokerProcess) -> None:
     last = head(own)
     token = own.app().agent()["access_token"]
@@ -144,6 +146,7 @@ def test_a_waiting_reader_is_answered_when_something_dies(own: BrokerProcess) ->
     assert [entry[1] for entry in answers[0]["entries"]] == [digest(claims(token)["sid"])]
 
 
+@pytest.mark.alone
 def test_a_stream_brings_what_was_missed_then_news_and_a_heartbeat_each_second(own: BrokerProcess) -> None:
     own.release(own.app().agent()["access_token"])
     token = own.app().agent()["access_token"]
@@ -167,9 +170,10 @@ def test_a_stream_brings_what_was_missed_then_news_and_a_heartbeat_each_second(o
 
 def test_a_full_page_never_changes_and_may_be_kept_by_anybody(own: BrokerProcess) -> None:
     app = own.app()
-    token = app.agent(max_ttl=3000)["access_token"]
     while head(own) < PAGE + 1:
-        token = own.renew(token).json()["access_token"]
+        token = app.agent(max_ttl=3000)["access_token"]
+        for _ in range(60):
+            token = own.renew(token).json()["access_token"]
     answer = own.http.get("/v1/revocations", params={"after": 0})
     shown = opened(own, answer.text)
     assert (shown["first"], shown["last"], len(shown["entries"])) == (1, PAGE, PAGE)
@@ -209,6 +213,7 @@ def test_numbers_go_on_after_a_kill_and_a_new_store_has_a_new_epoch(tmp_path: Pa
         assert page(other, 0)["epoch"] != before["epoch"]
 
 
+@pytest.mark.alone
 def test_a_broker_that_stops_does_not_wait_for_those_who_follow(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path / "data") as broker, following(broker) as pages:
         next(pages)
@@ -226,6 +231,7 @@ def test_followers_that_leave_are_forgotten(own: BrokerProcess) -> None:
         assert time.monotonic() < deadline
 
 
+@pytest.mark.alone
 def test_one_that_does_not_read_keeps_nobody_waiting(own: BrokerProcess) -> None:
     port = int(own.url.rpartition(":")[2])
     token = own.app().agent()["access_token"]
@@ -243,6 +249,36 @@ def test_one_that_does_not_read_keeps_nobody_waiting(own: BrokerProcess) -> None
             assert time.monotonic() - started < 1
 
 
+def test_a_page_that_is_asked_for_answers_the_question_and_no_other(own: BrokerProcess) -> None:
+    last = head(own)
+    answers = []
+    for nonce in ("0123456789abcdef", "A-nonce_of-64-characters" + "x" * 40):
+        answer = own.http.get("/v1/revocations", params={"after": last, "nonce": nonce})
+        assert answer.headers["cache-control"] == "no-store"
+        answers.append(opened(own, answer.text)["nonce"])
+        assert answers[-1] == nonce
+    assert "nonce" not in page(own, last)
+
+
+def test_a_page_says_where_the_audit_log_ended_to_whoever_knows_a_place_in_it_and_nothing_else(
+    own: BrokerProcess,
+) -> None:
+    asked = {"nonce": "0123456789abcdef"}  # others may have a page of this second
+    events = own.events()
+    before = page(own, head(own), **asked)["log"]
+    assert before[0] == int(events[-1]["id"].removeprefix("evt-"))
+    expected = hashlib.sha256(b"agentwrit-log-place-v1\n" + events[-1]["hash"].encode()).digest()
+    assert before[1] == urlsafe_b64encode(expected).rstrip(b"=").decode()
+    own.release(own.app().agent()["access_token"])
+    shown = page(own, head(own), log=before[0], **asked)
+    assert shown["since"] == [before]
+    assert shown["log"][0] > before[0]
+    both = page(own, head(own), log=f"{before[0]},{shown['log'][0]}", **asked)
+    assert both["since"] == [before, shown["log"]]
+    assert "since" not in page(own, head(own), log=shown["log"][0] + 1000, **asked)
+    assert "since" not in page(own, head(own), **asked)
+
+
 def test_odd_questions_are_refused(own: BrokerProcess) -> None:
     for params in ({"after": -1}, {"after": "x"}, {"wait": 31}, {"before": 1}, {"after": "1" * 20}):
         problem(own.http.get("/v1/revocations", params=params), 400, "invalid_request")
@@ -250,7 +286,8 @@ def test_odd_questions_are_refused(own: BrokerProcess) -> None:
 
 
 def test_an_access_token_is_no_page_and_a_page_is_no_token(own: BrokerProcess) -> None:
-    text = own.http.get("/v1/revocations", params={"after": 0}).text
+    assert not own.is_valid(own.http.get("/v1/revocations", params={"after": 0}).text)
+    text = own.http.get("/v1/revocations", params={"after": head(own)}).text  # a page that fits into a request's head
     assert not own.is_valid(text)
     assert own.http.get("/v1/agents", headers=bearer(text)).status_code == 401
     kids = {key["kid"] for key in own.http.get("/.well-known/jwks.json").json()["keys"]}

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -28,7 +29,7 @@ def app(broker: BrokerProcess) -> TestApp:
     return broker.app()
 
 
-def claims(token: str) -> dict[str, object]:
+def claims(token: str) -> dict[str, Any]:
     """What a token says, whoever signed it."""
     return dict(jwt.decode(token, options={"verify_signature": False}))
 
@@ -59,6 +60,7 @@ def test_the_metadata_says_where_everything_is(named_broker: BrokerProcess) -> N
     answer = named_broker.http.get(WELL_KNOWN)
     assert answer.json() == {
         "issuer": "https://id.example/tenant/one/",
+        "authorization_endpoint": "https://broker.example/oauth2/authorize",
         "token_endpoint": "https://broker.example/oauth2/token",
         "jwks_uri": "https://broker.example/.well-known/jwks.json",
         "response_types_supported": [],
@@ -68,7 +70,7 @@ def test_the_metadata_says_where_everything_is(named_broker: BrokerProcess) -> N
         "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "Bearer"],
         "revocation_endpoint": "https://broker.example/oauth2/revoke",
         "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
-        "dpop_signing_alg_values_supported": ["EdDSA"],
+        "dpop_signing_alg_values_supported": ["EdDSA", "Ed25519", "ES256"],
     }
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"].startswith("public")
@@ -226,9 +228,70 @@ def test_an_apps_own_token_is_for_the_broker_alone(named_broker: BrokerProcess) 
     app = named_broker.app(audiences=["https://orders.example"])
     for own in ("https://id.example/tenant/one/", "https://id.example/tenant/one", "https://broker.example"):
         assert client_credentials(app, resource=own).status_code == 200
-    for other in ("https://orders.example", "https://id.example/", "orders", "https://broker.example#x"):
+    for other in ("https://payroll.example", "https://id.example/", "orders", "https://broker.example#x"):
         oauth_error(client_credentials(app, resource=other), 400, "invalid_target")
         oauth_error(client_credentials(app, audience=other), 400, "invalid_target")
+    both = {"resource": ["https://broker.example", "https://orders.example"], "grant_type": "client_credentials"}
+    oauth_error(post(named_broker, "token", both, app=app), 400, "invalid_target")
+
+
+# -- client credentials for a resource (RFC 8707) ---------------------------------------------------------------------
+
+
+def test_a_token_for_a_resource_is_that_of_an_agent_of_the_app(broker: BrokerProcess) -> None:
+    app = broker.app("read:data:*", "write:data:1", audiences=["https://orders.example", "https://mcp.example/mcp"])
+    body = client_credentials(app, resource="https://orders.example").json()
+    assert set(body) == {"access_token", "token_type", "expires_in", "scope"}
+    assert (body["token_type"], body["expires_in"], body["scope"]) == ("Bearer", 300, "read:data:* write:data:1")
+    said = claims(body["access_token"])
+    assert (said["aud"], said["client_id"], said["orch_id"]) == (["https://orders.example"], app.client_id, app.name)
+    assert said["sub"].startswith(f"spiffe://agentwrit.local/agent/{app.name}/client-credentials-")
+    assert broker.is_valid(body["access_token"])
+    [grant] = broker.http.get("/v1/agents", params={"app_id": app.app_id}, headers=broker.admin()).json()["agents"]
+    assert (grant["agent_id"], grant["bound"]) == (said["sub"], False)
+    assert [event["event_type"] for event in broker.events(sid=said["sid"])] == ["agent_registered", "token_issued"]
+    narrow = client_credentials(app, resource="https://mcp.example/mcp", scope="read:data:7").json()
+    assert (narrow["scope"], claims(narrow["access_token"])["aud"]) == ("read:data:7", ["https://mcp.example/mcp"])
+    both = {"resource": ["https://orders.example", "https://mcp.example/mcp"], "grant_type": "client_credentials"}
+    assert claims(post(broker, "token", both, app=app).json()["access_token"])["aud"] == both["resource"]
+
+
+def test_a_resource_without_a_path_may_be_named_with_a_slash(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=["https://orders.example", "https://billing.example/", "https://mcp.example/mcp"])
+    for listed in app_audiences(app)[:2]:
+        for named in (listed.removesuffix("/"), listed.removesuffix("/") + "/"):
+            body = client_credentials(app, resource=named).json()
+            assert claims(body["access_token"])["aud"] == [listed]  # as the service knows itself
+    for other in ("https://mcp.example/mcp/", "https://orders.example//", "https://orders.example/x"):
+        oauth_error(client_credentials(app, resource=other), 400, "invalid_target")
+
+
+def app_audiences(app: TestApp) -> list[str]:
+    path = f"/v1/admin/apps/{app.app_id}"
+    return list(app.broker.http.get(path, headers=app.broker.admin()).json()["audiences"])
+
+
+def test_a_token_for_a_resource_ends_like_any_agents(broker: BrokerProcess) -> None:
+    app = broker.app(audiences=["https://orders.example"])
+
+    def token() -> str:
+        return str(client_credentials(app, resource="https://orders.example").json()["access_token"])
+
+    released, revoked, forgotten, suspended = (token() for _ in range(4))
+    assert broker.release(released).status_code == 204
+    assert revoke(app, revoked).status_code == 200
+    broker.revoke("task", claims(forgotten)["task_id"])
+    assert broker.is_valid(suspended)
+    broker.http.post(f"/v1/admin/apps/{app.app_id}/suspend", headers=broker.admin())
+    assert [broker.is_valid(each) for each in (released, revoked, forgotten, suspended)] == [False] * 4
+    oauth_error(client_credentials(app, resource="https://orders.example"), 401, "invalid_client")
+
+
+def test_there_is_an_authorization_endpoint_where_nobody_is_asked(named_broker: BrokerProcess) -> None:
+    query = {"response_type": "code", "client_id": "x", "redirect_uri": "https://evil.example"}
+    answer = named_broker.http.get("/oauth2/authorize", params=query)
+    assert "/oauth2/token" in oauth_error(answer, 400, "unsupported_response_type")
+    assert "location" not in answer.headers
 
 
 # -- introspection (RFC 7662) -----------------------------------------------------------------------------------------

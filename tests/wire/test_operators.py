@@ -208,7 +208,7 @@ def test_the_first_operator_can_go_when_another_one_is_left_and_come_back(tmp_pa
     with BrokerProcess(tmp_path / "data") as broker:
         ana = add(broker, "ana")["secret"]
         broker.stop()
-        broker._settings["AGENTWRIT_ADMIN_SECRET"] = ""
+        broker.settings["AGENTWRIT_ADMIN_SECRET"] = ""
         broker.start()
         by = header(broker, "ana", ana)
         rotated = broker.http.post(f"{OPERATORS}/admin/secret", headers=by).json()["secret"]
@@ -222,7 +222,7 @@ def test_the_first_operator_can_go_when_another_one_is_left_and_come_back(tmp_pa
         broker.start()  # without a first operator there is still one
         assert header(broker, "ana", ana)
         broker.stop()
-        broker._settings["AGENTWRIT_ADMIN_SECRET"] = "the-first-operators-next-secret"
+        broker.settings["AGENTWRIT_ADMIN_SECRET"] = "the-first-operators-next-secret"
         broker.start()
         assert broker.is_valid(token_of(by))
         assert login(broker, "the-first-operators-next-secret").status_code == 200

@@ -93,7 +93,7 @@ def test_a_suspension_is_in_the_log_with_all_that_it_ended(broker: BrokerProcess
     assert (event["principal"], event["outcome"], event["data"]["grants_ended"]) == ("admin", "success", ended)
     revoked = broker.events(app_id=app.app_id, event_type="token_revoked")
     assert [each["data"]["reason"] for each in revoked] == ["app_suspended"] * ended
-    assert agent["agent_id"] in {each["agent_id"] for each in revoked}
+    assert agent["agent_id"] in {each.get("agent_id") for each in revoked}
 
 
 def test_who_follows_the_feed_learns_of_all_that_died(broker: BrokerProcess) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker import backups, bootstrap, logs, rewrapping, server
+from agentwrit.broker import backups, bootstrap, logs, renaming, rewrapping, server, time_setting
 from agentwrit.broker.config import Config, from_environment
 from agentwrit.broker.data_directory import MASTER_KEY_FILE
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.broker.services.restoring import Restored
+from agentwrit.domain import operator
 from agentwrit.domain.errors import AgentWritError, ConfigurationError, TamperedRecord
 from agentwrit.domain.note import VerifierKey
 from agentwrit.domain.timestamps import rfc3339
@@ -29,10 +30,14 @@ def main() -> int:
                 arguments.config,
                 ready_fd=arguments.ready_fd,
                 stop_fd=arguments.stop_on_eof,
-                listen_fd=arguments.listen_fd,
+                listen_fds=arguments.listen_fd,
+                counts_fds=arguments.counts_fds,
             )
         elif arguments.command == "health":
-            return 0 if server.is_healthy(from_environment(arguments.config)) else 1
+            why = server.check_health(from_environment(arguments.config))
+            if why is not None:
+                print(f"agentwrit: {why}", file=sys.stderr)
+                return 1
         else:
             _COMMANDS[arguments.command](arguments, from_environment(arguments.config))
     except TamperedRecord as error:
@@ -47,16 +52,26 @@ def main() -> int:
     return 0
 
 
-async def _init(config: Config) -> str:
-    """Make the operator's secret, or make it anew, and store its hash."""
+async def _init(config: Config, *, replace: bool) -> str:
+    """Make the first operator's secret, or make it anew, and store its hash."""
     secret = secrets.token_hex(32)
     async with bootstrap.open_store(config) as opened:
+        known = await opened.store.read(lambda snapshot: snapshot.operator(operator.SUBJECT))
+        if known is not None and known.is_active and not replace:
+            raise ConfigurationError(
+                f"the operator has a secret since {rfc3339(known.updated_at)}: to make a new one, which ends what was"
+                " granted on it, run `agentwrit init --replace`"
+            )
         await set_secret(opened.store, secret)
     return secret
 
 
-async def _migrate(config: Config) -> None:
-    """Make the store, or bring its schema up to date, as a start does."""
+async def _migrate(config: Config, back_to: int | None) -> None:
+    """Make the store, or bring its schema up to date, as a start does; or bring it back to an older version."""
+    if back_to is not None:
+        bootstrap.go_back(back_to, config)
+        print(f"the store has schema {back_to} again: start brokers of the version that made it")
+        return
     async with bootstrap.open_store(config):
         print("the store is up to date")
 
@@ -74,8 +89,8 @@ def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
         print(f"the first {covered.size} are covered by a checkpoint of {covered.origin}")
 
 
-def _verify_store(directory: Path, config: Config) -> None:
-    """Check all that is in a data directory, and say what was checked."""
+def _verify_store(directory: Path | None, config: Config) -> None:
+    """Check all that is in a store, and say what was checked."""
     with ProgressBar() as progress:
         count = bootstrap.verify_store(directory, config, progress=progress)
     print(f"verified {count} events, and that everything else is as they say")
@@ -116,11 +131,30 @@ def _show_restored(restored: Restored) -> None:
     print("This goes on as it was then. What was changed since, end or change again:")
     for app in restored.apps:
         print(f"  app {app.name} ({app.app_id}), {app.status}, last changed {rfc3339(app.updated_at)}")
-    for operator in restored.operators:
-        print(f"  operator {operator.name}, secret set {rfc3339(operator.updated_at)}")
+    for person in restored.operators:
+        print(f"  operator {person.name}, secret set {rfc3339(person.updated_at)}")
     if restored.checkpoint_key is not None:
         key = restored.checkpoint_key
         print(f"  checkpoint key {key.kid}, signs since {rfc3339(key.active_since)}")
+
+
+def _set_time(config: Config) -> None:
+    """Have the store believe the clock, and say what that is."""
+    done = time_setting.set_time(config)
+    print(f"the store's time was {rfc3339(int(done.before))}, and is {rfc3339(int(done.now))} now")
+    if done.restored is not None:
+        print("It was set back, so that nothing lives longer than it was to:")
+        _show_restored(done.restored)
+
+
+def _rename(config: Config) -> None:
+    """Give the store the names in the settings, and say which it had."""
+    renamed = renaming.rename(config)
+    if renamed.before == renamed.now:
+        print(f"the store is that of {renamed.now} already")
+        return
+    print(f"the store was that of {renamed.before or 'nobody yet'}, and is that of {renamed.now} now")
+    print("Witnesses of the audit log begin a new file, and whoever names the issuer is told of the new one.")
 
 
 def _rewrap_keys(key_file: Path | None, config: Config) -> None:
@@ -144,16 +178,22 @@ def _show(secret: str, *, print_env: bool) -> None:
 
 
 _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Config], None]]] = {
-    "init": lambda given, config: _show(asyncio.run(_init(config)), print_env=given.print_env),
+    "init": lambda given, config: _show(asyncio.run(_init(config, replace=given.replace)), print_env=given.print_env),
     "verify-audit": lambda given, config: _verify_audit(given.database, config, given.key),
     "verify-store": lambda given, config: _verify_store(given.directory, config),
-    "migrate-store": lambda given, config: asyncio.run(_migrate(config)),
+    "migrate-store": lambda given, config: asyncio.run(_migrate(config, given.back_to)),
     "copy-store": lambda given, config: _copy_store(given.directory, given.to, config),
     "backup": lambda given, config: _back_up(given.file, config, overwrite=given.overwrite),
     "restore": lambda given, config: _restore(given.file, config),
     "rewrap-keys": lambda given, config: _rewrap_keys(given.to, config),
+    "set-time": lambda given, config: _set_time(config),
+    "rename-store": lambda given, config: _rename(config),
     "end-restored": lambda given, config: _show_restored(backups.end_restored(config)),
 }
+
+
+def _descriptors(text: str) -> Sequence[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,25 +205,39 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify-audit", help="check the audit log in a database file")
     verify.add_argument("database", type=Path, help="a data directory, or a database file")
     verify.add_argument("--key", action="append", default=[], help="a key of checkpoints")
-    verify_store = commands.add_parser("verify-store", help="check a data directory against its audit log")
-    verify_store.add_argument("directory", type=Path, help="a data directory, or a backup")
+    verify_store = commands.add_parser("verify-store", help="check a store against its audit log")
+    verify_store.add_argument(
+        "directory", type=Path, nargs="?", help="a data directory, or a backup; else the database"
+    )
     copying = commands.add_parser("copy-store", help="copy a data directory into a database")
     copying.add_argument("directory", type=Path, help="a data directory that no broker uses")
     copying.add_argument("--to", metavar="URL", help="an empty database; else that of AGENTWRIT_DATABASE_URL")
-    commands.add_parser("migrate-store", help="bring the store up to date")
+    migrating = commands.add_parser("migrate-store", help="bring the store up to date")
+    migrating.add_argument("--back-to", type=int, metavar="SCHEMA", help="bring it back to this older schema instead")
     backup = commands.add_parser("backup", help="write a backup of a data directory")
     backup.add_argument("file", type=Path, help="where to write it")
     backup.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     restore = commands.add_parser("restore", help="make a data directory from a backup, in which nothing is alive")
     restore.add_argument("file", type=Path, help="a backup")
     commands.add_parser("end-restored", help="end what is alive in a store that was put back")
+    commands.add_parser("set-time", help="have a store believe the system's clock, or its database's")
+    commands.add_parser("rename-store", help="give a store the issuer and the trust domain of the settings")
     rewrapping_keys = commands.add_parser("rewrap-keys", help="move the store to a new master key")
     rewrapping_keys.add_argument("--to", type=Path, metavar="FILE", help="the new key's file; made if it is not there")
     for command in commands.choices.values():
         command.add_argument("--config", type=Path, help="a TOML file with settings")
     serving.add_argument("--ready-fd", type=int, help="write the URL here when listening")
     serving.add_argument("--stop-on-eof", type=int, metavar="FD", help="stop when this descriptor reaches its end")
-    serving.add_argument("--listen-fd", type=int, metavar="FD", help="be a worker, and take connections from this")
+    serving.add_argument(
+        "--listen-fd",
+        type=int,
+        metavar="FD",
+        action="append",
+        default=[],
+        help="be a worker, and take connections from this",
+    )
+    serving.add_argument("--counts-fds", type=_descriptors, metavar="FDS", default=(), help="share counts by these")
+    init.add_argument("--replace", action="store_true", help="make a new secret where there is one")
     init.add_argument("--print-env", action="store_true", help="print a line for the shell instead")
     return parser
 

@@ -7,21 +7,23 @@ restoring again begins anew.
 """
 
 import asyncio
+import contextlib
 import secrets
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from agentwrit.broker.bootstrap import cluster_name, driver_of_postgres, open_store, row_sealer
+from agentwrit.broker.bootstrap import cluster_name, cluster_of, driver_of_postgres, open_store, row_sealer
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DATABASE_FILE, MASTER_KEY_FILE, DataDirectory, read_master_key_text
 from agentwrit.broker.keystore import KeyWrap, MasterKey
 from agentwrit.broker.services import restoring, state_check
+from agentwrit.broker.services.endings import see_through
 from agentwrit.broker.services.restoring import Restored
 from agentwrit.broker.storage import sqlite_backup, sqlite_schema, sqlite_verification
-from agentwrit.broker.storage.base import Transaction
+from agentwrit.broker.storage.base import Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
 from agentwrit.domain.audit_export import Progress
@@ -62,7 +64,8 @@ def restore(file: Path, config: Config, *, progress: Progress) -> Restored:
         )
     master_key = _master_key(config)
     sealer = row_sealer(master_key)
-    sqlite_backup.check(file, sealer)
+    with _refusing(file, config.data_dir):
+        sqlite_backup.check(file, sealer)
     directory = DataDirectory(config.data_dir)
     try:
         if directory.has_store:
@@ -72,7 +75,8 @@ def restore(file: Path, config: Config, *, progress: Progress) -> Restored:
             )
         directory.clear_restoring()
         try:
-            restored = _make(directory.restoring, file, sealer, _unit(master_key, config), progress)
+            with _refusing(file, directory.path):
+                restored = _make(directory.restoring, file, sealer, config, ending(master_key, config), progress)
         except BaseException:
             directory.clear_restoring()
             raise
@@ -87,53 +91,101 @@ def end_restored(config: Config) -> Restored:
 
     Raises:
         ConfigurationError: there is no store, a broker uses it, or its master key is missing or another.
-        TamperedRecord: the audit log does not end as the broker left it.
+        TamperedRecord: the store is not as the broker left it, or something in it lives on all the same.
     """
     if config.database_url is not None:
         with driver_of_postgres():
-            from agentwrit.broker.storage.postgres_alone import run_alone
+            from agentwrit.broker.storage import postgres_alone
         master_key = MasterKey.parse(config.master_key or "")
-        unit = _unit(master_key, config)
-        return run_alone(config.database_url, row_sealer(master_key), cluster_name(config), unit)
-    if not (config.data_dir / DATABASE_FILE).is_file():
+        sealer, unit = row_sealer(master_key), ending(master_key, config)
+        restored = postgres_alone.run_alone(config.database_url, sealer, cluster_name(config), unit, is_restored=True)
+    elif (config.data_dir / DATABASE_FILE).is_file():
+        restored, sealer = asyncio.run(_end(config))
+    else:
         raise ConfigurationError(f"there is no store in {config.data_dir}: put it back there first")
-    return asyncio.run(_end(config))
+    finish(restored, config, sealer)
+    return restored
 
 
-async def _end(config: Config) -> Restored:
-    async with open_store(config) as opened:
-        return await opened.store.write(_unit(opened.master_key, config))
+async def _end(config: Config) -> tuple[Restored, Sealer]:
+    async with open_store(config, new_clock=Clock) as opened:  # it may be long that it was used last
+        restored = await opened.store.write(ending(opened.master_key, config))
+        return restored, row_sealer(opened.master_key)
 
 
-def _make(place: Path, file: Path, sealer: Sealer, unit: Unit, progress: Progress) -> Restored:
-    """Make a store at `place` out of a backup, check it, and end what is alive in it."""
+def finish(restored: Restored, config: Config, sealer: Sealer) -> None:
+    """Record the end of each grant that has ended in the store of these settings, and look whether all has.
+
+    Raises:
+        TamperedRecord: something lives on.
+    """
+    asyncio.run(_see_through(config, restored))
     try:
-        sqlite_backup.unpack(file, place)
-        sqlite_schema.open_database(place, sealer).close()  # brings it up to date
-        sqlite_verification.verify(place, sealer, progress=progress)
-        with sqlite_verification.snapshot(place, sealer) as snapshot:
-            state_check.check(snapshot, Clock().now(), progress=progress)
-        restored = asyncio.run(_write(place, sealer, unit))
-        sqlite_backup.settle(place)
-        return restored
+        with _snapshot(config, sealer) as snapshot:
+            restoring.check(snapshot, restored)
+    except TamperedRecord as error:
+        raise TamperedRecord(f"not everything has ended ({error}): start no broker on this store") from error
+
+
+async def _see_through(config: Config, restored: Restored) -> None:
+    async with open_store(config, new_clock=Clock) as opened:
+        await see_through(opened.store, restored.ending)
+
+
+def _snapshot(config: Config, sealer: Sealer) -> contextlib.AbstractContextManager[Snapshot]:
+    if config.database_url is None:
+        return sqlite_verification.snapshot(config.data_dir / DATABASE_FILE, sealer)
+    from agentwrit.broker.storage import postgres_alone
+
+    return postgres_alone.snapshot(config.database_url, sealer)
+
+
+def _make(place: Path, file: Path, sealer: Sealer, config: Config, unit: Unit, progress: Progress) -> Restored:
+    """Make a store at `place` out of a backup, check it, and end what is alive in it."""
+    sqlite_backup.unpack(file, place)
+    sqlite_schema.open_database(place, sealer, cluster_of(config)).close()  # brings it up to date
+    sqlite_verification.verify(place, sealer, progress=progress)
+    with sqlite_verification.snapshot(place, sealer) as snapshot:
+        state_check.check(snapshot, Clock().now(), progress=progress)
+    restored = asyncio.run(_write(place, sealer, unit))
+    sqlite_backup.settle(place)
+    with sqlite_verification.snapshot(place, sealer) as snapshot:
+        restoring.check(snapshot, restored)
+        state_check.check(snapshot, restored.at, progress=progress)
+    return restored
+
+
+@contextlib.contextmanager
+def _refusing(file: Path, directory: Path) -> Iterator[None]:
+    """Around what is made of a backup: it is the backup that is at fault, or the place where it is to go."""
+    try:
+        yield
     except TamperedRecord as error:
         raise TamperedRecord(f"{file} is not as the broker left it ({error}): restore another backup") from error
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be restored into {place.parent}: {error.strerror}") from error
-    except sqlite3.Error as error:
-        raise ConfigurationError(f"{file} cannot be restored into {place.parent}: {error}") from error
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(f"{file} cannot be restored into {directory}: {reason}") from error
 
 
 async def _write(place: Path, sealer: Sealer, unit: Unit) -> Restored:
     store = SqliteStore(place, Clock(), sealer)
     try:
-        return await store.write(unit)
+        restored = await store.write(unit)
+        await see_through(store, restored.ending)
+        return restored
     finally:
         await store.close()
 
 
-def _unit(master_key: MasterKey, config: Config) -> Unit:
-    return partial(restoring.end_everything, wrap=KeyWrap(master_key), config=config, epoch=secrets.token_hex(16))
+def ending(master_key: MasterKey, config: Config, *, detail: str = "") -> Unit:
+    """The unit of work that ends all that was granted. `detail`: what the audit log says of it, if not that."""
+    return partial(
+        restoring.end_everything,
+        wrap=KeyWrap(master_key),
+        config=config,
+        epoch=secrets.token_hex(16),
+        detail=detail,
+    )
 
 
 def _master_key(config: Config) -> MasterKey:

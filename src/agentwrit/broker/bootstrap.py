@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
-from starlette.types import ASGIApp
 
+from agentwrit.broker import logs
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.config import Config
+from agentwrit.broker.config import UNIX, Config
 from agentwrit.broker.data_directory import (
     DATABASE_FILE,
     DataDirectory,
@@ -39,17 +41,21 @@ from agentwrit.broker.http.token_routes import TokenRoutes
 from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
-from agentwrit.broker.services import state_check
+from agentwrit.broker.services import promotion, state_check
 from agentwrit.broker.services.accesses import AccessService
 from agentwrit.broker.services.agents import AgentService
+from agentwrit.broker.services.agreement import Agreement
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.archives import ArchiveService
 from agentwrit.broker.services.audit import AuditService
 from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.background import Background, Work
 from agentwrit.broker.services.checkpoints import Checkpoints
+from agentwrit.broker.services.client_credentials import ClientCredentialsService
 from agentwrit.broker.services.clients import ClientService
 from agentwrit.broker.services.delegation import DelegationService
 from agentwrit.broker.services.denials import DenialLog
+from agentwrit.broker.services.endings import Elsewhere, Endings
 from agentwrit.broker.services.feed import RevocationFeed
 from agentwrit.broker.services.housekeeping import Housekeeping
 from agentwrit.broker.services.issuing import TokenIssuer
@@ -57,29 +63,40 @@ from agentwrit.broker.services.keys import KeyRings, KeyService
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
 from agentwrit.broker.services.limits import LimitedApps
 from agentwrit.broker.services.liveness import Liveness
+from agentwrit.broker.services.log_budget import LogBudget
 from agentwrit.broker.services.operator_accounts import OperatorAccounts
 from agentwrit.broker.services.operators import OperatorService, set_secret
 from agentwrit.broker.services.possession import Possession
 from agentwrit.broker.services.registration import RegistrationService
 from agentwrit.broker.services.retention import Retention
 from agentwrit.broker.services.revocation import RevocationService
+from agentwrit.broker.services.timekeeping import WHOSE, Timekeeping
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
 from agentwrit.broker.storage import sqlite_schema, sqlite_verification
-from agentwrit.broker.storage.base import Store
+from agentwrit.broker.storage.base import Cluster, Store
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
 from agentwrit.domain import checkpoint
 from agentwrit.domain.audit_export import Progress
 from agentwrit.domain.checkpoint import Checkpoint
+from agentwrit.domain.ending import Ending
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
 from agentwrit.domain.note import VerifierKey
+from agentwrit.domain.target_uri import KnownNames
 
 NO_OPERATOR: Final = "no operator's secret is set: make one with `agentwrit init`, or set AGENTWRIT_ADMIN_SECRET"
 
+EndingElsewhere = Callable[[Store, bytes, Path, str], Awaitable[Ending | None]]
+"""Sees an ending through in a store, whose rows are sealed with this key, and which may be in this file."""
+
+NewClock = Callable[[Callable[[], float]], Clock]
+"""Makes a clock of the source of its time."""
+
 ROW_MAC: Final = "row-mac"  # what the master key is derived for, to seal rows with
+SETTINGS_MAC: Final = "settings-mac"  # to compare settings with those of other brokers
 
 log = structlog.get_logger("agentwrit.bootstrap")
 
@@ -88,11 +105,12 @@ log = structlog.get_logger("agentwrit.bootstrap")
 class Broker:
     """A broker, ready to serve. `metrics_app` answers /v1/metrics alone, for a port of its own.
 
-    `housekeeping` runs by itself; a round may be asked for out of turn.
+    `metrics` are what it counts. `housekeeping` runs by itself; a round may be asked for out of turn.
     """
 
-    app: ASGIApp
-    metrics_app: ASGIApp
+    app: Edge
+    metrics_app: Edge
+    metrics: Metrics
     housekeeping: Housekeeping
 
 
@@ -105,22 +123,32 @@ class OpenStore(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def open_store(config: Config) -> AsyncIterator[OpenStore]:
+async def open_store(
+    config: Config, *, is_ours: bool = True, is_to_serve: bool = False, new_clock: NewClock = Clock.of_broker
+) -> AsyncIterator[OpenStore]:
     """The store of these settings: a database that brokers share, or a data directory, which is ours alone for as long.
+
+    `is_ours`: whether it has to have the names in these settings, as it has for a broker; `is_to_serve`: by a broker,
+    which remembers what it sees of a database, and goes on with it when that was promoted; `new_clock`: what makes a
+    clock of the time's source.
 
     Raises:
         ConfigurationError: the directory, the database or the master key cannot be used.
     """
-    opening = _open_embedded if config.database_url is None else _open_shared
-    with opening(config) as opened:
+    opening = (
+        _open_embedded(config, new_clock, is_ours=is_ours)
+        if config.database_url is None
+        else _open_shared(config, new_clock, is_to_serve=is_to_serve)
+    )
+    async with opening as opened:
         try:
             yield opened
         finally:
             await opened.store.close()
 
 
-@contextlib.contextmanager
-def _open_embedded(config: Config) -> Iterator[OpenStore]:
+@contextlib.asynccontextmanager
+async def _open_embedded(config: Config, new_clock: NewClock, *, is_ours: bool) -> AsyncIterator[OpenStore]:
     directory = DataDirectory(config.data_dir)
     try:
         if directory.restoring.exists() and not directory.has_store:
@@ -128,14 +156,20 @@ def _open_embedded(config: Config) -> Iterator[OpenStore]:
                 f"a backup was not restored to the end in {directory.path}: run `agentwrit restore` again, or remove"
                 f" {directory.restoring.name} to begin with an empty store"
             )
-        master_key, clock = load_master_key(config, directory), Clock()
+        if directory.has_store and not directory.database.exists():
+            raise ConfigurationError(
+                f"{directory.database} is missing, and what was written to it last is beside its place: put it back, or"
+                f" move {DATABASE_FILE}-wal and {DATABASE_FILE}-journal away to begin with an empty store"
+            )
+        master_key, clock = load_master_key(config, directory), new_clock(time.time)
         try:
-            store = SqliteStore(directory.database, clock, row_sealer(master_key))
+            cluster = cluster_of(config) if is_ours else None
+            store = SqliteStore(directory.database, clock, row_sealer(master_key), cluster)
         except OSError as error:
             raise ConfigurationError(f"the data directory {directory.path} is not usable: {error}") from error
         except TamperedRecord as error:
             raise ConfigurationError(
-                f"the audit log in {directory.database} was altered outside the broker ({error}):"
+                f"{directory.database} was altered outside the broker ({error}):"
                 " keep the file as evidence, and put a backup in its place"
             ) from error
         yield OpenStore(store, clock, master_key)
@@ -143,27 +177,40 @@ def _open_embedded(config: Config) -> Iterator[OpenStore]:
         directory.close()
 
 
-@contextlib.contextmanager
-def _open_shared(config: Config) -> Iterator[OpenStore]:
+@contextlib.asynccontextmanager
+async def _open_shared(config: Config, new_clock: NewClock, *, is_to_serve: bool) -> AsyncIterator[OpenStore]:
     with driver_of_postgres():
         from agentwrit.broker.storage.postgres import PostgresStore
         from agentwrit.broker.storage.postgres_schema import open_database
     master_key = MasterKey.parse(config.master_key or "")
     sealer = row_sealer(master_key)
+    memory_in = config.data_dir if is_to_serve else None
     try:
-        opening = open_database(config.database_url or "", sealer, cluster_name(config))
+        opening = open_database(config.database_url or "", sealer, cluster_name(config), memory_in=memory_in)
     except TamperedRecord as error:
         raise ConfigurationError(
-            f"the audit log in the database was altered outside the broker ({error}):"
+            f"the database was altered outside the broker ({error}):"
             " keep the database as evidence, and put a backup in its place"
         ) from error
-    clock = Clock(opening.time)
-    yield OpenStore(PostgresStore(opening, clock, sealer), clock, master_key)
+    clock = new_clock(opening.time)
+    go_on = partial(promotion.go_on, wrap=KeyWrap(master_key), config=config) if is_to_serve else None
+    store = PostgresStore(opening, clock, sealer, go_on)
+    if not opening.is_settled:
+        try:
+            await store.settle()
+        except Unavailable as error:
+            await store.close()
+            raise ConfigurationError(error.detail) from error
+    yield OpenStore(store, clock, master_key)
+
+
+def cluster_of(config: Config) -> Cluster:
+    """The cluster that a broker with these settings is one of."""
+    return Cluster(config.issuer, config.trust_domain)
 
 
 def cluster_name(config: Config) -> str:
-    """What the brokers of one database have in common, besides the master key."""
-    return f"{config.issuer} in {config.trust_domain}"
+    return str(cluster_of(config))
 
 
 @contextlib.contextmanager
@@ -192,8 +239,9 @@ def verify_audit_log(
     return sqlite_verification.verify(database, sealer, keys, progress=progress)
 
 
-def verify_store(path: Path, config: Config, *, progress: Progress) -> int:
-    """Check the audit log in a data directory, and all else in it against the log. Changes nothing.
+def verify_store(path: Path | None, config: Config, *, progress: Progress) -> int:
+    """Check the audit log in a data directory, and all else in it against the log; without one, those in the database
+    that brokers share. Changes nothing.
 
     Returns how many events there are.
 
@@ -201,6 +249,8 @@ def verify_store(path: Path, config: Config, *, progress: Progress) -> int:
         TamperedRecord: something was altered, deleted, or put back as it once was. Names it.
         ConfigurationError: there is no database, or no master key.
     """
+    if path is None:
+        return _verify_shared(config, progress)
     database, sealer = _at_rest(path, config)
     if sealer is None:
         raise ConfigurationError(f"the master key of {path} is missing: put its master.key there, or set its variable")
@@ -208,6 +258,33 @@ def verify_store(path: Path, config: Config, *, progress: Progress) -> int:
     with sqlite_verification.snapshot(database, sealer) as snapshot:
         state_check.check(snapshot, Clock().now(), progress=progress)
     return count
+
+
+def _verify_shared(config: Config, progress: Progress) -> int:
+    if config.database_url is None:
+        raise ConfigurationError("what to verify is missing: name a data directory, or set AGENTWRIT_DATABASE_URL")
+    with driver_of_postgres():
+        from agentwrit.broker.storage import postgres_verification
+    sealer = row_sealer(MasterKey.parse(config.master_key or ""))
+    with postgres_verification.verified(config.database_url, sealer, progress=progress) as snapshot:
+        state_check.check(snapshot, Clock().now(), progress=progress)
+        return snapshot.event_head()
+
+
+def go_back(version: int, config: Config) -> None:
+    """Make the schema of the database that of an older version, for brokers of that version.
+
+    Raises:
+        TamperedRecord: the schema is not the one that we make.
+        ConfigurationError: there is no way back to it, a broker uses the database, or it cannot be used.
+    """
+    if config.database_url is None:
+        raise ConfigurationError(
+            "the way back is one of databases (AGENTWRIT_DATABASE_URL): put a backup of the data directory in its place"
+        )
+    with driver_of_postgres():
+        from agentwrit.broker.storage import postgres_alone
+    postgres_alone.go_back(config.database_url, row_sealer(MasterKey.parse(config.master_key or "")), version)
 
 
 def copy_store(directory: Path, url: str, config: Config, *, progress: Progress) -> Mapping[str, int]:
@@ -224,7 +301,7 @@ def copy_store(directory: Path, url: str, config: Config, *, progress: Progress)
         raise ConfigurationError(f"{directory} is no data directory of a broker: it has no database, or no master.key")
     held = DataDirectory(directory)
     try:
-        with contextlib.closing(sqlite_schema.open_database(database, sealer)) as source:
+        with contextlib.closing(sqlite_schema.open_database(database, sealer, cluster_of(config))) as source:
             return postgres_copy.copy(source, url, sealer, cluster_name(config), progress=progress)
     finally:
         held.close()
@@ -256,17 +333,31 @@ def is_sealed_by(database: Path, text: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def open_broker(
-    config: Config, *, is_draining: Callable[[], bool], is_stopping: Callable[[], bool]
+    config: Config,
+    *,
+    is_draining: Callable[[], bool],
+    is_stopping: Callable[[], bool],
+    ending_elsewhere: EndingElsewhere | None = None,
 ) -> AsyncIterator[Broker]:
-    """A broker over the store of these settings.
+    """A broker over the store of these settings. `ending_elsewhere`: what sees large endings through beside it.
 
     Raises:
         ConfigurationError: something that it needs is missing or wrong.
     """
-    async with open_store(config) as (store, clock, master_key):
+    async with open_store(config, is_to_serve=True) as (store, clock, master_key):
         await _require_operator(store, config)
+        elsewhere: Elsewhere | None = None
+        if ending_elsewhere is not None:
+            database = config.data_dir / DATABASE_FILE
+            elsewhere = partial(ending_elsewhere, store, master_key.derive(ROW_MAC), database)
         async with open_on(
-            store, clock, config, master_key, is_draining=is_draining, is_stopping=is_stopping
+            store,
+            clock,
+            config,
+            master_key,
+            is_draining=is_draining,
+            is_stopping=is_stopping,
+            ending_elsewhere=elsewhere,
         ) as broker:
             yield broker
 
@@ -294,6 +385,7 @@ async def open_on(
     *,
     is_draining: Callable[[], bool],
     is_stopping: Callable[[], bool],
+    ending_elsewhere: Elsewhere | None = None,
 ) -> AsyncIterator[Broker]:
     """A broker over a store that is open. `is_draining`: whether requests should go elsewhere, though they are served;
     `is_stopping`: whether those who follow the feed are let go.
@@ -301,60 +393,76 @@ async def open_on(
     wrap = KeyWrap(master_key)
     rings = await KeyRings.load(store, wrap)
     keys = rings.access_tokens
-    key_service = KeyService(store, rings, wrap, config, clock)
     liveness = await Liveness.load(store, clock)
-    denials = DenialLog(store, clock)
     metrics = Metrics()
+    background = Background(metrics)
+    endings = Endings(store, liveness, background, ending_elsewhere)
+    key_service = KeyService(store, rings, wrap, config, clock, endings)
+    denials = DenialLog(store, clock)
     checker = PasswordChecker()
     issuer = TokenIssuer(config, keys)
     possession = Possession(clock, master_key)
     authenticator = Authenticator(keys, config.issuer, clock, liveness, possession, denials)
-    apps = AppService(store, denials, issuer, config)
+    log_budget = LogBudget(config.app_log_rate)
+    operators = OperatorService(store, denials, issuer, checker, config)
+    await operators.recall()
+    apps = AppService(store, denials, issuer, config, log_budget, endings)
     logins = AppLogins(apps, ClientService(store, denials, clock))
-    tokens = TokenService(denials, issuer, authenticator, possession)
-    delegations = DelegationService(denials, issuer, authenticator)
-    registration = RegistrationService(denials, issuer, config, possession, LimitedApps(clock))
-    launch_tokens = LaunchTokenService(store, config)
+    tokens = TokenService(denials, issuer, authenticator, possession, log_budget, endings)
+    delegations = DelegationService(denials, issuer, authenticator, log_budget)
+    limited = LimitedApps(clock)
+    registration = RegistrationService(denials, issuer, config, possession, limited, log_budget)
+    launch_tokens = LaunchTokenService(denials, config, log_budget)
     revocations = RevocationFeed(store, rings.feed, config.issuer, clock, is_stopping=is_stopping)
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
     await checkpoints.make()
     archives = ArchiveService(store)
     metrics.feed_followers = lambda: revocations.follower_count
-    service_routes = ServiceRoutes(store, keys, metrics, is_draining=is_draining)
+    metrics.clock_offset = clock.offset
+    metrics.store_log_bytes = store.log_bytes
+    metrics.log_lines_lost = logs.lost
+    metrics.store = store.measures
+    metrics.checkpoint_overdue = checkpoints.overdue
+    names = KnownNames(config.public_url, hosts=[host for host in config.host if not host.startswith(UNIX)])
+    agreement = Agreement(store, config, master_key.derive(SETTINGS_MAC))
+    if config.database_url is not None:
+        await agreement.declare()
+    metrics.settings_differing = lambda: len(agreement.differing)
+    failing = partial(_failing, background)
+    service_routes = ServiceRoutes(store, keys, clock, metrics, agreement, failing=failing, is_draining=is_draining)
     resources = [
         *TokenRoutes(
             registration,
             tokens,
             delegations,
             metrics,
-            public_url=config.public_url,
+            names=names,
         ).resources(),
         *OAuthRoutes(
             logins,
+            ClientCredentialsService(denials, registration, issuer, limited, log_budget),
             tokens,
-            TokenExchangeService(store, authenticator, delegations),
-            TokenRevocationService(store, authenticator),
+            TokenExchangeService(denials, authenticator, delegations),
+            TokenRevocationService(store, denials, authenticator, endings),
             authenticator,
             metrics,
-            own_names=[config.issuer, *([config.public_url] if config.public_url else [])],
+            own_names=[config.issuer, *config.public_url],
         ).resources(),
-        *MetadataRoutes(config.issuer, config.public_url).resources(),
+        *MetadataRoutes(config.issuer, config.told_url).resources(),
         *AppRoutes(logins, launch_tokens, authenticator).resources(),
         *OperatorRoutes(
-            OperatorService(store, denials, issuer, checker, config),
+            operators,
             apps,
             launch_tokens,
-            RevocationService(store),
+            RevocationService(store, endings),
             authenticator,
         ).resources(),
-        *OperatorAccountRoutes(OperatorAccounts(store, checker, config), authenticator).resources(),
-        *AgentRoutes(
-            AgentService(store, authenticator, clock), registration, authenticator, public_url=config.public_url
-        ).resources(),
-        *FeedRoutes(revocations, rings.feed).resources(),
+        *OperatorAccountRoutes(OperatorAccounts(store, checker, config, endings), authenticator).resources(),
+        *AgentRoutes(AgentService(store, authenticator, clock), registration, authenticator, names=names).resources(),
+        *FeedRoutes(revocations, rings.feed, authenticator).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
         *AuditRoutes(AuditService(store, authenticator)).resources(),
-        *AccessRoutes(AccessService(store, denials, authenticator)).resources(),
+        *AccessRoutes(AccessService(denials, authenticator, log_budget)).resources(),
         *CheckpointRoutes(checkpoints, authenticator).resources(),
         *ArchiveRoutes(archives, authenticator).resources(),
         *service_routes.resources(),
@@ -372,26 +480,41 @@ async def open_on(
             is_draining=is_draining,
         )
 
-    housekeeping = Housekeeping(store, liveness, denials, key_service, archives, metrics)
-    running = [revocations.run(), housekeeping.run(), checkpoints.run()]
+    housekeeping = Housekeeping(store, liveness, denials, key_service, archives, endings, metrics, background)
+    timekeeping = Timekeeping(clock, WHOSE if config.database_url is None else "the database's clock")
+    running = [
+        revocations.run(background),
+        housekeeping.run(),
+        checkpoints.run(background),
+        timekeeping.run(background),
+    ]
+    if config.database_url is not None:
+        running.append(agreement.run(background))
     if config.audit_retention is not None and config.audit_archive is not None:
         running.append(
-            Retention(store, clock, checkpoints, archives, config.audit_archive, config.audit_retention).run()
+            Retention(store, clock, checkpoints, archives, config.audit_archive, config.audit_retention).run(background)
         )
-    tasks = [asyncio.create_task(work) for work in running]
+    tasks = [asyncio.create_task(work, name="background") for work in running]
+    await background.attempt(Work.RESUMING, endings.resume)
+    metrics.holds.start()
     try:
-        yield Broker(app=edge(*resources), metrics_app=edge(metrics_resource), housekeeping=housekeeping)
+        yield Broker(
+            app=edge(*resources), metrics_app=edge(metrics_resource), metrics=metrics, housekeeping=housekeeping
+        )
     finally:
+        metrics.holds.stop()
         for task in tasks:
             task.cancel()
-        ends = await asyncio.gather(*tasks, return_exceptions=True)
-        await denials.flush(everything=True)
-        with contextlib.suppress(Unavailable):
-            await checkpoints.make()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await endings.close()
+        await background.attempt(Work.DENIALS, partial(denials.flush, everything=True))
+        await background.attempt(Work.CHECKPOINTS, checkpoints.make)
         checker.close()
-        for defect in ends:
-            if isinstance(defect, Exception):
-                raise defect
+
+
+def _failing(background: Background) -> Sequence[str]:
+    """What health names besides the store."""
+    return [*background.failing(), *(["log"] if logs.is_failing() else [])]
 
 
 def load_master_key(config: Config, directory: DataDirectory) -> MasterKey:

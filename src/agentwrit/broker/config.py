@@ -12,16 +12,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from agentwrit.domain import spiffe_id
-from agentwrit.domain.errors import ConfigurationError
+from agentwrit.domain import operator, spiffe_id, target_uri
+from agentwrit.domain.errors import AgentWritError, ConfigurationError
+from agentwrit.reading import small_text
 
 PREFIX: Final = "AGENTWRIT_"
+UNIX: Final = "unix:"  # what a host begins with that is the path of a socket
+
+_NO_PUBLIC_URL: Final = (
+    "AGENTWRIT_PUBLIC_URL is not set: agents prove their keys for the URL that they know the broker by, and are refused"
+    " unless that is the address that they connect to; set it to that URL, or to several, separated by commas"
+)
 
 # Settings of the SDK and the command line, which share the prefix.
 CLIENT_NAMES: Final = frozenset(
-    {"BROKER_URL", "CLIENT_ID", "CLIENT_SECRET", "SINK_AUTHORIZATION", "OPERATOR", "NEW_MASTER_KEY"}
+    {
+        "BROKER_URL",
+        "CLIENT_ID",
+        "CLIENT_SECRET",
+        "NEW_MASTER_KEY",
+        "OPERATOR",
+        "SINK_AUTHORIZATION",
+    }
 )
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -49,10 +62,17 @@ def _integer(low: int, high: int) -> Callable[[object], int]:
         except ValueError:
             number = None
         if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
-            raise _BadValue(f"a whole number from {low} to {high}")
+            raise _BadValue(f"a whole number from {low} to {high}{_where_from(value)}")
         return number
 
     return read
+
+
+def _where_from(value: object) -> str:
+    """What to do about a value that Kubernetes gives to each pod beside a Service that is called agentwrit."""
+    if not isinstance(value, str) or not value.startswith(("tcp://", "udp://")):
+        return ""
+    return ", and this is Kubernetes' link to a Service: set enableServiceLinks: false in the pod"
 
 
 def _one_of(*choices: str) -> Callable[[object], str]:
@@ -75,17 +95,16 @@ def _optional_path(value: object) -> Path | None:
     return None if value == "" else _path(value)
 
 
-def _url(value: object) -> str | None:
-    if value == "":
-        return None
-    url = _text(value).rstrip("/")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise _BadValue("an http or https URL, for example https://broker.example.com") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise _BadValue("an http or https URL, for example https://broker.example.com")
-    return url
+def _urls(value: object) -> tuple[str, ...]:
+    urls = tuple(url.rstrip("/") for url in _list(value))
+    for url in urls:
+        try:
+            is_url = target_uri.normalized(url).startswith(("http://", "https://")) and not set(url) & set("?#")
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise _BadValue("http or https URLs, for example https://broker.example.com, separated by commas")
+    return urls
 
 
 def _trust_domain(value: object) -> str:
@@ -99,6 +118,14 @@ def _list(value: object) -> tuple[str, ...]:
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise _BadValue("a list of texts, in a variable separated by commas")
     return tuple(item.strip() for item in items if item.strip())
+
+
+def _hosts(value: object) -> tuple[str, ...]:
+    hosts = _list(value)
+    if not hosts or any(host.startswith(UNIX) and not host.removeprefix(UNIX).startswith("/") for host in hosts):
+        raise _BadValue("addresses or names to listen on, or unix:/a/path, separated by commas")
+    # An IPv6 address in brackets is what it is in a URL.
+    return tuple(host[1:-1] if host.startswith("[") and host.endswith("]") else host for host in hosts)
 
 
 def _networks(value: object) -> tuple[Network, ...]:
@@ -128,8 +155,8 @@ class Config:
     master_key: str | None = _setting(None, _optional_text, secret=True)
     data_dir: Path = _setting(Path("agentwrit-data"), _path)
     database_url: str | None = _setting(None, _database_url, secret=True)
-    public_url: str | None = _setting(None, _url)
-    host: str = _setting("127.0.0.1", _text)
+    public_url: tuple[str, ...] = _setting((), _urls)
+    host: tuple[str, ...] = _setting(("127.0.0.1",), _hosts)
     port: int = _setting(8080, _integer(0, 65535))
     workers: int = _setting(1, _integer(1, 1024))
     issuer: str = _setting("agentwrit", _text)
@@ -139,6 +166,7 @@ class Config:
     max_ttl: int = _setting(86_400, _integer(1, 365 * 86_400))
     max_lifetime: int = _setting(86_400, _integer(1, 365 * 86_400))
     app_token_ttl: int = _setting(1800, _integer(60, 86_400))
+    app_log_rate: int = _setting(8192, _integer(0, 2**20))
     admin_token_ttl: int = _setting(300, _integer(1, 86_400))
     drain_seconds: int = _setting(0, _integer(0, 3600))
     key_max_age: int = _setting(30 * 86_400, _integer(0, 3650 * 86_400))
@@ -148,15 +176,22 @@ class Config:
     tls_cert: Path | None = _setting(None, _optional_path)
     tls_key: Path | None = _setting(None, _optional_path)
     tls_client_ca: Path | None = _setting(None, _optional_path)
+    client_cert: Path | None = _setting(None, _optional_path)
+    client_key: Path | None = _setting(None, _optional_path)
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
     log_format: str = _setting("console", _one_of("console", "json"))
-    metrics_host: str = _setting("127.0.0.1", _text)
+    metrics_host: tuple[str, ...] = _setting(("127.0.0.1",), _hosts)
     metrics_port: int | None = _setting(None, _integer(1, 65535))
 
     @property
     def is_tls(self) -> bool:
         """Whether clients come by TLS, to us or to a proxy in front of us."""
-        return self.tls_cert is not None or (self.public_url or "").startswith("https:")
+        return self.tls_cert is not None or any(url.startswith("https:") for url in self.public_url)
+
+    @property
+    def told_url(self) -> str | None:
+        """Of the URLs that clients reach the broker by, the one that they are told."""
+        return self.public_url[0] if self.public_url else None
 
     @property
     def default_audience(self) -> tuple[str, ...]:
@@ -178,7 +213,7 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Config:
         values[name] = _checked(f"{name} in {file}", _READERS[name], value)
     for name, read in _READERS.items():
         variable = PREFIX + name.upper()
-        if variable in environ:
+        if variable in environ and not (name == "admin_secret" and _named_operator(environ)):
             values[name] = _checked(variable, read, environ[variable])
     config = Config(**values)
     _check_together(config)
@@ -189,7 +224,35 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A line for each AGENTWRIT_ variable that means nothing to us, with the nearest name that does."""
     known = sorted({name.upper() for name in _READERS} | CLIENT_NAMES)
     given = sorted(name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX))
-    return [f"{PREFIX}{name} is not a setting{_nearest(name, known, PREFIX)}" for name in given if name not in known]
+    lines = [f"{PREFIX}{name} is not a setting{_nearest(name, known, PREFIX)}" for name in given if name not in known]
+    if f"{PREFIX}ADMIN_SECRET" in environ and _named_operator(environ):
+        lines.append(
+            f"{PREFIX}ADMIN_SECRET is the secret of the operator whom {PREFIX}OPERATOR names, and not the first one's:"
+            " it sets nothing here"
+        )
+    return lines
+
+
+def _named_operator(environ: Mapping[str, str]) -> bool:
+    """Whether the variables are those of an operator with a name, for the command line: `agentwrit operator add`
+    prints them for a shell, in which somebody may start a broker as well.
+    """
+    return environ.get(f"{PREFIX}OPERATOR", "") not in ("", operator.SUBJECT)
+
+
+def doubts(config: Config) -> list[str]:
+    """A line for each setting that is left out and most probably needed."""
+    is_local = all(host == target_uri.LOOPBACK_NAME or _is_loopback(host) for host in config.host)
+    if config.public_url or (is_local and not config.trusted_proxies):
+        return []
+    return [_NO_PUBLIC_URL]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def from_environment(file: Path | None = None) -> Config:
@@ -198,10 +261,10 @@ def from_environment(file: Path | None = None) -> Config:
 
 def _read_file(file: Path) -> dict[str, object]:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(small_text(file))
     except OSError as error:
         raise ConfigurationError(f"the configuration file {file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, AgentWritError, RecursionError) as error:
         raise ConfigurationError(f"the configuration file {file} is not TOML: {error}") from error
     for name in content:
         if name not in _READERS:
@@ -226,6 +289,8 @@ def _check_together(config: Config) -> None:
         raise ConfigurationError("AGENTWRIT_TLS_CERT and AGENTWRIT_TLS_KEY are set together or not at all")
     if config.tls_client_ca is not None and config.tls_cert is None:
         raise ConfigurationError("AGENTWRIT_TLS_CLIENT_CA needs AGENTWRIT_TLS_CERT and AGENTWRIT_TLS_KEY")
+    if config.client_key is not None and config.client_cert is None:
+        raise ConfigurationError("AGENTWRIT_CLIENT_KEY is set without AGENTWRIT_CLIENT_CERT: set both, or neither")
     if config.default_ttl > config.max_ttl:
         raise ConfigurationError("AGENTWRIT_DEFAULT_TTL is larger than AGENTWRIT_MAX_TTL: lower it, or raise the other")
     if (config.audit_retention is None) != (config.audit_archive is None):

@@ -11,13 +11,15 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from agentwrit.domain.errors import ConfigurationError
-from agentwrit.durable import sync
+from agentwrit import durable
+from agentwrit.domain.errors import AgentWritError, ConfigurationError
+from agentwrit.reading import small_text
 
 MASTER_KEY_FILE: Final = "master.key"
 NEW_MASTER_KEY_FILE: Final = "master.key.new"
 LOCK_FILE: Final = "lock"
 DATABASE_FILE: Final = "agentwrit.db"
+LOGS: Final = ("-wal", "-journal")  # what SQLite has beside a database, and takes for its newest part when it is opened
 RESTORING: Final = ".restoring"  # the end of its name for as long as it is being restored
 
 
@@ -28,10 +30,10 @@ def read_key_file(path: Path) -> str | None:
         ConfigurationError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="ascii").strip()
+        return small_text(path, "ascii").strip()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, AgentWritError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
 
 
@@ -41,16 +43,8 @@ def write_key_file(path: Path, text: str) -> None:
     Raises:
         ConfigurationError: it cannot be written.
     """
-    unfinished = path.with_name(f"{path.name}.tmp")
     try:
-        unfinished.unlink(missing_ok=True)
-        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        sync(path.parent)
+        durable.write(path, f"{text}\n".encode("ascii"))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -92,28 +86,22 @@ class DataDirectory:
 
     @property
     def has_store(self) -> bool:
-        """Whether there is a database, or a write-ahead log that belonged to one."""
-        return any((self.path / (DATABASE_FILE + end)).exists() for end in ("", "-wal"))
+        """Whether there is a database, or a log or journal that belonged to one."""
+        return any((self.path / (DATABASE_FILE + end)).exists() for end in ("", *LOGS))
 
     def clear_restoring(self) -> None:
         """Take away what a restore has left that was not finished."""
-        for end in ("", "-wal", "-shm", "-journal"):
+        for end in ("", "-shm", *LOGS):
             self.restoring.with_name(self.restoring.name + end).unlink(missing_ok=True)
 
     def finish_restoring(self) -> None:
         """Make what was restored the database, durably."""
-        self.restoring.rename(self.database)
-        sync(self.path)
+        durable.rename(self.restoring, self.database)
 
     def create_master_key(self) -> str:
         """Make the key file, durably: what is wrapped under a key that a power cut takes away is lost."""
         text = secrets.token_hex(32)
-        descriptor = os.open(self.path / MASTER_KEY_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(self.path)
+        durable.write(self.path / MASTER_KEY_FILE, f"{text}\n".encode("ascii"), replacing=False)
         return text
 
     def read_new_master_key_text(self) -> str | None:
@@ -129,8 +117,7 @@ class DataDirectory:
         text = self.read_master_key_text()
         if text is not None and former is not None:
             write_key_file(self.path / f"{MASTER_KEY_FILE}.{former}", text)
-        (self.path / NEW_MASTER_KEY_FILE).replace(self.path / MASTER_KEY_FILE)
-        sync(self.path)
+        durable.rename(self.path / NEW_MASTER_KEY_FILE, self.path / MASTER_KEY_FILE)
 
     def drop_new_master_key(self) -> None:
         """Forget a new key that nothing is under."""
@@ -145,7 +132,7 @@ def _prepare(path: Path) -> int:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(path)
-        lock = os.open(path / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = os.open(path / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigurationError(
             f"the data directory {path} is not usable ({error.strerror}):"
@@ -158,6 +145,8 @@ def _prepare(path: Path) -> int:
         raise ConfigurationError(
             f"the data directory {path} is in use by another broker: stop it, or set AGENTWRIT_DATA_DIR to another one"
         ) from None
+    for unfinished in path.glob(f".*{durable.UNFINISHED}"):
+        unfinished.unlink()  # its writer was killed; a key may be in it
     return lock
 
 
@@ -166,7 +155,7 @@ def _make_private(path: Path) -> None:
         return
     # A directory that is ours alone is made private; one that holds other things is not ours to close.
     others = [entry.name for entry in path.iterdir() if entry.name != LOCK_FILE]
-    if any(not name.startswith((DATABASE_FILE, MASTER_KEY_FILE)) for name in others):
+    if any(not name.removeprefix(".").startswith((DATABASE_FILE, MASTER_KEY_FILE)) for name in others):
         raise ConfigurationError(
             f"the data directory {path} is open to other users and holds other files:"
             " set AGENTWRIT_DATA_DIR to a directory of its own"

@@ -1,17 +1,25 @@
 """Structured logs, on standard error: lines for people, or JSON for machines."""
 
-import asyncio
+import atexit
 import logging
+import os
 import re
+import select
 import sys
 import threading
-from collections.abc import Awaitable
-from typing import Final, TextIO, TypeVar
+import time
+from typing import Final
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-T = TypeVar("T")
+from agentwrit.domain import text
+
+MAX_WAITING_BYTES: Final = 4 * 2**20  # of lines that are yet to be written
+STUCK_SECONDS: Final = 2.0  # that a write may take
+RETRY_SECONDS: Final = 1.0
+LAST_SECONDS: Final = 2.0  # that the end of the process waits for the last lines
+STANDARD_ERROR: Final = 2
 
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -22,61 +30,109 @@ _LEVELS: Final = {
 
 
 class _Lines:
-    """Writes the lines of the log. Those that tell of nothing wrong may wait for the others of their turn.
+    """Writes the lines of the log, on a thread of its own.
 
-    The turn is that of the event loop which `gathered` was called on: a system call for each line would take the broker
-    longer than most of what it logs.
+    Whoever logs never waits and is never told of an error: a pipe that nobody reads, and a disk that is full or does
+    not answer, keep this thread alone. Lines wait for it up to a bound. Those beyond it are counted and lost, which
+    the log says itself as soon as it can be written again.
     """
 
     def __init__(self) -> None:
-        self.file: TextIO = sys.stderr
-        self._lock = threading.Lock()
-        self._waiting: list[str] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
-
-    async def gathered(self, work: Awaitable[T]) -> T:
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        try:
-            return await work
-        finally:
-            self._loop = None
-            self._write()
-
-    def info(self, line: str) -> None:
-        if self._loop is None or threading.get_ident() != self._thread:
-            self.msg(line)
-            return
-        with self._lock:
-            if not self._waiting:
-                self._loop.call_soon(self._write)
-            self._waiting.append(line)
+        self.lost = 0
+        self._descriptor = STANDARD_ERROR
+        self._changed = threading.Condition()
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0  # of those that are being written as well
+        self._untold = 0
+        self._is_failing = False
+        self._begun_at: float | None = None  # when the write that is under way began
+        self._thread: threading.Thread | None = None
 
     def msg(self, line: str) -> None:
-        self._write(line)
+        encoded = (line + "\n").encode(errors="backslashreplace")
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+                self._thread.start()
+            if self._waiting_bytes + len(encoded) > MAX_WAITING_BYTES:
+                self.lost += 1
+                self._untold += 1
+                return
+            self._waiting.append(encoded)
+            self._waiting_bytes += len(encoded)
+            self._changed.notify_all()
 
-    debug = info
-    warning = warn = error = critical = fatal = failure = exception = log = msg
+    debug = info = warning = warn = error = critical = fatal = failure = exception = log = msg
 
-    def _write(self, *last: str) -> None:
-        with self._lock:
-            lines, self._waiting = [*self._waiting, *last], []
-            if lines:
-                self.file.write("\n".join([*lines, ""]))
-                self.file.flush()
+    def is_failing(self) -> bool:
+        """Whether lines cannot be written now."""
+        begun_at = self._begun_at
+        return self._is_failing or (begun_at is not None and time.monotonic() > begun_at + STUCK_SECONDS)
+
+    def flush(self, seconds: float) -> None:
+        """Wait until all lines are written, but no longer than this."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting_bytes, seconds)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                lines, self._waiting = self._waiting, []
+            written = b"".join(lines)
+            self._write(written)
+            with self._changed:
+                self._waiting_bytes -= len(written)
+                untold, self._untold = self._untold, 0
+                self._changed.notify_all()
+            if untold:
+                log.warning("lines of the log could not be written, and are lost", count=untold)
+
+    def _write(self, data: bytes) -> None:
+        """Write this to its end, however long that takes."""
+        left = memoryview(data)
+        while left:
+            self._begun_at = time.monotonic()
+            try:
+                # Not by `sys.stderr`: its lock would be held for as long, and the interpreter wants it at its end.
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # whoever else has this pipe has made it one that does not wait
+                select.select([], [self._descriptor], [], RETRY_SECONDS)
+            except OSError:
+                self._is_failing = True
+                time.sleep(RETRY_SECONDS)
+            else:
+                self._is_failing = False
+                self._begun_at = None
 
 
+class _Handler(logging.Handler):
+    """Gives the logs of libraries to our own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _lines.msg(self.format(record))
+        except Exception:  # a library's record that cannot be formatted
+            _lines.msg(f"a record of {record.name} cannot be shown")
+
+
+log = structlog.get_logger("agentwrit.log")
 _lines = _Lines()
+atexit.register(_lines.flush, LAST_SECONDS)
 
 
-async def gathered(work: Awaitable[T]) -> T:
-    """Do this work, and write what the event loop logs meanwhile once a turn, not line by line."""
-    return await _lines.gathered(work)
+def lost() -> int:
+    """How many lines were lost since the start, because the log could not be written and too many waited."""
+    return _lines.lost
+
+
+def is_failing() -> bool:
+    """Whether the log cannot be written now."""
+    return _lines.is_failing()
 
 
 def configure(*, level: str, log_format: str) -> None:
     """Send our own logs, and those of the libraries below us, the same way."""
-    _lines.file = sys.stderr
     threshold = _LEVELS[level]
     shared: list[Processor] = [
         structlog.processors.add_log_level,
@@ -89,7 +145,7 @@ def configure(*, level: str, log_format: str) -> None:
         logger_factory=lambda *_: _lines,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=renderer, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
 
@@ -114,9 +170,12 @@ def _line(_: WrappedLogger, __: str, fields: EventDict) -> str:
 
     Values are quoted where they hold anything but plain text, so that no value can look like another field.
     """
-    start = f"{fields.pop('timestamp')} [{fields.pop('level'):9}] {fields.pop('event')}"
+    start = f"{fields.pop('timestamp')} [{fields.pop('level'):9}] {text.escaped(str(fields.pop('event')))}"
     trace = fields.pop("exception", None)
     for name, value in fields.items():
-        text = str(value)
-        start += f" {name}={text if _PLAIN.fullmatch(text) else repr(text)}"
-    return start if trace is None else f"{start}\n{trace}"
+        shown = str(value)
+        start += f" {name}={shown if _PLAIN.fullmatch(shown) else repr(shown)}"
+    if trace is None:
+        return start
+    # What an exception says may be a caller's words: no line of it can look like one of the log, or steer a terminal.
+    return "\n".join([start, *(f"    {text.escaped(part)}" for part in trace.splitlines())])

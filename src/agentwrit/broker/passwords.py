@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -15,7 +16,11 @@ from agentwrit.domain.errors import Unavailable
 T = TypeVar("T")
 
 AT_ONCE: Final = 2
-WAITING: Final = 2
+WAITING: Final = 2  # at each address prefix
+MAX_STRANGERS_WAITING: Final = 128
+MAX_FAMILIAR: Final = 256  # prefixes that are remembered as those of operators
+
+_OPERATORS: Final = "operators"  # where those wait who have logged in; no address prefix is called so
 
 # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, two passes, one lane.
 _HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
@@ -53,39 +58,126 @@ def matches(password_hash: str, password: str) -> bool:
         return False
 
 
-class PasswordChecker:
-    """Checks passwords: `AT_ONCE` at the same time, as many again wait, and the rest are turned away.
+class TooManyLogins(Unavailable):
+    """So many passwords wait to be checked that this one was not."""
 
-    Each check takes 19 MiB and tens of milliseconds, and strangers can ask for it.
+    def __init__(self) -> None:
+        super().__init__("too many logins at the same time")
+
+
+class _Lane:
+    """Who waits, by the address prefix that they come from: each prefix has its turn, however many wait there."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._count = 0
+
+    def enter(self, network: str) -> asyncio.Future[None]:
+        """Wait. What is returned is set when it is their turn.
+
+        Raises:
+            TooManyLogins: there is no place.
+        """
+        queue = self._queues.get(network, ())
+        if self._count >= self._places or len(queue) >= WAITING:
+            raise TooManyLogins
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(network, deque()).append(turn)
+        self._count += 1
+        return turn
+
+    def leave(self, network: str, turn: asyncio.Future[None]) -> None:
+        """Wait no longer, if they still do."""
+        queue = self._queues.get(network)
+        if queue is not None and turn in queue:
+            queue.remove(turn)
+            self._left(network, queue)
+
+    def call_next(self) -> bool:
+        """Let whoever is next have their turn. Returns whether there was anybody."""
+        while self._queues:
+            network, queue = next(iter(self._queues.items()))
+            turn = queue.popleft()
+            self._queues.move_to_end(network)
+            self._left(network, queue)
+            if not turn.done():  # else they gave up just now
+                turn.set_result(None)
+                return True
+        return False
+
+    def _left(self, network: str, queue: "deque[asyncio.Future[None]]") -> None:
+        self._count -= 1
+        if not queue:
+            del self._queues[network]
+
+
+class PasswordChecker:
+    """Checks passwords: `AT_ONCE` at the same time. The others wait, and have their turns, or are turned away.
+
+    Each check takes 19 MiB and tens of milliseconds, and strangers can ask for it from as many addresses as they have.
+    So turns go from one address prefix to the next, however many wait at each; and every second turn is for prefixes
+    that an operator has logged in from before. There an operator waits for a stranger or two, and not for all of them.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(AT_ONCE, "argon2")
         self._busy = 0
+        self._familiar: OrderedDict[str, None] = OrderedDict()
+        self._known_waiting = _Lane(WAITING * MAX_FAMILIAR)
+        self._strangers_waiting = _Lane(MAX_STRANGERS_WAITING)
+        self._is_strangers_turn = False
 
-    async def matches(self, password_hash: str, password: str) -> bool:
-        """Whether this is the password.
+    async def matches(self, password_hash: str, password: str, network: str) -> bool:
+        """Whether this is the password. `network`: the address prefix of who says so.
 
         Raises:
-            Unavailable: too many checks wait already.
+            TooManyLogins: too many wait already.
         """
-        return await self._run(matches, password_hash, password)
+        return await self._run(network, matches, password_hash, password)
 
     async def hash(self, password: str) -> str:
-        """The form that a password is stored in.
+        """The form that a password is stored in, for an operator who has logged in.
 
         Raises:
-            Unavailable: too many checks wait already.
+            TooManyLogins: too many wait already.
         """
-        return await self._run(hash_password, password)
+        return await self._run(_OPERATORS, hash_password, password)
 
-    async def _run(self, work: Callable[..., T], *arguments: str) -> T:
-        if self._busy >= AT_ONCE + WAITING:
-            raise Unavailable("too many logins at the same time")
-        self._busy += 1
+    def make_familiar(self, network: str) -> None:
+        """Remember that a password was right that came from there."""
+        self._familiar[network] = None
+        self._familiar.move_to_end(network)
+        if len(self._familiar) > MAX_FAMILIAR:
+            self._familiar.popitem(last=False)
+
+    async def _run(self, network: str, work: Callable[..., T], *arguments: str) -> T:
+        await self._turn(network)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
         finally:
+            self._call_next()
+
+    async def _turn(self, network: str) -> None:
+        if self._busy < AT_ONCE:
+            self._busy += 1
+            return
+        is_known = network in self._familiar or network == _OPERATORS
+        lane = self._known_waiting if is_known else self._strangers_waiting
+        turn = lane.enter(network)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._call_next()  # it was theirs just now
+            else:
+                lane.leave(network, turn)
+            raise
+
+    def _call_next(self) -> None:
+        lanes = self._strangers_waiting, self._known_waiting
+        self._is_strangers_turn = not self._is_strangers_turn
+        if not any(lane.call_next() for lane in (lanes if self._is_strangers_turn else reversed(lanes))):
             self._busy -= 1
 
     def close(self) -> None:

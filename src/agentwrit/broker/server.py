@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import http.client
 import json
@@ -9,25 +10,26 @@ import os
 import resource
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 import structlog
-import uvicorn
 import uvloop
-from starlette.types import ASGIApp
 
 from agentwrit._version import __version__
 from agentwrit.broker import bootstrap, logs, memory
-from agentwrit.broker.config import Config, from_environment, unknown_variables
-from agentwrit.broker.http.protocol import KEEP_ALIVE_SECONDS, BoundedHttpProtocol
+from agentwrit.broker.config import UNIX, Config, doubts, from_environment, unknown_variables
+from agentwrit.broker.counts import SharedCounts
+from agentwrit.broker.ending_process import EndingProcess
+from agentwrit.broker.http.server import BACKLOG, HttpServer
+from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.shutdown import Shutdown
 from agentwrit.broker.workers import Workers
 from agentwrit.domain.errors import ConfigurationError
 
-BACKLOG: Final = 2048
+MAX_UNSENT_BYTES: Final = 128 * 1024  # of a connection in the kernel: else it takes megabytes for one who does not read
 HEALTH_SECONDS: Final = 3
 GRACE_SECONDS: Final = 10  # for requests in flight when the broker is told to stop
 YOUNG_OBJECTS: Final = 10_000  # before the garbage collector looks at them: requests end without leaving any to it
@@ -35,29 +37,19 @@ YOUNG_OBJECTS: Final = 10_000  # before the garbage collector looks at them: req
 log = structlog.get_logger("agentwrit.server")
 
 
-class HttpServer(uvicorn.Server):
-    """uvicorn's server, leaving signals to us: it would end the process before the store is closed."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_listening = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.is_listening.set()
-
-
 def serve(
-    file: Path | None, *, ready_fd: int | None = None, stop_fd: int | None = None, listen_fd: int | None = None
+    file: Path | None,
+    *,
+    ready_fd: int | None = None,
+    stop_fd: int | None = None,
+    listen_fds: Sequence[int] = (),
+    counts_fds: Sequence[int] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end: see `shutdown`.
 
     When the broker listens, one line of JSON with its `url` and `pid` is written to `ready_fd`, which is then closed.
-    `listen_fd`: a socket that listens already. Who is given one is a worker, and has no workers.
+    `listen_fds`: sockets that listen already. Who is given some is a worker, and has no workers. `counts_fds`: see
+    `SharedCounts`.
 
     Raises:
         ConfigurationError: it cannot start as it was told to.
@@ -65,28 +57,34 @@ def serve(
     memory.give_back_large_blocks()
     config = from_environment(file)
     logs.configure(level=config.log_level, log_format=config.log_format)
-    for line in unknown_variables(os.environ):
+    has_workers = config.workers > 1 and not listen_fds
+    ending = None if has_workers else EndingProcess.fork(config)  # as long as there are no threads
+    for line in [*unknown_variables(os.environ), *doubts(config)]:
         log.warning(line)
     _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if config.workers > 1 and listen_fd is None:
+        if has_workers:
             runner.run(_serve_with_workers(config, file, ready_fd, stop_fd))
-        else:
-            runner.run(logs.gathered(_serve(config, ready_fd, stop_fd, listen_fd)))
+            return
+        try:
+            runner.run(_serve(config, ready_fd, stop_fd, listen_fds, counts_fds, ending))
+        finally:
+            if ending is not None:
+                ending.close()
 
 
 async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int | None, stop_fd: int | None) -> None:
     shutdown = Shutdown(config.drain_seconds)
     shutdown.heed(stop_fd)
-    async with bootstrap.open_store(config):
+    async with bootstrap.open_store(config, is_to_serve=True):
         pass  # what is wrong with it is said here, once
-    with listen(config.host, config.port, "AGENTWRIT_PORT") as listener:
-        workers = Workers(config, file, listener)
+    with listening(config.host, config.port, "AGENTWRIT_PORT") as listeners:
+        workers = Workers(config, file, listeners)
         keeping: asyncio.Task[None] | None = None
         try:
             await workers.start()
             keeping = asyncio.create_task(workers.keep())
-            url = url_of(config, listener)
+            url = url_of(config, listeners)
             log.info("listening", url=url, version=__version__, workers=config.workers)
             _announce(ready_fd, url)
             await shutdown.wait_to_drain()
@@ -102,25 +100,38 @@ async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int |
     log.info("stopped")
 
 
-async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None, listen_fd: int | None) -> None:
+async def _serve(
+    config: Config,
+    ready_fd: int | None,
+    stop_fd: int | None,
+    listen_fds: Sequence[int],
+    counts_fds: Sequence[int],
+    ending: EndingProcess | None,
+) -> None:
     shutdown = Shutdown(config.drain_seconds)
     shutdown.heed(stop_fd)
-    async with bootstrap.open_broker(
-        config, is_draining=shutdown.is_draining, is_stopping=shutdown.is_stopping
-    ) as broker:
-        servers = [http_server(config, broker.app)]
-        given = None if listen_fd is None else socket.socket(fileno=listen_fd)
-        listeners = [given or listen(config.host, config.port, "AGENTWRIT_PORT")]
+    async with (
+        bootstrap.open_broker(
+            config,
+            is_draining=shutdown.is_draining,
+            is_stopping=shutdown.is_stopping,
+            ending_elsewhere=None if ending is None else ending.see_through,
+        ) as broker,
+        contextlib.AsyncExitStack() as sockets,
+    ):
+        tls = tls_context(config)
+        publishing = _share_counts(broker.metrics, counts_fds)
+        http = HttpServer(broker.metrics)
+        listeners: Sequence[socket.socket] = [socket.socket(fileno=each) for each in listen_fds]
+        if not listeners:
+            listeners = sockets.enter_context(listening(config.host, config.port, "AGENTWRIT_PORT"))
+        for listener in listeners:
+            await http.listen(listener, broker.app, tls)
         if config.metrics_port is not None:
-            servers.append(http_server(config, broker.metrics_app))
-            listeners.append(listen(config.metrics_host, config.metrics_port, "AGENTWRIT_METRICS_PORT"))
-        running = [
-            asyncio.create_task(server.serve(sockets=[listener]))
-            for server, listener in zip(servers, listeners, strict=True)
-        ]
-        for server in servers:
-            await server.is_listening.wait()
-        url = url_of(config, listeners[0])
+            of_metrics = listening(config.metrics_host, config.metrics_port, "AGENTWRIT_METRICS_PORT")
+            for listener in sockets.enter_context(of_metrics):
+                await http.listen(listener, broker.metrics_app, tls)
+        url = url_of(config, listeners)
         # What was loaded to get here stays: no garbage collection needs to look at it again.
         gc.collect()
         gc.freeze()
@@ -130,85 +141,212 @@ async def _serve(config: Config, ready_fd: int | None, stop_fd: int | None, list
         _announce(ready_fd, url)
         await shutdown.wait()
         log.info("stopping")
-        for server in servers:
-            server.should_exit = True
-        await asyncio.gather(*running)
+        await http.stop(GRACE_SECONDS)
+        if publishing is not None:
+            publishing.cancel()
     log.info("stopped")
 
 
-def is_healthy(config: Config) -> bool:
-    """Whether the broker with these settings, on this machine, says that it is well. For container health checks."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104  # looked up, not bound
-    if config.tls_cert is None:
-        connection = http.client.HTTPConnection(host, config.port, timeout=HEALTH_SECONDS)
-    else:
-        # It asks itself: who answers on this machine's own port needs no certificate to be believed.
-        context = ssl._create_unverified_context()  # noqa: S323
-        connection = http.client.HTTPSConnection(host, config.port, timeout=HEALTH_SECONDS, context=context)
+def _share_counts(metrics: Metrics, files: Sequence[int]) -> asyncio.Task[None] | None:
+    """Let whoever is asked tell the counts of all workers, if there are any."""
+    if not files:
+        return None
+    shared = SharedCounts(files, metrics.counts)
+    metrics.of_all = shared.of_all
+    return asyncio.create_task(shared.run())
+
+
+def check_health(config: Config) -> str | None:
+    """Ask the broker with these settings, on this machine, whether it is well. For container health checks.
+
+    Where it asks for certificates it is shown `client_cert`, or else the broker's own. Returns why it is not well.
+
+    Raises:
+        ConfigurationError: a certificate cannot be loaded.
+    """
+    connection = _to_itself(config)
     try:
         connection.request("GET", "/v1/health")
-        return connection.getresponse().status == HTTPStatus.OK
-    except OSError:
-        return False
+        status = connection.getresponse().status
+        return None if status == HTTPStatus.OK else f"/v1/health is answered with {status}"
+    except (OSError, http.client.HTTPException) as error:
+        shown = f"; was shown {config.client_cert or config.tls_cert}" if config.tls_client_ca is not None else ""
+        return f"{config.host[0]} port {config.port} does not answer: {error}{shown}"
     finally:
         connection.close()
 
 
-def http_server(config: Config, app: ASGIApp) -> HttpServer:
-    """A server for an application. `serve` takes the sockets that it listens on.
+def _to_itself(config: Config) -> http.client.HTTPConnection:
+    """A connection to the first address that the broker listens on."""
+    first = config.host[0]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104  # looked up, not bound
+    context: ssl.SSLContext | None = None
+    if config.tls_cert is not None:
+        # It asks itself: who answers on this machine's own port needs no certificate to be believed.
+        context = ssl._create_unverified_context()  # noqa: S323
+        if config.tls_client_ca is not None:
+            _show_certificate(context, config)
+    if first.startswith(UNIX):
+        return _AtPath(first.removeprefix(UNIX), context)
+    if context is None:
+        return http.client.HTTPConnection(host, config.port, timeout=HEALTH_SECONDS)
+    return http.client.HTTPSConnection(host, config.port, timeout=HEALTH_SECONDS, context=context)
+
+
+class _AtPath(http.client.HTTPConnection):
+    """A connection to a socket in the file system."""
+
+    def __init__(self, path: str, context: ssl.SSLContext | None) -> None:
+        super().__init__("localhost", timeout=HEALTH_SECONDS)
+        self._path = path
+        self._context = context
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(HEALTH_SECONDS)
+        self.sock.connect(self._path)
+        if self._context is not None:
+            self.sock = self._context.wrap_socket(self.sock)
+
+
+def _show_certificate(context: ssl.SSLContext, config: Config) -> None:
+    if config.client_cert is None:
+        certificate, key, prefix = config.tls_cert, config.tls_key, "AGENTWRIT_TLS"
+    else:
+        certificate, key, prefix = config.client_cert, config.client_key, "AGENTWRIT_CLIENT"
+    try:
+        context.load_cert_chain(certificate or "", key, "")  # a passphrase is asked for by nobody
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"the certificate to show cannot be loaded ({error}): check {prefix}_CERT and {prefix}_KEY"
+        ) from error
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """What TLS is spoken with, if it is.
 
     Raises:
         ConfigurationError: the certificate or a key cannot be loaded.
     """
+    if config.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        settings = uvicorn.Config(
-            app,
-            http=BoundedHttpProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            ssl_certfile=config.tls_cert,
-            ssl_keyfile=config.tls_key,
-            ssl_ca_certs=str(config.tls_client_ca) if config.tls_client_ca is not None else None,
-            ssl_cert_reqs=ssl.CERT_REQUIRED if config.tls_client_ca is not None else ssl.CERT_NONE,
-        )
-        settings.load()
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+        if config.tls_client_ca is not None:
+            context.load_verify_locations(config.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(
             f"the TLS certificate, key or client CA cannot be loaded ({error}):"
             " check AGENTWRIT_TLS_CERT, AGENTWRIT_TLS_KEY and AGENTWRIT_TLS_CLIENT_CA"
         ) from error
-    return HttpServer(settings)
+    return context
 
 
-def listen(host: str, port: int, setting: str) -> socket.socket:
-    """A socket that listens. `setting`: where the port came from.
+@contextlib.contextmanager
+def listening(hosts: Sequence[str], port: int, setting: str) -> Iterator[Sequence[socket.socket]]:
+    """Sockets that listen, one for each address of each host, all on one port. `setting`: where the port came from.
+
+    A host that is `unix:/a/path` is a socket there, which the process's group may connect to, until this is left.
 
     Raises:
-        ConfigurationError: the address or the port cannot be had.
+        ConfigurationError: an address, the port or a path cannot be had.
     """
+    with contextlib.ExitStack() as stack:
+        listeners: list[socket.socket] = []
+        for host in hosts:
+            if host.startswith(UNIX):
+                path = Path(host.removeprefix(UNIX))
+                listeners.append(stack.enter_context(_listen_at(path)))
+                stack.callback(_remove, path, path.stat().st_ino)
+                continue
+            for listener in _listen_on(host, port, setting, with_ipv4="0.0.0.0" not in hosts):  # noqa: S104
+                listeners.append(stack.enter_context(listener))
+                port = port or listener.getsockname()[1]  # which the system chose: the others have it too
+        for listener in listeners:
+            listener.setblocking(False)
+        yield listeners
+
+
+def _listen_on(host: str, port: int, setting: str, *, with_ipv4: bool) -> Iterator[socket.socket]:
+    """`with_ipv4`: whether `::` stands for all addresses of the other kind as well."""
+    error: OSError | None = None
+    count = 0
     try:
-        [address, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, location = address
-        listener = socket.create_server(location, family=family, backlog=BACKLOG)
-    except OSError as error:
+        for family, _, _, _, location in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            is_dual = with_ipv4 and host == "::" and socket.has_dualstack_ipv6()
+            try:
+                listener = socket.create_server(
+                    (location[0], port, *location[2:]), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
+                )
+            except OSError as missing:  # a name may have an address that this machine has not
+                if missing.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                error = missing
+                continue
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # its connections inherit it
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
+            count += 1
+            port = port or listener.getsockname()[1]
+            yield listener
+        if error is not None and not count:
+            raise error
+    except socket.gaierror as unknown:
         raise ConfigurationError(
-            f"cannot listen on {host} port {port} ({error.strerror}):"
+            f"cannot listen on {host} ({unknown.strerror}): it is no address, and no name that is known here;"
+            f" correct {setting.replace('PORT', 'HOST')}"
+        ) from unknown
+    except OSError as refusal:
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port} ({refusal.strerror}):"
             f" stop whatever uses it, or set {setting} to another port"
+        ) from refusal
+
+
+def _listen_at(path: Path) -> socket.socket:
+    """A socket in the file system, in place of one that a process left which is gone."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and not _is_answered(path):
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(0o660)  # nobody can connect yet
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {path} ({error.strerror or error}): stop whatever uses it, or set another path"
         ) from error
-    listener.setblocking(False)
     return listener
 
 
-def url_of(config: Config, listener: socket.socket) -> str:
-    """The URL at which a listening socket is reached."""
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(HEALTH_SECONDS)
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def _remove(path: Path, number: int) -> None:
+    """Remove a socket, if it is still ours."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == number:
+            path.unlink()
+
+
+def url_of(config: Config, listeners: Sequence[socket.socket]) -> str:
+    """The URL at which the first of these sockets is reached; of one in the file system, its path."""
     scheme = "https" if config.tls_cert is not None else "http"
-    host, port = listener.getsockname()[:2]
+    of_network = [each for each in listeners if each.family != socket.AF_UNIX]
+    if not of_network:
+        return f"{UNIX}{listeners[0].getsockname()}"
+    host, port = of_network[0].getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 

@@ -4,6 +4,7 @@
   for as long as `drain_seconds` gives the proxy to notice. Then the broker stops.
 - A second SIGTERM while it drains stops it: somebody is in a hurry.
 - SIGINT (Ctrl-C) stops at once, because a person is waiting; so does the end of `stop_fd`: whoever started us is gone.
+- SIGHUP stops as well: the terminal is gone. It is not heeded where whoever started us had it ignored, as nohup does.
 """
 
 import asyncio
@@ -44,6 +45,8 @@ class Shutdown:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.drain)
         loop.add_signal_handler(signal.SIGINT, self.stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self.stop)
         if stop_fd is not None:
 
             def readable() -> None:

@@ -10,11 +10,13 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from agentwrit.broker import counts
 from agentwrit.broker.config import PREFIX, Config
 from agentwrit.domain.errors import ConfigurationError
 
@@ -25,15 +27,17 @@ log = structlog.get_logger("agentwrit.workers")
 
 
 class Workers:
-    """`listener`: the socket that they take connections from; `file`: the settings' file, if there is one."""
+    """`listeners`: the sockets that they take connections from; `file`: the settings' file, if there is one."""
 
-    def __init__(self, config: Config, file: Path | None, listener: socket.socket) -> None:
+    def __init__(self, config: Config, file: Path | None, listeners: Sequence[socket.socket]) -> None:
         self._config = config
         self._file = file
-        self._listener = listener
+        self._listeners = listeners
         # Its other end is ours alone: when we are gone, however that came about, the workers read its end and stop.
         self._stop_read, self._stop_write = os.pipe()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        # Where metrics have the port that all share, whoever is asked has to know those of all.
+        self._counts = [counts.new_file() for _ in range(config.workers)] if config.metrics_port is None else []
 
     async def start(self) -> None:
         """Start all, and wait until they serve.
@@ -62,7 +66,8 @@ class Workers:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        os.close(self._stop_read)
+        for descriptor in (self._stop_read, *self._counts):
+            os.close(descriptor)
 
     def _tell(self, number: signal.Signals) -> None:
         for process in self._processes.values():
@@ -75,19 +80,26 @@ class Workers:
             code = await self._processes[number].wait()
             log.error("a worker ended, and is started again", worker=number, exit_code=code)
             await asyncio.sleep(RESTART_SECONDS)
-            with contextlib.suppress(ConfigurationError):  # it has said why, and is tried again
+            try:
                 await self._start(number)
+            except ConfigurationError:
+                pass  # it has said why, and is tried again
+            except Exception as error:  # whatever the system refuses us now: the others go on, and so do we
+                log.error("a worker cannot be started, and is tried again", worker=number, exc_info=error)
 
     async def _start(self, number: int) -> None:
         ready_read, ready_write = os.pipe()
+        listening = [listener.fileno() for listener in self._listeners]
         file = [] if self._file is None else ["--config", str(self._file)]
+        own_first = [*self._counts[number:], *self._counts[:number]]
         try:
             self._processes[number] = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "agentwrit.broker", "serve", *file,
                 "--ready-fd", str(ready_write), "--stop-on-eof", str(self._stop_read),
-                "--listen-fd", str(self._listener.fileno()),
+                *[text for each in listening for text in ("--listen-fd", str(each))],
+                *(["--counts-fds", ",".join(map(str, own_first))] if own_first else []),
                 env={**os.environ, **self._own_settings(number)},
-                pass_fds=[ready_write, self._stop_read, self._listener.fileno()],
+                pass_fds=[ready_write, self._stop_read, *listening, *own_first],
                 start_new_session=True,  # Ctrl-C is for us: we tell them
             )  # fmt: skip
         finally:

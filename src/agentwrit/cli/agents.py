@@ -104,7 +104,7 @@ def _pages(
         page = operator.list_agents(**filters, after=after, limit=PAGE if left is None else min(left, PAGE))
         yield page
         after = page["next"]
-        if after is None:
+        if after is None or not page["agents"]:
             return
         left = None if left is None else left - len(page["agents"])
 

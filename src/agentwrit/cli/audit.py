@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from agentwrit import reading
 from agentwrit.cli import broker, options
-from agentwrit.cli.output import print_json, print_table, say, say_out
+from agentwrit.cli.output import (
+    STANDARD_OUTPUT,
+    print_json,
+    print_json_line,
+    print_table,
+    say,
+    say_out,
+    written,
+)
 from agentwrit.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -22,7 +31,6 @@ if TYPE_CHECKING:
 
 PAGE: Final = 1000
 FOLLOW_SECONDS: Final = 1.0
-STANDARD_OUTPUT: Final = "-"
 
 
 @click.group()
@@ -95,7 +103,10 @@ def events(
         found = _events(log, filters, after, limit, follow=follow)
         if is_json or follow:
             for event in found:
-                say_out(json.dumps(event, ensure_ascii=False) if is_json else "  ".join(_row(event)))
+                if is_json:
+                    print_json_line(event)
+                else:
+                    say_out("  ".join(_row(event)))
                 sys.stdout.flush()
             return
         print_table(("event", "time", "type", "outcome", "by", "agent", "detail"), map(_row, found))
@@ -110,7 +121,7 @@ def export(output: str, keys: tuple[str, ...], broker_url: str) -> int:
     from agentwrit.domain import audit_export, checkpoint
     from agentwrit.domain.audit import Replay
 
-    with audit_log(broker_url) as log, checking() as progress, click.open_file(output, "wb") as file:
+    with audit_log(broker_url) as log, checking() as progress, written(output) as file:
         believed = held(keys) or log.verifier_keys()
         signed = log.checkpoint()
         covered = checkpoint.read(signed, believed)
@@ -174,7 +185,7 @@ def _verify_files(files: Sequence[str], keys: "Sequence[VerifierKey]", progress:
 
     def verified(name: str) -> "Verified":
         with Path(name).open("rb") as file:
-            return audit_export.verify(file, keys, progress=progress)
+            return audit_export.verify(reading.lines(file, audit_export.MAX_LINE_BYTES), keys, progress=progress)
 
     whole = verified(files[0])
     for name in files[1:]:
@@ -197,8 +208,8 @@ def prove(event: str, archive: str | None, output: str, keys: tuple[str, ...], b
     with audit_log(broker_url) as log, checking():
         entry = None if archive is None else _archived_entry(Path(archive), event)
         proof = log.prove(event, held(keys) or log.verifier_keys(), entry=entry)
-    with click.open_file(output, "w", encoding="utf-8") as file:
-        file.write(proof)
+    with written(output) as file:
+        file.write(proof.encode())
     return 0
 
 
@@ -271,7 +282,8 @@ def _archived_entry(archive: Path, event: str) -> bytes:
 
     wanted = f',"id":{json.dumps(event)},'.encode()
     with archive.open("rb") as file:
-        found = next((line for line in file if wanted in line), None)
+        lines = reading.lines(file, audit_export.MAX_LINE_BYTES)
+        found = next((line for line in lines if wanted in line), None)
     if found is None:
         raise click.UsageError(f"{event} is not in {archive}")
     return audit_export.entry(found)
@@ -304,6 +316,9 @@ def _events(
 
 
 def _row(event: Mapping[str, Any]) -> Sequence[str]:
+    from agentwrit.client.shapes import completed
+
+    event = completed(event)
     by = event["principal"] or event["client_address"]
     return (
         event["id"],
@@ -346,10 +361,12 @@ class NotGenuine(click.ClickException):
 def audit_log(broker_url: str) -> "AuditLog":
     from agentwrit.client.audit_log import AuditLog
 
-    return AuditLog(broker_url, options.admin_secret(), operator=options.operator_name())
+    return AuditLog(
+        broker_url, options.admin_secret(), operator=options.operator_name(), cert=options.client_certificate()
+    )
 
 
 def _public_log(broker_url: str) -> "AuditLog":
     from agentwrit.client.audit_log import AuditLog
 
-    return AuditLog(broker_url)
+    return AuditLog(broker_url, cert=options.client_certificate())

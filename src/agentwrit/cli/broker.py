@@ -16,7 +16,7 @@ BROKER = ("-m", "agentwrit.broker")
 
 def check_installed() -> None:
     """Say what to install where the broker's part is missing."""
-    if find_spec("uvicorn") is None:
+    if find_spec("httptools") is None:
         raise click.ClickException(INSTALL_HINT)
 
 
@@ -33,13 +33,14 @@ def serve(config: str | None) -> None:
 
 @click.command()
 @options.config_file
+@click.option("--replace", is_flag=True, help="Make a new secret where there is one, and end what was granted on it.")
 @click.option("--print-env", is_flag=True, help="Print a line for the shell instead.")
-def init(config: str | None, print_env: bool) -> None:
-    """Make the operator's secret, or make it anew.
+def init(config: str | None, replace: bool, print_env: bool) -> None:
+    """Make the operator's secret.
 
     It is shown this once; what is stored is its argon2id hash. The broker must not be running.
     """
-    _become("init", config, *(["--print-env"] if print_env else []))
+    _become("init", config, *(["--replace"] if replace else []), *(["--print-env"] if print_env else []))
 
 
 def verify_audit(database: str, keys: Sequence[str]) -> NoReturn:
@@ -58,15 +59,17 @@ def store() -> None:
 
 
 @store.command(name="verify")
-@click.argument("directory", type=click.Path(exists=True))
+@click.argument("directory", type=click.Path(exists=True), required=False)
 @options.config_file
-def verify_store(directory: str, config: str | None) -> None:
+def verify_store(directory: str | None, config: str | None) -> None:
     """Check the audit log in DIRECTORY, or in a backup, and everything else there against the log.
+
+    Without DIRECTORY it is the database of AGENTWRIT_DATABASE_URL, as one committed state has it.
 
     Finds what was altered, deleted, or put back as it once was: a released grant, an app's old ceiling, a revoked key.
     Changes nothing; the broker may be running. Exits with 1 where something is wrong, and says what.
     """
-    _become("verify-store", config, "--", directory)
+    _become("verify-store", config, *(["--", directory] if directory is not None else []))
 
 
 @store.command(name="copy")
@@ -83,13 +86,17 @@ def copy_store(directory: str, url: str | None, config: str | None) -> None:
 
 
 @store.command(name="migrate")
+@click.option("--back-to", type=int, metavar="SCHEMA", help="Bring a database back to this older schema instead.")
 @options.config_file
-def migrate_store(config: str | None) -> None:
+def migrate_store(back_to: int | None, config: str | None) -> None:
     """Bring the store up to this version, and make it where there is none.
 
     A broker does so itself when it starts. This is for those who want it done, or refused, before they replace one.
+
+    With --back-to all that is in a database goes on, under brokers of an older version: of which schema they are, they
+    say when they refuse to start. No broker may be running.
     """
-    _become("migrate-store", config)
+    _become("migrate-store", config, *([f"--back-to={back_to}"] if back_to is not None else []))
 
 
 @store.command(name="restored")
@@ -105,6 +112,37 @@ def end_restored(yes: bool, config: str | None) -> int:
     question = "End everything that was granted in this store, and revoke its signing keys?"
     if yes or confirmed(sys.stdin, question, "ending everything"):
         _become("end-restored", config)
+    return ANSWER_IS_NO
+
+
+@store.command(name="clock")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.config_file
+def set_time(yes: bool, config: str | None) -> int:
+    """Have the store believe the system's clock; where it is in PostgreSQL, that server's.
+
+    A store's time never runs back, and no broker starts on one that was used last more than 30 days ago: so a clock
+    that was wrong for a moment can be wrong for long. Set the clock right, stop the broker, and run this. If the
+    store's time was later, everything that was granted ends, as with `restored`. The broker must not be running.
+    """
+    question = "Have the store go on from the time of the clock? If that is earlier, everything that was granted ends."
+    if yes or confirmed(sys.stdin, question, "setting a store's time"):
+        _become("set-time", config)
+    return ANSWER_IS_NO
+
+
+@store.command(name="rename")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.config_file
+def rename_store(yes: bool, config: str | None) -> int:
+    """Give the store AGENTWRIT_ISSUER and AGENTWRIT_TRUST_DOMAIN as they are set now.
+
+    A broker with other names than its store's does not start. Tokens of another issuer are refused from then on, new
+    agents get ids in the new trust domain, and the audit log goes on under another name. The broker must not be
+    running.
+    """
+    if yes or confirmed(sys.stdin, "Give this store the names in the settings?", "renaming a store"):
+        _become("rename-store", config)
     return ANSWER_IS_NO
 
 

@@ -27,6 +27,7 @@ from agentwrit.cli import (
 )
 from agentwrit.cli.audit import NotGenuine
 from agentwrit.cli.output import say
+from agentwrit.client.secrecy import discreet
 from agentwrit.errors import AgentWritError, ProblemResponseError
 
 
@@ -56,6 +57,7 @@ agentwrit.add_command(scopes.scope)
 agentwrit.add_command(dev.dev)
 
 
+@discreet
 def run(arguments: Sequence[str]) -> int:
     """Run a command line. Returns its exit code."""
     try:
@@ -77,12 +79,18 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), ANSWER_IS_NO if error.status_code in (404, 409) else NOT_ASKED)
     except AgentWritError as error:
         return _fail(str(error), NOT_ASKED)
-    except UnicodeEncodeError as error:
-        # Not in its own words: they quote what was given, a secret perhaps.
-        return _fail(f"something that was given or is to be shown is not valid {error.encoding} text", NOT_ASKED)
+    except (UnicodeEncodeError, RecursionError) as error:
+        return _fail(_unfit(error), NOT_ASKED)
     except OSError as error:
         return _system_refused(error)
     return code if isinstance(code, int) else 0
+
+
+def _unfit(error: UnicodeEncodeError | RecursionError) -> str:
+    """Not in an error's own words: they quote what was given, a secret perhaps."""
+    if isinstance(error, RecursionError):
+        return "what was answered is nested too deeply to be shown: is this a broker?"
+    return f"something that was given or is to be shown is not valid {error.encoding} text"
 
 
 def _fail(line: str, code: int) -> int:

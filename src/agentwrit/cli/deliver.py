@@ -1,6 +1,5 @@
 """`agentwrit audit deliver`: the log, to a SIEM or into files."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import click
 from agentwrit.cli import options
 from agentwrit.cli.audit import audit_log
 from agentwrit.cli.output import say
+from agentwrit.delivery import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, MOST_MESSAGE_BYTES
+from agentwrit.domain.text import to_json
 
 if TYPE_CHECKING:
     import ssl
@@ -37,6 +38,13 @@ _SCHEMES: Final = ("https", "http", *_PORTS, "file")
 @click.option("--after", metavar="EVENT", help="Leave out what is up to EVENT; the cursor has to be new.")
 @click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="Whom to believe for TLS, as PEM.")
 @click.option("--rotate-bytes", type=click.IntRange(1), default=100_000_000, show_default=True, help="For files.")
+@click.option(
+    "--message-bytes",
+    type=click.IntRange(LEAST_MESSAGE_BYTES, MOST_MESSAGE_BYTES),
+    default=MESSAGE_BYTES,
+    show_default=True,
+    help="For syslog: what a message may have. A longer event is sent in fewer words, and says so.",
+)
 @click.option("--keep", type=click.IntRange(0), default=0, help="How many full files stay; 0 for all.")
 @options.broker_url
 def deliver(
@@ -48,6 +56,7 @@ def deliver(
     after: str | None,
     ca: str | None,
     rotate_bytes: int,
+    message_bytes: int,
     keep: int,
     broker_url: str,
 ) -> int:
@@ -60,7 +69,8 @@ def deliver(
     from agentwrit.delivery.following import Delivery
 
     place = _cursor(Path(cursor), after)
-    sink = _sink(to, form, ca, rotate_bytes, keep, hostname=urlsplit(broker_url).hostname or "-")
+    hostname = urlsplit(broker_url).hostname or "-"
+    sink = _sink(to, form, ca, rotate_bytes, keep, hostname=hostname, message_bytes=message_bytes)
     with audit_log(broker_url) as log:
         Delivery(log, sink, place, batch=batch, say=say).run(once=once)
     return 0
@@ -81,7 +91,9 @@ def _cursor(path: Path, after: str | None) -> "Cursor":
     return cursor
 
 
-def _sink(to: str, form: str | None, ca: str | None, rotate_bytes: int, keep: int, *, hostname: str) -> "Sink":
+def _sink(
+    to: str, form: str | None, ca: str | None, rotate_bytes: int, keep: int, *, hostname: str, message_bytes: int
+) -> "Sink":
     from agentwrit.delivery import sinks, syslog
 
     url = _url(to)
@@ -95,8 +107,8 @@ def _sink(to: str, form: str | None, ca: str | None, rotate_bytes: int, keep: in
         return sinks.HttpSink(to, encode, is_json=is_json, authorization=os.environ.get(AUTHORIZATION), tls=tls)
     receiver = syslog.Receiver(url.hostname or "", url.port or _PORTS[url.scheme])
     if url.scheme == "syslog+udp":
-        return syslog.DatagramSink(receiver, encode, hostname=hostname)
-    return syslog.StreamSink(receiver, encode, hostname=hostname, tls=tls)
+        return syslog.DatagramSink(receiver, encode, hostname=hostname, longest=message_bytes)
+    return syslog.StreamSink(receiver, encode, hostname=hostname, tls=tls, longest=message_bytes)
 
 
 def _url(text: str) -> SplitResult:
@@ -120,7 +132,7 @@ def _tls(ca: str | None) -> "ssl.SSLContext":
 def _ocsf(event: Mapping[str, Any]) -> bytes:
     from agentwrit.delivery import ocsf
 
-    return json.dumps(ocsf.event(event), ensure_ascii=False, separators=(",", ":")).encode()
+    return to_json(ocsf.event(event), separators=(",", ":")).encode()
 
 
 def _cef(event: Mapping[str, Any]) -> bytes:

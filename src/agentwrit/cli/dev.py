@@ -40,6 +40,7 @@ LOOPBACK: Final = "127.0.0.1"  # where a broker listens that was told nothing el
 COMMAND_NOT_FOUND: Final = 127  # as shells say it
 COMMAND_NOT_EXECUTABLE: Final = 126
 STOP_SECONDS: Final = 15
+LAST_BYTES: Final = 64 * 1024  # of the broker's log, where it says why it ended
 
 
 # What follows COMMAND is COMMAND's: `agentwrit dev server --port 80` asks for nothing of us.
@@ -154,5 +155,7 @@ def _past_proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+        lines = file.read(LAST_BYTES).decode("utf-8", "replace").strip().splitlines()
     return lines[-1].removeprefix("agentwrit: ") if lines else "the broker ended before it listened"

@@ -3,12 +3,15 @@
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from agentwrit.cli import ANSWER_IS_NO, options
 from agentwrit.cli.output import confirmed, is_terminal, print_fields, print_json, print_table
+from agentwrit.reading import first_line
+
+MAX_LINE: Final = 64 * 1024  # a secret has 1,024 characters
 
 
 @click.group()
@@ -85,10 +88,10 @@ def remove(name: str, yes: bool, broker_url: str, is_json: bool) -> int:
 def _read_secret() -> str:
     if is_terminal(sys.stdin):
         return str(click.prompt("The new secret", hide_input=True, confirmation_prompt=True, err=True))
-    secret = "" if sys.stdin is None else sys.stdin.readline().rstrip("\r\n")
-    if not secret:
+    line = "" if sys.stdin is None else first_line(sys.stdin, MAX_LINE)
+    if not line or not line.rstrip("\r\n"):
         raise click.UsageError("standard input has no secret in its first line")
-    return secret
+    return line.rstrip("\r\n")
 
 
 def _print(record: Mapping[str, Any], broker_url: str, *, is_json: bool) -> None:

@@ -11,6 +11,7 @@ from agentwrit.cli.output import is_terminal
 
 if TYPE_CHECKING:
     from agentwrit.client.operator import OperatorClient
+    from agentwrit.client.tls import Certificate
 
 DEFAULT_BROKER_URL = "http://127.0.0.1:8080"
 ADMIN_SECRET = "AGENTWRIT_ADMIN_SECRET"
@@ -55,7 +56,14 @@ def operator_client(url: str) -> "OperatorClient":
     secret = admin_secret()
     from agentwrit.client.operator import OperatorClient  # here, so that `--help` does not wait for it
 
-    return OperatorClient(url, secret, name=operator_name())
+    return OperatorClient(url, secret, name=operator_name(), cert=client_certificate())
+
+
+def client_certificate() -> "Certificate | None":
+    """The certificate to show to a broker that asks for one: AGENTWRIT_CLIENT_CERT and AGENTWRIT_CLIENT_KEY."""
+    from agentwrit.client import tls
+
+    return tls.from_environment()
 
 
 def app_id(operator: "OperatorClient", app: str) -> str:

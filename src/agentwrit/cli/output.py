@@ -1,26 +1,50 @@
 """What commands print: tables for people, JSON for scripts."""
 
-import json
+import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TextIO
 
 import click
 
+from agentwrit.domain.text import escaped, to_json
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+STANDARD_OUTPUT: Final = "-"  # as a file's name
 
 # rich is loaded where it draws: a script that asks for JSON, and `--help`, need not wait for it.
 
 
 def say(line: str) -> None:
     """One line about what went wrong, or did not, on standard error."""
-    print(f"agentwrit: {_printable(' '.join(line.split()))}", file=sys.stderr)
+    print(f"agentwrit: {escaped(' '.join(line.split()))}", file=sys.stderr)
 
 
 def say_out(line: str) -> None:
     """One line of an answer, on standard output."""
-    print(_printable(line))
+    print(escaped(line))
+
+
+class Written(Protocol):
+    """What content is written to."""
+
+    def write(self, content: bytes, /) -> object: ...
+
+
+@contextlib.contextmanager
+def written(output: str) -> Iterator[Written]:
+    """The file of this name, which is there when all is written to it, and is its owner's alone; or standard output."""
+    if output == STANDARD_OUTPUT:
+        yield sys.stdout.buffer
+        return
+    from agentwrit.durable import NewFile
+
+    with NewFile(Path(output), or_device=True) as file:
+        yield file
+        file.settle()
 
 
 def confirmed(stream: TextIO | None, question: str, what: str) -> bool:
@@ -31,7 +55,7 @@ def confirmed(stream: TextIO | None, question: str, what: str) -> bool:
     """
     if not is_terminal(stream):
         raise click.UsageError(f"{what} cannot be undone: confirm it with --yes")
-    if click.confirm(question, err=True):
+    if click.confirm(escaped(question), err=True):
         return True
     say("nothing was done")
     return False
@@ -39,7 +63,12 @@ def confirmed(stream: TextIO | None, question: str, what: str) -> bool:
 
 def print_json(content: object) -> None:
     """The broker's own object, on standard output and nothing beside it."""
-    print(json.dumps(content, indent=2 if is_terminal(sys.stdout) else None, ensure_ascii=False))
+    print(to_json(content, indent=2 if is_terminal(sys.stdout) else None))
+
+
+def print_json_line(content: object) -> None:
+    """One of many objects, on a line of its own."""
+    print(to_json(content))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -81,11 +110,11 @@ def print_tree(label: str, branches: Iterable[Tree]) -> None:
     from rich.text import Text
 
     def grow(onto: rich_tree.Tree, branch: Tree) -> None:
-        node = onto.add(Text("\n".join(map(_printable, branch.lines))))
+        node = onto.add(Text("\n".join(map(escaped, branch.lines))))
         for below in branch.below:
             grow(node, below)
 
-    root = rich_tree.Tree(Text(_printable(label)))
+    root = rich_tree.Tree(Text(escaped(label)))
     for branch in branches:
         grow(root, branch)
     _console().print(root)
@@ -105,10 +134,5 @@ def _console() -> "Console":
 
 def _shown(value: object) -> str:
     if isinstance(value, list):
-        return "\n".join(_printable(str(item)) for item in value)
-    return "" if value is None else _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    """Text that a terminal only shows: what a broker or a token says must not steer it."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+        return "\n".join(escaped(str(item)) for item in value)
+    return "" if value is None else escaped(str(value))

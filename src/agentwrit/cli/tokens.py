@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from typing import Final
 
 import click
 from msgspec import to_builtins
@@ -10,6 +11,9 @@ from agentwrit.cli import ANSWER_IS_NO, options
 from agentwrit.cli.output import is_terminal, print_fields, print_json, print_table
 from agentwrit.domain.errors import InvalidToken, Unproven
 from agentwrit.domain.timestamps import rfc3339
+from agentwrit.reading import first_line
+
+MAX_LINE: Final = 64 * 1024  # a token has 8 KiB
 
 _TIMES = ("exp", "nbf", "iat")
 
@@ -50,7 +54,7 @@ def validate(token: str, broker_url: str, is_json: bool) -> int:
     text = _given(token)
     from agentwrit.client.validation import validate as ask_broker  # here, so that `--help` does not wait for it
 
-    result = ask_broker(broker_url, text)
+    result = ask_broker(broker_url, text, cert=options.client_certificate())
     claims = {} if result.claims is None else asdict(result.claims)
     claims = {name: value for name, value in claims.items() if value is not None}
     if is_json:
@@ -82,7 +86,7 @@ def inspect(token: str, broker_url: str, is_json: bool) -> int:
         said = claims.decode(base64url.decode(text.split(".")[1]))
     except (ValueError, IndexError, InvalidToken):
         raise click.UsageError("this is no token of an agent, an app or an operator: it cannot be read") from None
-    with Verifier(broker_url, audience=said.aud) as verifier:
+    with Verifier(broker_url, audience=said.aud, subjects=("agent", "app", "operator")) as verifier:
         try:
             verifier.verify(text)
         except Unproven:
@@ -113,4 +117,9 @@ def _given(token: str) -> str:
 def _read_token() -> str:
     if is_terminal(sys.stdin):
         return str(click.prompt("The token", hide_input=True, err=True)).strip()
-    return "" if sys.stdin is None else sys.stdin.readline().strip()
+    line = "" if sys.stdin is None else first_line(sys.stdin, MAX_LINE)
+    if line is None:
+        raise click.UsageError(
+            f"standard input has more than {MAX_LINE} characters in its first line: that is no token"
+        )
+    return line.strip()

@@ -1,11 +1,9 @@
 """`agentwrit audit usage`: what was granted, and what was used of it."""
 
-import json
-
 import click
 
 from agentwrit.cli import options
-from agentwrit.cli.output import print_table, say, say_out
+from agentwrit.cli.output import print_json_line, print_table, say
 from agentwrit.progress import ProgressBar
 
 SHOWN_USES = 3
@@ -30,7 +28,10 @@ def usage(app: str, since: str | None, never_used: bool, broker_url: str, is_jso
 
     with options.operator_client(broker_url) as operator:
         app_id = operator.get_app(options.app_id(operator, app))["app_id"]
-    with AuditLog(broker_url, secret, operator=options.operator_name()) as log, Usage() as found:
+    with (
+        AuditLog(broker_url, secret, operator=options.operator_name(), cert=options.client_certificate()) as log,
+        Usage() as found,
+    ):
         removed = log.archives().removed
         with ProgressBar() as progress:
             add_up(log, found, app_id, since=since, progress=progress)
@@ -39,7 +40,7 @@ def usage(app: str, since: str | None, never_used: bool, broker_url: str, is_jso
         scopes = found.scopes(is_never_used=never_used)
         if is_json:
             for scope in scopes:
-                say_out(json.dumps(scope._asdict(), ensure_ascii=False))
+                print_json_line(scope._asdict())
             return
 
         def row(scope: ScopeUsage) -> tuple[object, ...]:

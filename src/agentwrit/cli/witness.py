@@ -1,15 +1,16 @@
 """Remembering the checkpoints of a log, so that its history cannot be rewritten unseen."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from agentwrit import durable
 from agentwrit.client.audit_log import AuditLog
 from agentwrit.domain import checkpoint, merkle
 from agentwrit.domain.checkpoint import Checkpoint
 from agentwrit.domain.errors import AgentWritError, TamperedRecord
 from agentwrit.domain.note import VerifierKey
+from agentwrit.reading import small_text
 
 
 class Witness:
@@ -49,17 +50,12 @@ class Witness:
         if not self._path.exists():
             return "", []
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = json.loads(small_text(self._path))
             return str(content["checkpoint"]), [VerifierKey.parse(key) for key in content["keys"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise AgentWritError(f"{self._path} is not what a witness wrote: put it back from a backup") from None
 
     def _write(self, signed: str, keys: Sequence[VerifierKey]) -> None:
         """Replace the file, whole or not at all."""
-        new = self._path.with_name(self._path.name + ".new")
-        with new.open("w", encoding="utf-8") as file:
-            json.dump({"checkpoint": signed, "keys": [str(key) for key in keys]}, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
+        content = {"checkpoint": signed, "keys": [str(key) for key in keys]}
+        durable.write(self._path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

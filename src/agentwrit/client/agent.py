@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from agentwrit.client.driver import Driver
 from agentwrit.client.life import AgentLife
 from agentwrit.client.presence import Presence, note_failed_release
+from agentwrit.client.secrecy import discreet
 from agentwrit.errors import AgentWritError
 from agentwrit.models import DelegatedToken
 
@@ -18,18 +19,23 @@ class Agent(Presence):
     """A registered agent, made by `AgentWritApp.create_agent`. Safe to share between threads.
 
     As a context manager it releases its token on the way out, whatever happened inside.
+
+    It is of the process that made it. A child that is forked from that (`multiprocessing`, prefork servers) may read
+    its token and delegate; to renew, to release and to show a token through `auth` it creates an agent of its own.
     """
 
     def __init__(self, driver: Driver, life: AgentLife) -> None:
         self._driver = driver
         self._life = life
+        self._shown: Tokens | None = None
 
     def renew(self) -> None:
         """Replace the token by its successor; the one before is dead then.
 
         Raises:
-            AgentWritError: the agent was released.
+            AgentWritError: the agent was released, or was made by the process that this one was forked from.
             AuthenticationError: the grant has ended.
+            ProblemResponseError: the broker refused otherwise.
             TransportError: the broker was not reached. The token in use may have been superseded: renew again.
         """
         self._driver.run(self._life.renew())
@@ -49,6 +55,7 @@ class Agent(Presence):
         """
         return self._driver.run(self._life.delegate(delegate_to, scope, ttl))
 
+    @discreet
     def accept(self, delegated: DelegatedToken | str) -> "Agent":
         """This agent, acting on what another one delegated to it. What that agent delegates is the chain's next hop.
 
@@ -65,6 +72,7 @@ class Agent(Presence):
         A grant that has ended already counts as released.
 
         Raises:
+            AgentWritError: the agent was made by the process that this one was forked from.
             TransportError: the broker was not reached; it may be tried again.
         """
         self._driver.run(self._life.release())
@@ -75,6 +83,8 @@ class Agent(Presence):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._life.is_own:
+            return  # after a fork inside the `with`: what it is to end is the parent's
         try:
             self.release()
         except AgentWritError as failure:
@@ -83,6 +93,8 @@ class Agent(Presence):
             note_failed_release(error, failure)
 
     def _tokens(self) -> "Tokens":
-        from agentwrit.client.auth import BlockingTokens
+        if self._shown is None:
+            from agentwrit.client.auth import BlockingTokens
 
-        return BlockingTokens(self._driver, self._life)
+            self._shown = BlockingTokens(self._driver, self._life)
+        return self._shown

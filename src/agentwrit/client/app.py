@@ -2,18 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from agentwrit.client import steps
+from agentwrit.client import steps, tls
 from agentwrit.client.agent import Agent
 from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.current import acting_as
 from agentwrit.client.driver import Connected, Driver
-from agentwrit.client.exchange import Secret
 from agentwrit.client.keys import Ed25519PrivateKey
 from agentwrit.client.life import AgentLife
-from agentwrit.client.policy import Login
+from agentwrit.client.policy import CALL_SECONDS, Login
+from agentwrit.client.secrecy import Secret, discreet
 from agentwrit.errors import AgentWritError
 from agentwrit.models import HealthStatus, ValidateResult
 
@@ -33,13 +33,17 @@ class Identity:
     def from_env(cls) -> Self:
         """The app that AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID and AGENTWRIT_CLIENT_SECRET describe.
 
+        Where the broker asks for a certificate (AGENTWRIT_TLS_CLIENT_CA) the app shows the one in the PEM file
+        AGENTWRIT_CLIENT_CERT, whose key is there too, or in AGENTWRIT_CLIENT_KEY.
+
         Raises:
             AgentWritError: one of them is not set; names it.
         """
         missing = [name for name in _VARIABLES if not os.environ.get(name)]
         if missing:
             raise AgentWritError(f"set {' and '.join(missing)}: `agentwrit app register` shows the values")
-        return cls(*(os.environ[name] for name in _VARIABLES))
+        make: Callable[..., Self] = cls
+        return make(*(os.environ[name] for name in _VARIABLES), cert=tls.from_environment())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.broker_url!r}, client_id={self.client_id!r})"
@@ -54,13 +58,14 @@ class AgentWritApp(Identity, Connected):
     The secret is kept to log in with, and shown nowhere.
     """
 
+    @discreet
     def __init__(
         self,
         broker_url: str,
         client_id: str,
         client_secret: str,
         *,
-        timeout: float = 10.0,
+        timeout: float = CALL_SECONDS,
         user_agent: str | None = None,
         http_client: "httpx2.Client | None" = None,
         verify: Any = None,
@@ -68,19 +73,21 @@ class AgentWritApp(Identity, Connected):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`timeout`: seconds for a whole call, retries included. `http_client`: an httpx2.Client to use, and to close
-        by whoever made it, in the process that made it; else `verify` and `cert` are what httpx2 takes by these names.
-        `clock`: what time it is for agents; tests may move it.
+        by whoever made it, in the process that made it. Else `verify` is what httpx2 takes by this name, and `cert` is
+        the certificate to show to a broker that asks for one: a PEM file that has its key too, or a tuple of the two
+        files, or of these and the key's passphrase. `clock`: what time it is for agents; tests may move it.
 
         Raises:
             AgentWritError: `broker_url` is no URL.
         """
+        secret = Secret(client_secret)
         self.client_id = client_id
         self._clock = clock
         self._driver = Driver(
             broker_url,
             timeout=timeout,
             user_agent=user_agent,
-            login=Login(lambda: steps.app_login(client_id, Secret(client_secret))),
+            login=Login(lambda: steps.app_login(client_id, secret)),
             http_client=http_client,
             verify=verify,
             cert=cert,
@@ -159,6 +166,7 @@ class AgentWritApp(Identity, Connected):
         with agent, acting_as(agent):
             yield agent
 
+    @discreet
     def take_over(self, token: str) -> Agent:
         """An agent that acts on a token that it was handed, such as a job in a queue, without the agent's key.
 
@@ -168,8 +176,9 @@ class AgentWritApp(Identity, Connected):
         Raises:
             AgentWritError: it is not an agent's token, or is bound to a key.
         """
-        return Agent(self._driver, AgentLife.take_over(token, clock=self._clock))
+        return Agent(self._driver, AgentLife.take_over(Secret(token), clock=self._clock))
 
+    @discreet
     def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
     ) -> ValidateResult:
@@ -181,7 +190,7 @@ class AgentWritApp(Identity, Connected):
         Raises:
             TransportError: the broker was not reached.
         """
-        return self._driver.run(steps.validate(token, steps.ShownProof(proof, htm, htu)))
+        return self._driver.run(steps.validate(Secret(token), steps.ShownProof(proof, htm, htu)))
 
     def health(self) -> HealthStatus:
         """How the broker is.

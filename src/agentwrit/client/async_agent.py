@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from agentwrit.client.async_driver import AsyncDriver
 from agentwrit.client.life import AgentLife
 from agentwrit.client.presence import Presence, note_failed_release
+from agentwrit.client.secrecy import discreet
 from agentwrit.errors import AgentWritError
 from agentwrit.models import DelegatedToken
 
@@ -24,6 +25,7 @@ class AsyncAgent(Presence):
     def __init__(self, driver: AsyncDriver, life: AgentLife) -> None:
         self._driver = driver
         self._life = life
+        self._shown: Tokens | None = None
 
     async def renew(self) -> None:
         """As `Agent.renew`. Cancelled, it is carried on without the caller, so that no successor is lost."""
@@ -33,6 +35,7 @@ class AsyncAgent(Presence):
         """As `Agent.delegate`."""
         return await self._driver.run(self._life.delegate(delegate_to, scope, ttl))
 
+    @discreet
     def accept(self, delegated: DelegatedToken | str) -> "AsyncAgent":
         """As `Agent.accept`. Makes no call."""
         return AsyncAgent(self._driver, self._life.accept(delegated))
@@ -47,6 +50,8 @@ class AsyncAgent(Presence):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._life.is_own:
+            return  # after a fork inside the `with`: what it is to end is the parent's
         try:
             await self.release()
         except AgentWritError as failure:
@@ -55,6 +60,8 @@ class AsyncAgent(Presence):
             note_failed_release(error, failure)
 
     def _tokens(self) -> "Tokens":
-        from agentwrit.client.auth import AsyncTokens
+        if self._shown is None:
+            from agentwrit.client.auth import AsyncTokens
 
-        return AsyncTokens(self._driver, self._life)
+            self._shown = AsyncTokens(self._driver, self._life)
+        return self._shown

@@ -10,10 +10,10 @@ from agentwrit.client.async_agent import AsyncAgent
 from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
 from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.current import acting_as
-from agentwrit.client.exchange import Secret
 from agentwrit.client.keys import Ed25519PrivateKey
 from agentwrit.client.life import AgentLife
-from agentwrit.client.policy import Login
+from agentwrit.client.policy import CALL_SECONDS, Login
+from agentwrit.client.secrecy import Secret, discreet
 from agentwrit.models import HealthStatus, ValidateResult
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
     the broker answers.
     """
 
+    @discreet
     def __init__(
         self,
         broker_url: str,
         client_id: str,
         client_secret: str,
         *,
-        timeout: float = 10.0,
+        timeout: float = CALL_SECONDS,
         user_agent: str | None = None,
         http_client: "httpx2.AsyncClient | None" = None,
         verify: Any = None,
@@ -45,13 +46,14 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         Raises:
             AgentWritError: `broker_url` is no URL.
         """
+        secret = Secret(client_secret)
         self.client_id = client_id
         self._clock = clock
         self._driver = AsyncDriver(
             broker_url,
             timeout=timeout,
             user_agent=user_agent,
-            login=Login(lambda: steps.app_login(client_id, Secret(client_secret))),
+            login=Login(lambda: steps.app_login(client_id, secret)),
             http_client=http_client,
             verify=verify,
             cert=cert,
@@ -113,15 +115,17 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
             with acting_as(agent):
                 yield agent
 
+    @discreet
     def take_over(self, token: str) -> AsyncAgent:
         """As `AgentWritApp.take_over`. Makes no call."""
-        return AsyncAgent(self._driver, AgentLife.take_over(token, clock=self._clock))
+        return AsyncAgent(self._driver, AgentLife.take_over(Secret(token), clock=self._clock))
 
+    @discreet
     async def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
     ) -> ValidateResult:
         """As `AgentWritApp.validate`."""
-        return await self._driver.run(steps.validate(token, steps.ShownProof(proof, htm, htu)))
+        return await self._driver.run(steps.validate(Secret(token), steps.ShownProof(proof, htm, htu)))
 
     async def health(self) -> HealthStatus:
         """As `AgentWritApp.health`."""

@@ -3,23 +3,26 @@
 Connections, locks and tasks belong to the loop that they were made on, so each loop has a `_Home` of its own, which
 ends with it: by `aclose`, or at the latest when the loop lets go of its asynchronous generators.
 
-httpx2 slows down with the number of calls that wait inside it, so they wait outside, in the order they came. That does
-not count towards a call's timeout as long as the broker answers others.
+Of a great many calls at once only so many are under way, and the others wait in the order they came. That does not
+count towards a call's timeout as long as the broker answers others.
 """
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from agentwrit.client.event_stream import AsyncEventStream
-from agentwrit.client.exchange import HttpRequest, HttpResponse, Plan, Turn
+from agentwrit.client.exchange import AnswerTooLarge, HttpRequest, HttpResponse, Plan, Turn
 from agentwrit.client.policy import Calling, Login, Policy, Send, Take, Wait
-from agentwrit.errors import AgentWritError
+from agentwrit.client.secrecy import discreet
+from agentwrit.errors import AgentWritError, TransportError
 
 if TYPE_CHECKING:
     import httpx2
+
+    from agentwrit.client.async_connections import AsyncConnections
 
 T = TypeVar("T")
 
@@ -27,15 +30,16 @@ CALLS_AT_ONCE: Final = 16
 
 
 class _Home:
-    """What a driver has on one event loop."""
+    """What a driver has on one event loop: connections of our own, and a client of httpx2 where one is needed."""
 
-    def __init__(self, client: "httpx2.AsyncClient", *, owns_client: bool) -> None:
-        self.client = client
+    def __init__(self, given: "httpx2.AsyncClient | None") -> None:
         self.slots = asyncio.Semaphore(CALLS_AT_ONCE)
         self.turns: weakref.WeakKeyDictionary[Turn, asyncio.Lock] = weakref.WeakKeyDictionary()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.heard_at = float("-inf")  # of the broker, by whichever call
-        self._owns_client = owns_client
+        self.client = given
+        self.connections: AsyncConnections | None = None
+        self._is_ours = given is None
         self._stay = self._until_the_end()
 
     async def settle(self) -> None:
@@ -52,7 +56,9 @@ class _Home:
         finally:
             if self.tasks:
                 await asyncio.wait(self.tasks)
-            if self._owns_client:
+            if self.connections is not None:
+                await self.connections.close()
+            if self.client is not None and self._is_ours:
                 await self.client.aclose()
 
 
@@ -75,29 +81,34 @@ class AsyncDriver(Policy):
     ) -> None:
         super().__init__(broker_url, timeout=timeout, user_agent=user_agent, login=login, verify=verify, cert=cert)
         self._given_client = http_client
+        self._is_direct = http_client is None
         self._homes: dict[asyncio.AbstractEventLoop, _Home] = {}
 
+    @discreet
     async def run(self, steps: Plan[T], *, timeout: float | None = None) -> T:
-        """Carry out steps within the timeout, or within `timeout` seconds.
+        """Carry out steps within the timeout, or within `timeout` seconds from now, the wait for a place included.
 
         Raises:
             TransportError: the broker was not reached in time.
             AgentWritError: what the steps raise.
         """
         home = await self._home()
-        await self._enter(home)
+        deadline = None if timeout is None else self.deadline(timeout)
+        await self._enter(home, deadline)
         try:
-            return await self._carry_out(self.calling(steps, self.deadline(timeout)), home)
+            return await self._carry_out(self.calling(steps, deadline or self.deadline()), home)
         finally:
             home.slots.release()
 
+    @discreet
     async def run_through(self, steps: Plan[T]) -> T:
         """The same in a task of its own, which goes on to its end when the caller is cancelled."""
-        return await asyncio.shield(await self._start(self.run(steps)))
+        return await asyncio.shield(await self.start(steps))
 
+    @discreet
     async def run_to_the_end(self, steps: Plan[T]) -> T:
         """The same, and the caller stays until it is done: a cancellation takes effect after it."""
-        task = await self._start(self.run(steps))
+        task = await self.start(steps)
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
             try:
@@ -108,6 +119,7 @@ class AsyncDriver(Policy):
             raise cancelled
         return task.result()
 
+    @discreet
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Make one request, once.
 
@@ -118,7 +130,7 @@ class AsyncDriver(Policy):
 
     async def event_stream(self, *, silence: float) -> AsyncEventStream:
         """Something to open streams of events with, over the connections of this driver on this loop."""
-        return AsyncEventStream((await self._home()).client, silence=silence)
+        return AsyncEventStream(self._client(await self._home()), silence=silence)
 
     async def aclose(self) -> None:
         """Close the connections that were made on this loop. A later call opens new ones."""
@@ -132,32 +144,47 @@ class AsyncDriver(Policy):
         if home is None:
             for other in [other for other in self._homes if other.is_closed()]:
                 del self._homes[other]
-            home = self._homes[loop] = _Home(self._client(), owns_client=self._given_client is None)
+            home = self._homes[loop] = _Home(self._given_client)
             await home.settle()  # at once: nothing else runs meanwhile
-        self.check_open(home.client)
+        if home.client is not None:
+            self.check_open(home.client)
         return home
 
-    def _client(self) -> "httpx2.AsyncClient":
-        import httpx2  # here, so that importing the SDK does not pay for it
+    def _client(self, home: _Home) -> "httpx2.AsyncClient":
+        if home.client is None:
+            import httpx2  # here, so that importing the SDK does not pay for it
 
-        # One connection more for each stream of events.
-        return self._given_client or httpx2.AsyncClient(**self.client_options(2 * CALLS_AT_ONCE))
+            # One connection more for each stream of events.
+            home.client = httpx2.AsyncClient(**self.client_options(2 * CALLS_AT_ONCE))
+        return home.client
 
-    async def _enter(self, home: _Home) -> None:
-        """Wait for a slot, as long as the broker answers those who have one."""
+    def _connections(self, home: _Home) -> "AsyncConnections | None":
+        """Connections of our own, or None where it has to be httpx2's."""
+        if home.connections is None and self._is_direct:
+            from agentwrit.client.async_connections import AsyncConnections
+            from agentwrit.client.connections import is_proxied
+
+            self._is_direct = not is_proxied(self.broker_url)
+            if self._is_direct:
+                home.connections = AsyncConnections(self.broker_url, self.tls_context)
+        return home.connections
+
+    async def _enter(self, home: _Home, deadline: float | None) -> None:
+        """Wait for a slot, as long as the broker answers those who have one, and not beyond a deadline."""
         entered = self._monotonic()
         while True:
-            silent_since = max(entered, home.heard_at)
+            latest = max(entered, home.heard_at) + self._timeout
             try:
-                async with asyncio.timeout(self.remaining(silent_since + self._timeout)):
+                async with asyncio.timeout(self.remaining(latest if deadline is None else min(latest, deadline))):
                     await home.slots.acquire()
             except TimeoutError:
                 continue
             return
 
-    async def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    async def start(self, steps: Plan[T]) -> asyncio.Task[T]:
+        """Begin to run steps, in a task of its own. If it fails and nobody asks how, that is no error."""
         home = await self._home()
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self.run(steps))
         home.tasks.add(task)
         task.add_done_callback(home.tasks.discard)
         task.add_done_callback(_look_at)
@@ -187,26 +214,60 @@ class AsyncDriver(Policy):
                 await asyncio.sleep(needed.seconds)
                 return None
             case Take():
-                async with home.turns.setdefault(needed.turn, asyncio.Lock()):
-                    return await self._carry_out(needed.calling, home)
+                turn = home.turns.setdefault(needed.turn, asyncio.Lock())
+                try:
+                    async with asyncio.timeout(self.remaining(needed.deadline)):
+                        await turn.acquire()
+                except TimeoutError as error:
+                    failure = self.failure(error)
+                else:
+                    try:
+                        return await self._carry_out(needed.calling, home)
+                    finally:
+                        turn.release()
+                raise failure
 
     async def _send(self, request: HttpRequest, deadline: float, home: _Home) -> HttpResponse:
+        connections = self._connections(home)
+        if connections is None:
+            return await self._send_with_httpx2(request, deadline, home)
+        from http.client import HTTPException
+
+        try:
+            answer = await connections.send(
+                request.method,
+                request.path,
+                self.headers(request),
+                request.content(),
+                remaining=lambda: self.remaining(deadline),
+                max_bytes=request.max_bytes,
+            )
+        except (OSError, HTTPException, ValueError, TransportError) as error:
+            failure = self.failure(error)
+        else:
+            home.heard_at = self._monotonic()
+            return answer
+        raise failure
+
+    async def _send_with_httpx2(self, request: HttpRequest, deadline: float, home: _Home) -> HttpResponse:
         import httpx2
 
-        remaining = self.remaining(deadline)
+        from agentwrit.client import through_httpx2
+
+        client, remaining = self._client(home), self.remaining(deadline)
         try:
-            # The arguments hold the secret: no variable does, which a traceback could show.
-            async with (
-                asyncio.timeout(remaining),
-                home.client.stream(**self.arguments(request, remaining)) as response,
-            ):
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    self.collect(body, chunk, request, deadline)
-                home.heard_at = self._monotonic()
-                return HttpResponse(response.status_code, dict(response.headers), bytes(body))
-        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
+            answer = await through_httpx2.send(
+                client,
+                lambda: self.arguments(request, remaining),
+                timeout=remaining,
+                max_bytes=request.max_bytes,
+                tasks=home.tasks,
+            )
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, AnswerTooLarge) as error:
             failure = self.failure(error)
+        else:
+            home.heard_at = self._monotonic()
+            return answer
         raise failure
 
     def __repr__(self) -> str:

@@ -2,20 +2,29 @@
 
 import asyncio
 import os
+import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentwrit.client.acceptance import Acceptance, OnStale
+from agentwrit.client.acceptance import Acceptance, OnStale, Subject
 from agentwrit.client.async_driver import AsyncConnected, AsyncDriver
 from agentwrit.client.async_reporter import AsyncReporter
 from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.event_stream import AsyncEventStream
-from agentwrit.client.exchange import HttpRequest
-from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.exchange import HttpRequest, LoginNeeded
+from agentwrit.client.following import (
+    CloseFeed,
+    Needed,
+    NextPage,
+    OpenFeed,
+    Pause,
+    token_to_show,
+)
 from agentwrit.client.reporting import UNNAMED, Done, reporter_login
+from agentwrit.client.secrecy import discreet, forget_variables
 from agentwrit.client.steps import ShownProof
-from agentwrit.client.verifier import START_SECONDS
+from agentwrit.client.verifier import FETCH_SECONDS, START_SECONDS, VERIFY_SECONDS
 from agentwrit.errors import AgentWritError
 from agentwrit.models import AgentClaims
 
@@ -30,6 +39,7 @@ class AsyncVerifier(AsyncConnected):
     loop, or when the verifier is forgotten.
     """
 
+    @discreet
     def __init__(
         self,
         broker_url: str,
@@ -37,9 +47,10 @@ class AsyncVerifier(AsyncConnected):
         audience: str | Iterable[str] | None = None,
         max_staleness: float = 5.0,
         on_stale: OnStale = "online",
+        subjects: Iterable[Subject] = ("agent",),
         client_id: str | None = None,
         client_secret: str | None = None,
-        timeout: float = 10.0,
+        timeout: float = VERIFY_SECONDS,
         http_client: "httpx2.AsyncClient | None" = None,
         verify: Any = None,
         cert: Any = None,
@@ -49,14 +60,27 @@ class AsyncVerifier(AsyncConnected):
 
         Raises:
             AgentWritError: `broker_url` is no URL, or one of `client_id` and `client_secret` was left out.
+            ValueError: `on_stale` or `subjects` is none.
         """
         login = reporter_login(client_id, client_secret)
         self._driver = AsyncDriver(
-            broker_url, timeout=timeout, login=login, http_client=http_client, verify=verify, cert=cert
+            broker_url,
+            timeout=max(timeout, FETCH_SECONDS),
+            login=login,
+            http_client=http_client,
+            verify=verify,
+            cert=cert,
         )
+        self._timeout = timeout
         self._reporter = None if login is None else AsyncReporter(self._driver, clock)
         self._acceptance = Acceptance(
-            self.broker_url, audience=audience, max_staleness=max_staleness, on_stale=on_stale, clock=clock
+            self.broker_url,
+            audience=audience,
+            max_staleness=max_staleness,
+            on_stale=on_stale,
+            subjects=subjects,
+            can_log_in=login is not None,
+            clock=clock,
         )
         self._follower: _Follower | None = None
         self._forgotten: weakref.finalize[[], AsyncVerifier] | None = None
@@ -83,17 +107,25 @@ class AsyncVerifier(AsyncConnected):
         scope: str | Sequence[str] | None = None,
         proof: str | None = None,
         htm: str | None = None,
-        htu: str | None = None,
+        htu: str | Collection[str] | None = None,
     ) -> AgentClaims:
         """As `Verifier.verify`."""
-        follower = self._follower
-        if follower is None or follower.is_over or follower.loop is not asyncio.get_running_loop():
-            follower = self._start()
-        if not follower.tried.is_set():
-            await follower.wait()
-        shown = None if proof is None else ShownProof(proof, htm, htu)
-        claims = self._acceptance.accept(token, scope, shown)
-        return claims if claims is not None else await self._driver.run(self._acceptance.ask(token, scope, shown))
+        handled = sys.exception()
+        try:
+            follower = self._follower
+            if follower is None or follower.is_over or follower.loop is not asyncio.get_running_loop():
+                follower = self._start()
+            if not follower.tried.is_set():
+                await follower.wait(self._timeout)
+            shown = None if proof is None else ShownProof(proof, htm, htu)
+            claims = self._acceptance.accept(token, scope, shown)
+            if claims is None:
+                claims = await self._driver.run(self._acceptance.ask(token, scope, shown), timeout=self._timeout)
+            return claims
+        except BaseException as error:  # as in `Verifier`
+            del token, proof
+            forget_variables(error, handled)
+            raise
 
     def report(
         self, claims: AgentClaims, *, scope: str | Sequence[str], resource: str, outcome: Done = "success"
@@ -149,14 +181,27 @@ class _Follower:
         is_here = self.loop is asyncio.get_running_loop()
         return not is_here and self.loop.is_running() and self._pid == os.getpid()
 
-    async def wait(self) -> None:
-        """Wait for the first knowledge, for a while; who uses it from another loop does not."""
-        if self.loop is asyncio.get_running_loop():
-            try:
-                async with asyncio.timeout(START_SECONDS):
-                    await self.tried.wait()
-            except TimeoutError:
-                return
+    async def wait(self, seconds: float) -> None:
+        """Wait for the first knowledge, as long as it may come; who uses it from another loop does not.
+
+        Raises:
+            TransportError: the broker has answered nothing in so many seconds.
+        """
+        if self.loop is not asyncio.get_running_loop():
+            return
+        reach = self._acceptance.reach
+        reach.check()
+        if not await self._is_tried_within(seconds):
+            reach.check_heard()
+            await self._is_tried_within(START_SECONDS)
+
+    async def _is_tried_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.tried.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def interrupt(self) -> None:
         """Have the task end, from whatever thread."""
@@ -180,8 +225,8 @@ class _Follower:
                     needed = following.throw(error)
                 else:
                     needed = following.send(answer)
-                    if self._acceptance.known_until > known_before:
-                        self.tried.set()
+                if isinstance(needed, NextPage | Pause) and self._acceptance.known_until > known_before:
+                    self.tried.set()  # from here on it waits for what is new
         finally:
             self.is_over = True
             self.tried.set()
@@ -194,11 +239,16 @@ class _Follower:
                 return await self._driver.send(needed)
             case OpenFeed():
                 if self._stream is None:
-                    self._stream = await self._driver.event_stream(silence=SILENCE_SECONDS)
-                await self._stream.open(f"{self._driver.broker_url}{FEED}?after={needed.after}")
+                    self._stream = await self._driver.event_stream(silence=needed.silence)
+                await self._stream.open(f"{self._driver.broker_url}{needed.path}", bearer=needed.bearer)
             case NextPage():
                 assert self._stream is not None  # noqa: S101  # pages come after the feed was opened
                 return await self._stream.next_data()
+            case CloseFeed():
+                if self._stream is not None:
+                    await self._stream.close()
+            case LoginNeeded():
+                return await self._driver.run(token_to_show(needed))
             case Pause():
                 self.tried.set()
                 await asyncio.sleep(needed.seconds)

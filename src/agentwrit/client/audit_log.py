@@ -11,10 +11,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
-from agentwrit.client import steps
+from agentwrit.client import shapes, steps
 from agentwrit.client.driver import Connected, Driver
-from agentwrit.client.exchange import MAX_ANSWER_BYTES, HttpRequest, HttpResponse, Secret, Steps
+from agentwrit.client.exchange import MAX_ANSWER_BYTES, HttpRequest, HttpResponse, Steps
 from agentwrit.client.policy import Login
+from agentwrit.client.secrecy import Secret, discreet
 from agentwrit.domain import audit, audit_archive, audit_export, audit_proof, checkpoint, merkle, tiles
 from agentwrit.domain.audit import Head
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Ending, Progress, Verified, unwatched
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 AUDIT: Final = "/v1/audit"
 MAX_BUNDLE_BYTES: Final = merkle.TILE_WIDTH * (audit.MAX_ENTRY_BYTES + 2)
+LOG_SECONDS: Final = 30.0  # for a call, if nothing else was said: a query may go through a long log
 FETCHED_AHEAD: Final = 4  # bundles: while one is checked the broker reads the next
 
 
@@ -43,21 +45,25 @@ class Archives(NamedTuple):
 class AuditLog(Connected):
     """The audit log of the broker at `broker_url`. Checkpoints and proofs need no secret; events need an operator's.
 
-    `operator`: their name, if it is not the first one; `timeout`: seconds for a call. Every method raises
+    `operator`: their name, if it is not the first one; `timeout`: seconds for a call; `cert`: a certificate to show, as
+    for `AgentWritApp`. Every method raises
     ProblemResponseError where the broker refuses, and TransportError where it was not reached.
     """
 
+    @discreet
     def __init__(
         self,
         broker_url: str,
         admin_secret: str | None = None,
         *,
         operator: str | None = None,
-        timeout: float = 30.0,
+        timeout: float = LOG_SECONDS,
+        cert: Any = None,
     ) -> None:
-        login = None if admin_secret is None else Login(lambda: steps.operator_login(Secret(admin_secret), operator))
+        secret = None if admin_secret is None else Secret(admin_secret)
+        login = None if secret is None else Login(lambda: steps.operator_login(secret, operator))
         self._is_operator = login is not None
-        self._driver = Driver(broker_url, timeout=timeout, login=login)
+        self._driver = Driver(broker_url, timeout=timeout, login=login, cert=cert)
 
     def checkpoint(self) -> str:
         """The newest checkpoint. The operator gets one of all that is in the log by now."""
@@ -76,13 +82,13 @@ class AuditLog(Connected):
                 for key in listed or []
                 if key["state"] != "next" and not key["revoked_at"]
             ]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise TransportError("the answer does not list the keys of checkpoints: is this a broker?") from None
 
     def events(self, filters: Mapping[str, str | int | None]) -> dict[str, Any]:
         """A page of events, as `events` and `total`. `filters`: the query of GET /v1/audit/events."""
         query = urlencode({name: value for name, value in filters.items() if value is not None})
-        return steps.read_object(self._ask(f"{AUDIT}/events?{query}"))
+        return shapes.check(steps.read_object(self._ask(f"{AUDIT}/events?{query}")), shapes.Events)
 
     def entries(self, size: int, *, after: int = 0) -> Iterator[bytes]:
         """The entries behind the event `after`, up to the event `size`, in bundles of the standard."""
@@ -116,7 +122,7 @@ class AuditLog(Connected):
         """Where the log was before the event behind `after`, as its tiles say: what covers the log shows it is true."""
         if not after:
             return Head()
-        [entry] = self.entries(after + 1, after=after)
+        entry = self._entry(after)
         return audit_archive.beginning(entry, after, self._tiles(covered))
 
     def archive(self, signed: str, covered: Checkpoint, after: int, last: int) -> Iterator[bytes]:
@@ -142,7 +148,7 @@ class AuditLog(Connected):
         if not isinstance(index, int) or not isinstance(signed, str) or event_id != audit.event_id(index + 1):
             raise TransportError("the answer is no proof of this event: is this a broker?")
         if entry is None:
-            [entry] = self.entries(index + 1, after=index)
+            entry = self._entry(index)
         proof = audit_proof.write(entry, index, _hashes(answer), signed)
         audit_proof.check(proof, keys)
         return proof
@@ -202,6 +208,12 @@ class AuditLog(Connected):
         kept = self._ask(f"{AUDIT}/tile/{HashTile(0, number, at + 1).path}").body
         if kept[-merkle.HASH_BYTES :] != merkle.leaf_hash(entry):
             raise TamperedRecord(f"{audit.event_id(sequence)} was altered")
+
+    def _entry(self, index: int) -> bytes:
+        entries = list(self.entries(index + 1, after=index))
+        if len(entries) != 1:
+            raise TransportError(f"the answer does not hold {audit.event_id(index + 1)}: is this a broker?")
+        return entries[0]
 
     def _bundle(self, bundle: EntryBundle) -> bytes:
         return self._ask(f"{AUDIT}/tile/{quote(bundle.path)}", max_bytes=MAX_BUNDLE_BYTES).body

@@ -1,7 +1,7 @@
 """The blocking driver: carries out calls over HTTP connections that are kept.
 
-They are our own (`agentwrit.client.connections`), or httpx2's where the caller has a client, where a proxy is wanted,
-and for streams of events.
+They are our own (`agentwrit.client.connections`), or httpx2's where the caller has a client or a proxy is wanted
+(`agentwrit.client.through_httpx2`), and for streams of events.
 """
 
 import os
@@ -13,14 +13,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from agentwrit.client.event_stream import EventStream
-from agentwrit.client.exchange import HttpRequest, HttpResponse, Plan, Turn
+from agentwrit.client.exchange import AnswerTooLarge, HttpRequest, HttpResponse, Plan, Turn
 from agentwrit.client.policy import Calling, Login, Policy, Send, Take, Wait
+from agentwrit.client.secrecy import discreet
 from agentwrit.errors import AgentWritError, TransportError
 
 if TYPE_CHECKING:
     import httpx2
 
     from agentwrit.client.connections import Connections
+    from agentwrit.client.through_httpx2 import Caller
 
 T = TypeVar("T")
 
@@ -49,12 +51,14 @@ class Driver(Policy):
         self._turns: weakref.WeakKeyDictionary[Turn, threading.Lock] = weakref.WeakKeyDictionary()
         self._given_client = http_client
         self._client: httpx2.Client | None = None
+        self._caller: Caller | None = None
         self._connections: Connections | None = None
         self._is_direct = http_client is None
         # Whoever forgets to close loses no connection for longer than the driver lives.
         self._finalizers: list[weakref.finalize[..., Driver]] = []
         _drivers.add(self)
 
+    @discreet
     def run(self, steps: Plan[T], *, timeout: float | None = None) -> T:
         """Carry out steps within `timeout` seconds in all.
 
@@ -64,6 +68,7 @@ class Driver(Policy):
         """
         return self._carry_out(self.calling(steps, self.deadline(timeout)))
 
+    @discreet
     def send(self, request: HttpRequest) -> HttpResponse:
         """Make one request, once.
 
@@ -79,7 +84,7 @@ class Driver(Policy):
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
         with self._lock:
-            self._client = self._connections = None
+            self._client = self._caller = self._connections = None
             while self._finalizers:
                 self._finalizers.pop()()
 
@@ -91,7 +96,7 @@ class Driver(Policy):
         """
         self._lock = threading.Lock()
         self._turns = weakref.WeakKeyDictionary()
-        self._client = self._connections = None
+        self._client = self._caller = self._connections = None
         while self._finalizers:
             self._finalizers.pop().detach()
 
@@ -117,8 +122,13 @@ class Driver(Policy):
                 time.sleep(needed.seconds)
                 return None
             case Take():
-                with self._turn(needed.turn):
+                turn = self._turn(needed.turn)
+                if not turn.acquire(timeout=self.remaining(needed.deadline)):
+                    raise self.failure(TimeoutError())
+                try:
                     return self._carry_out(needed.calling)
+                finally:
+                    turn.release()
 
     def _turn(self, turn: Turn) -> threading.Lock:
         with self._lock:
@@ -131,14 +141,13 @@ class Driver(Policy):
         from http.client import HTTPException
 
         try:
-            # The arguments hold the secret: no variable does, which a traceback could show.
             return connections.send(
                 request.method,
                 request.path,
                 self.headers(request),
                 request.content(),
                 remaining=lambda: self.remaining(deadline),
-                collect=lambda body, chunk: self.collect(body, chunk, request, deadline),
+                max_bytes=request.max_bytes,
             )
         except (OSError, HTTPException, ValueError, TransportError) as error:
             failure = self.failure(error)
@@ -147,15 +156,12 @@ class Driver(Policy):
     def _send_with_httpx2(self, request: HttpRequest, deadline: float) -> HttpResponse:
         import httpx2  # here, so that importing the SDK does not pay for it
 
-        remaining = self.remaining(deadline)
+        caller, remaining = self._call_through(), self.remaining(deadline)
         try:
-            # As above.
-            with self._http().stream(**self.arguments(request, remaining)) as response:
-                body = bytearray()
-                for chunk in response.iter_bytes():
-                    self.collect(body, chunk, request, deadline)
-                return HttpResponse(response.status_code, dict(response.headers), bytes(body))
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            return caller.send(
+                lambda: self.arguments(request, remaining), timeout=remaining, max_bytes=request.max_bytes
+            )
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, AnswerTooLarge) as error:
             failure = self.failure(error)
         raise failure
 
@@ -185,6 +191,15 @@ class Driver(Policy):
                 client = self._client
         self.check_open(client)
         return client
+
+    def _call_through(self) -> "Caller":
+        from agentwrit.client.through_httpx2 import Caller
+
+        client = self._http()
+        with self._lock:
+            if self._caller is None:
+                self._caller = Caller(client)
+            return self._caller
 
     def _close_later(self, close: Callable[[], None]) -> None:
         self._finalizers.append(weakref.finalize(self, close))

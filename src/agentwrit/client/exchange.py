@@ -4,14 +4,15 @@ A step is a generator: it yields what it needs, is sent the answer, and returns 
 every driver (blocking, or for an event loop) carries out the same protocol.
 """
 
-import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
+from agentwrit.client.secrecy import Secret
 from agentwrit.errors import AgentWritError
 
 T = TypeVar("T")
@@ -19,23 +20,8 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 
-
-class Secret:
-    """A secret on its way into a request: whatever prints the variables of a traceback does not print it.
-
-    No dataclass, since the JSON encoder would take one for an object.
-    """
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: str) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a secret is not pickled")
+RANDOM: Final = SystemRandom()
+"""The program's own generator is its own: whoever seeded it counts on what comes next."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +37,15 @@ class HttpRequest:
     path: str
     json: object = field(default=None, repr=False)
     """What to send, or a function that says it: then each attempt sends something new (a proof is good once)."""
-    bearer: str | None = field(default=None, repr=False)
-    proof: Callable[[], str] | None = field(default=None, repr=False)
+    bearer: Secret[str] | None = None
+    proof: Callable[[], Secret[str]] | None = field(default=None, repr=False)
     """For a token that is bound: makes the proof that goes with it, a new one for each attempt."""
     is_idempotent: bool = False
     idempotency_key: str | None = None
     is_503_an_answer: bool = False
     max_bytes: int = MAX_ANSWER_BYTES
 
-    def content(self) -> bytes | None:
+    def content(self) -> Secret[bytes] | None:
         """The body to send.
 
         Raises:
@@ -69,7 +55,7 @@ class HttpRequest:
             return None
         body = self.json() if callable(self.json) else self.json
         with suppress(UnicodeEncodeError):  # it would carry the whole body with it, secrets included
-            return msgspec.json.encode(body, enc_hook=_reveal)
+            return Secret(msgspec.json.encode(body, enc_hook=_reveal))
         raise AgentWritError("an argument holds characters that are no text: is it bytes of another encoding?")
 
 
@@ -86,11 +72,15 @@ class HttpResponse:
 class LoginNeeded:
     """Asks the driver for the login's token; `stale` is one that was refused, and is not wanted again."""
 
-    stale: str | None = field(default=None, repr=False)
+    stale: Secret[str] | None = None
 
 
 class ConnectFailed(OSError):
     """No connection could be made. Its text says why, and holds nothing of what would have been sent."""
+
+
+class AnswerTooLarge(Exception):
+    """More came than is taken of an answer."""
 
 
 class Turn:
@@ -109,7 +99,7 @@ class InTurn:
 
 def _reveal(value: object) -> object:
     if isinstance(value, Secret):
-        return value.value
+        return value.reveal()
     raise TypeError(f"{type(value).__name__} has no place in a request")
 
 
@@ -126,5 +116,5 @@ def retry_delay(attempt: int, asked_for: float | None) -> float:
 
     The jitter stays when the broker asks for something, or all that it sends away would come back at once.
     """
-    jitter = random.uniform(0, min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt))  # noqa: S311  # no secret
+    jitter = RANDOM.uniform(0, min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt))
     return jitter + (asked_for or 0.0)

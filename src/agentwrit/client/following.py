@@ -1,18 +1,37 @@
-"""Following a broker's revocation feed, without I/O: what to fetch, when, and what to make of it."""
+"""Following a broker's revocation feed, without I/O: what to fetch, when, and what to make of it.
+
+The rules:
+
+- It begins with the keys, a snapshot, and a question for what came after it: then everything is known.
+- From there on the broker streams what is new. Where it has no place for a stream, where a proxy keeps events back, or
+  where what they say is in doubt, pages are fetched, one each second, and a stream is tried again later.
+- What pages do not make certain is asked for. A broker that does not know of questions is believed by its pages' dates.
+- Whoever has an app to log in as shows its token where streams are refused: there are places for who does.
+- The keys are fetched again every five minutes. A broker that is out of reach is tried again, ever less often.
+"""
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from agentwrit.client.exchange import HttpRequest, HttpResponse, retry_delay
-from agentwrit.client.verification import OutOfStep, TokenChecker
-from agentwrit.errors import AgentWritError, TransportError, from_response
+from agentwrit.client.exchange import RANDOM, HttpRequest, HttpResponse, LoginNeeded, Steps, retry_delay
+from agentwrit.client.log import logger
+from agentwrit.client.revocations import BeginAgain, OtherHistory, OutOfStep, Question
+from agentwrit.client.secrecy import Secret
+from agentwrit.client.verification import TokenChecker
+from agentwrit.domain.feed import MAX_PAGE_BYTES, MAX_PLACES, MAX_SNAPSHOT_BYTES, PAGE_SIZE
+from agentwrit.errors import AgentWritError, ProblemResponseError, TransportError, from_response
 
 KEYS_SECONDS: Final = 300  # how long published keys are good for
-MAX_SNAPSHOT_BYTES: Final = 1024 * 1024 * 1024
-SILENCE_SECONDS: Final = 4.0  # heartbeats come each second: after this the connection is taken for dead
+MAX_KEYS_BYTES: Final = 1024 * 1024
+SILENCE: Final = (2.0, 4.0)  # seconds, at least and at most, after which a stream is taken for dead
+LEAST_DOUBT_SECONDS: Final = 1.5  # heartbeats come each second, and name whole seconds
+DOUBT: Final = 0.6  # of `max_staleness`: what is not known for so long is asked for, before it is too old
+POLL_SECONDS: Final = 1.0
+STREAM_AGAIN_SECONDS: Final = 15.0  # after a stream that failed, and twice as long after each that brought nothing
+OTHER_HISTORY_SECONDS: Final = 5.0  # before a broker is looked at again that goes on from another one
 
 KEYS: Final = "/.well-known/jwks.json"
 FEED_KEYS: Final = "/v1/revocations/jwks.json"
@@ -22,9 +41,14 @@ FEED: Final = "/v1/revocations"
 
 @dataclass(frozen=True)
 class OpenFeed:
-    """Asks the driver to open the stream of pages after this number, in place of one that is open."""
+    """Asks the driver to open the stream at this path, in place of one that is open.
 
-    after: int
+    `silence`: seconds without an event after which it is taken for dead, the same for all; `bearer`: a token to show.
+    """
+
+    path: str
+    silence: float
+    bearer: Secret[str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -33,43 +57,34 @@ class NextPage:
 
 
 @dataclass(frozen=True)
+class CloseFeed:
+    """Asks the driver to close the stream."""
+
+
+@dataclass(frozen=True)
 class Pause:
-    """Asks the driver to wait: the broker is out of reach. `seconds`: for how long."""
+    """Asks the driver to wait. `seconds`: for how long."""
 
     seconds: float
 
 
-Needed: TypeAlias = HttpRequest | OpenFeed | NextPage | Pause
+@dataclass(frozen=True)
+class Retry(Pause):
+    """A pause after what failed. `why`: the reason, in words for people; none where the broker said to begin anew."""
+
+    why: str | None = None
+
+
+Needed: TypeAlias = HttpRequest | LoginNeeded | OpenFeed | NextPage | CloseFeed | Pause
 Following: TypeAlias = Generator[Needed, Any, None]
 
 
-def follow(checker: TokenChecker) -> Following:
-    """Keep `checker` up to date, for ever. A broker that is out of reach is tried again, ever less often."""
-    revocations = checker.revocations
-    monotonic = revocations.clock.monotonic
-    knows_history = revocations.have_begun
-    failures = 0
-    while True:
-        try:
-            fetched_at = monotonic()
-            yield from fetch_keys(checker)
-            revocations.set_keys((yield from _fetch_jwks(FEED_KEYS)))
-            if not knows_history:
-                snapshot = yield from _fetch(SNAPSHOT)
-                revocations.begin(snapshot.body.decode("ascii", "replace"))
-                knows_history = True
-            yield OpenFeed(revocations.last)
-            while monotonic() < fetched_at + KEYS_SECONDS:
-                page = yield NextPage()
-                revocations.advance(page)
-                failures = 0
-        except OutOfStep:
-            knows_history = False
-            yield Pause(retry_delay(failures, None))
-            failures += 1
-        except AgentWritError:
-            yield Pause(retry_delay(failures, None))
-            failures += 1
+def follow(checker: TokenChecker, broker_url: str, *, max_staleness: float, can_log_in: bool = False) -> Following:
+    """Keep `checker` up to date, for ever.
+
+    `max_staleness`: seconds for which what is known is relied on; `can_log_in`: whether there is an app to log in as.
+    """
+    return _Follower(checker, broker_url, max_staleness, can_log_in=can_log_in).run()
 
 
 def fetch_keys(checker: TokenChecker) -> Generator[HttpRequest, HttpResponse, None]:
@@ -77,16 +92,166 @@ def fetch_keys(checker: TokenChecker) -> Generator[HttpRequest, HttpResponse, No
     checker.set_keys((yield from _fetch_jwks(KEYS)))
 
 
+def token_to_show(needed: LoginNeeded) -> Steps[str]:
+    """The token of the app that a verifier has, as steps for its driver."""
+    token: str = yield needed
+    return token
+
+
+class _Follower:
+    def __init__(self, checker: TokenChecker, broker_url: str, max_staleness: float, *, can_log_in: bool) -> None:
+        self._checker = checker
+        self._revocations = checker.revocations
+        self._monotonic = self._revocations.clock.monotonic
+        self._broker_url = broker_url
+        self._doubt = max(LEAST_DOUBT_SECONDS, DOUBT * max_staleness)
+        self._silence = min(max(SILENCE[0], max_staleness / 2), SILENCE[1])
+        self._can_log_in = can_log_in
+        self._takes_questions = True
+        self._has_told_of_fork = False
+
+    def run(self) -> Following:
+        failures = 0
+        while True:
+            pause, why = 0.0, None
+            try:
+                keys_until = self._monotonic() + KEYS_SECONDS
+                yield from fetch_keys(self._checker)
+                self._revocations.set_keys((yield from _fetch_jwks(FEED_KEYS)))
+                if not self._revocations.have_begun:
+                    snapshot = yield from _fetch(SNAPSHOT, max_bytes=MAX_SNAPSHOT_BYTES)
+                    self._revocations.begin(_text(snapshot))
+                self._takes_questions = True
+                yield from self._ask()
+                failures = 0
+                yield from self._stay(keys_until)
+                continue
+            except OtherHistory:
+                pause = OTHER_HISTORY_SECONDS
+                self._tell_of_fork()
+            except OutOfStep:
+                why = "what it says does not fit together"
+            except AgentWritError as error:
+                why = str(error)
+            yield Retry(pause + retry_delay(failures, None), why)
+            failures += 1
+
+    def _stay(self, until: float) -> Following:
+        """Stay up to date until this time: by the stream, and where it fails by pages."""
+        again_at, delay = float("-inf"), STREAM_AGAIN_SECONDS
+        while (began := self._monotonic()) < until:
+            if began >= again_at:
+                is_worth_it = yield from self._read_stream(until)
+                now = self._monotonic()
+                delay = STREAM_AGAIN_SECONDS if is_worth_it else min(2 * delay, KEYS_SECONDS)
+                is_good = is_worth_it and now >= began + STREAM_AGAIN_SECONDS  # it broke off: that may be mended by now
+                again_at = now + (POLL_SECONDS if is_good else delay) * RANDOM.uniform(0.5, 1)
+            else:
+                yield Pause(POLL_SECONDS)
+            yield from self._fetch_news()
+
+    def _read_stream(self, until: float) -> Generator[Needed, Any, bool]:
+        """Take the pages of a stream, as long as they leave no doubt. Returns whether there were any such."""
+        is_worth_it = False
+        try:
+            yield from self._open_stream()
+            while self._monotonic() < until:
+                self._revocations.advance((yield NextPage()))
+                if self._revocations.staleness() > self._doubt:
+                    break
+                is_worth_it = True
+        except (BeginAgain, OtherHistory):
+            raise
+        except OutOfStep:
+            self._tell_of_pages("what it says does not fit together")
+        except AgentWritError as error:
+            self._tell_of_pages(str(error))
+        yield CloseFeed()
+        return is_worth_it
+
+    def _open_stream(self) -> Following:
+        path = self._path()
+        try:
+            yield OpenFeed(path, self._silence)
+        except ProblemResponseError as refused:
+            if refused.status_code != 503 or not self._can_log_in:
+                raise
+            yield OpenFeed(path, self._silence, bearer=(yield LoginNeeded()))
+
+    def _fetch_news(self) -> Following:
+        """Take the page behind what is known, as caches may have it; where that is not all, ask."""
+        page = yield from _fetch(self._path(), max_bytes=MAX_PAGE_BYTES)
+        try:
+            missing = self._revocations.advance(_text(page))
+        except (BeginAgain, OtherHistory):
+            raise
+        except OutOfStep:
+            missing = 1
+        if missing or self._revocations.staleness() > self._doubt:
+            yield from self._ask(missing)
+
+    def _ask(self, missing: int = 0) -> Following:
+        """Go on to the head of the feed as it is now: by pages that anybody may have kept, and at the end by asking.
+
+        `missing`: how many numbers there are up to it, as far as is known.
+
+        Raises:
+            OutOfStep: what comes does not lead there.
+        """
+        revocations = self._revocations
+        while True:
+            before = revocations.last
+            has_to = missing <= PAGE_SIZE or len(revocations.places) > MAX_PLACES // 2
+            question = revocations.question() if has_to and self._takes_questions else None
+            response = yield HttpRequest("GET", self._path(question), max_bytes=MAX_PAGE_BYTES)
+            if response.status == 400 and self._takes_questions:
+                self._takes_questions = False
+                continue
+            missing = revocations.advance(_text(_checked(response)), question)
+            if not missing and (question is not None or not self._takes_questions):
+                self._has_told_of_fork = False
+                return
+            if missing and revocations.last <= before:
+                raise OutOfStep
+
+    def _path(self, question: Question | None = None) -> str:
+        """Where the page behind what is known is."""
+        path = f"{FEED}?after={self._revocations.last}"
+        places = self._revocations.places[-MAX_PLACES:] if self._takes_questions else []
+        if places:
+            path += f"&log={','.join(map(str, places))}"
+        return path if question is None else f"{path}&nonce={question.nonce}"
+
+    def _tell_of_pages(self, why: str) -> None:
+        logger.info("the stream of revocations of %s ended (%s): pages are fetched", self._broker_url, why)
+
+    def _tell_of_fork(self) -> None:
+        if not self._has_told_of_fork:
+            self._has_told_of_fork = True
+            logger.warning(
+                "the broker at %s goes on from another history than the one that is known: what it says of revocations"
+                " is not relied on until it begins a new one (`agentwrit store restored`)",
+                self._broker_url,
+            )
+
+
 def _fetch_jwks(path: str) -> Generator[HttpRequest, HttpResponse, Mapping[str, object]]:
-    response = yield from _fetch(path)
+    response = yield from _fetch(path, max_bytes=MAX_KEYS_BYTES)
     try:
         return msgspec.json.decode(response.body, type=dict[str, object])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise TransportError("the keys are not JSON: is this a broker?") from None
 
 
-def _fetch(path: str) -> Generator[HttpRequest, HttpResponse, HttpResponse]:
-    response = yield HttpRequest("GET", path, max_bytes=MAX_SNAPSHOT_BYTES)
+def _fetch(path: str, *, max_bytes: int) -> Generator[HttpRequest, HttpResponse, HttpResponse]:
+    return _checked((yield HttpRequest("GET", path, max_bytes=max_bytes)))
+
+
+def _checked(response: HttpResponse) -> HttpResponse:
     if response.status != 200:
         raise from_response(response.status, response.headers, response.body)
     return response
+
+
+def _text(response: HttpResponse) -> str:
+    return response.body.decode("ascii", "replace")

@@ -1,21 +1,29 @@
-"""HTTP/1.1 over a socket, for messages as plain as ours (RFC 9112).
+"""HTTP/1.1 without I/O, for messages as plain as ours (RFC 9112).
 
-The standard library reads the head of an answer with its parser for mail, and that takes longer than all else that a
-call does. So an answer of the plain form, as brokers send it, is read here: its head comes whole, its fields are ASCII
-and none of them is folded, its length is said once or there is no body. An answer of any other form goes to the
-standard library from its first byte on, which reads it or refuses it.
+An answer of the plain form, as brokers send it, is read here: its head comes whole, its fields are ASCII and none of
+them is folded, its length is said once or there is no body. An answer of any other form goes to h11 from its first byte
+on, which reads it or refuses it, at several times the cost.
+
+What is taken of an answer is bounded: its head, its fields, the interim answers before it (RFC 9110 §15.2), its body,
+and the bytes that it takes to send that body. So nobody who answers can fill memory, or keep a reader busy for longer
+than it takes to send so much.
 """
 
 import http.client
-import io
 import re
-import socket
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from agentwrit.client.exchange import HttpResponse
+from agentwrit.client.exchange import AnswerTooLarge, HttpResponse
+from agentwrit.client.secrecy import Secret, revealed
 
-CHUNK_BYTES: Final = 64 * 1024
+if TYPE_CHECKING:
+    import h11
+
+CHUNK_BYTES: Final = 64 * 1024  # read at once
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_FIELDS: Final = 100
+MAX_INTERIM: Final = 16
 MAX_LENGTH_DIGITS: Final = 18
 
 _FIELD_LINE: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e]*\r\n"  # RFC 9112 §5, without obs-text
@@ -25,6 +33,14 @@ _FIELDS: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 _WITH_CONTENT: Final = frozenset({"POST", "PUT", "PATCH"})
 _WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9112 §6.3, 1
+
+
+class UnfitAnswer(http.client.HTTPException):
+    """What came is no answer (RFC 9112)."""
+
+
+class TooLarge(UnfitAnswer, AnswerTooLarge):
+    """What came is more than is taken."""
 
 
 class Answer(NamedTuple):
@@ -43,7 +59,13 @@ class _Head(NamedTuple):
     end: int
 
 
-def request(method: str, target: str, host: str, fields: Mapping[str, str], content: bytes | None) -> bytes:
+def request(
+    method: str,
+    target: str,
+    host: str,
+    fields: Mapping[str, str | Secret[str]],
+    content: bytes | Secret[bytes] | None,
+) -> bytes:
     """The bytes of a request (RFC 9112 §3). `host`: what the Host field says.
 
     Raises:
@@ -51,45 +73,126 @@ def request(method: str, target: str, host: str, fields: Mapping[str, str], cont
     """
     if not _TARGET.fullmatch(target):
         raise ValueError("the target of a request holds what cannot stand in it")
-    if not _FIELDS.fullmatch("".join(fields.values())):
+    if not _FIELDS.fullmatch("".join(map(revealed, fields.values()))):
         raise ValueError("a header field holds what cannot stand in it")
+    body = content.reveal() if isinstance(content, Secret) else content
     lines = [f"{method} {target} HTTP/1.1", f"host: {host}", "accept-encoding: identity"]
-    lines += [f"{name}: {value}" for name, value in fields.items()]
-    if content is not None or method in _WITH_CONTENT:
-        lines.append(f"content-length: {len(content or b'')}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (content or b"")
+    lines += [f"{name}: {revealed(value)}" for name, value in fields.items()]
+    if body is not None or method in _WITH_CONTENT:
+        lines.append(f"content-length: {len(body or b'')}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
-def read_answer(
-    transport: socket.socket,
-    method: str,
-    *,
-    remaining: Callable[[], float],
-    collect: Callable[[bytearray, bytes], None],
-) -> Answer:
-    """The answer to a request with this method. `remaining` and `collect` are as for `Connections.send`.
+class AnswerReader:
+    """Reads the answer to one request, as it comes. `max_bytes`: the largest body to take."""
 
-    Raises:
-        OSError, http.client.HTTPException: it does not come, not whole, or is none.
-    """
-    received = transport.recv(CHUNK_BYTES)
-    head = _plain_head(received, method)
-    if head is None:
-        return _read_any(transport, received, method, remaining, collect)
-    body = bytearray()
-    chunk, surplus = received[head.end : head.end + head.length], received[head.end + head.length :]
-    missing = head.length - len(chunk)
-    if chunk:
-        collect(body, chunk)
-    while missing:
-        transport.settimeout(remaining())
-        chunk = transport.recv(min(missing, CHUNK_BYTES))
-        if not chunk:
-            raise http.client.IncompleteRead(b"", missing)
-        missing -= len(chunk)
-        collect(body, chunk)
-    is_last = bool(surplus) or "close" in head.fields.get("connection", "").lower()
-    return Answer(HttpResponse(head.status, head.fields, bytes(body)), is_last)
+    def __init__(self, method: str, *, max_bytes: int) -> None:
+        self._method = method
+        self._max_bytes = max_bytes
+        self._received = 0
+        self._interim = 0
+        self._head: _Head | None = None
+        self._parser: h11.Connection | None = None
+        self._parsed: tuple[int, dict[str, str]] | None = None
+        self._body = bytearray()
+
+    def feed(self, data: bytes) -> Answer | None:
+        """Take what came on the connection. Returns the answer, once it is whole.
+
+        Raises:
+            UnfitAnswer: it is none, or too large.
+        """
+        if not self._received:
+            self._head = _plain_head(data, self._method)
+            if self._head is None:
+                self._parser = _parser(self._method)
+        is_first, self._received = not self._received, self._received + len(data)
+        if self._head is None:
+            return self._parse(data)
+        if self._head.length > self._max_bytes:
+            raise TooLarge
+        missing = self._head.length - len(self._body)
+        begin = self._head.end if is_first else 0
+        self._body += data[begin : begin + missing]
+        if len(self._body) < self._head.length:
+            return None
+        is_last = len(data) > begin + missing or "close" in self._head.fields.get("connection", "").lower()
+        return Answer(HttpResponse(self._head.status, self._head.fields, bytes(self._body)), is_last)
+
+    def end(self) -> Answer:
+        """The connection has ended. Returns the answer, if it is one that ends so (RFC 9112 §6.3, 8).
+
+        Raises:
+            http.client.HTTPException: it is not whole.
+        """
+        if not self._received:
+            raise http.client.RemoteDisconnected("the connection was closed without an answer")
+        answer = None
+        if self._head is None:
+            try:
+                answer = self._parse(b"")
+            except TooLarge:
+                raise
+            except UnfitAnswer:
+                answer = None
+        if answer is None:
+            raise http.client.IncompleteRead(b"")
+        return answer
+
+    def _parse(self, data: bytes) -> Answer | None:
+        import h11  # here, since a broker's own answers do not need it
+
+        assert self._parser is not None  # noqa: S101  # without a plain head there is one
+        try:
+            self._parser.receive_data(data)
+            while True:
+                event = self._parser.next_event()
+                if isinstance(event, h11.EndOfMessage):
+                    return self._parsed_answer()
+                if event is h11.NEED_DATA:
+                    # The body is counted as it comes, and all that comes besides, in chunks of a byte each for example.
+                    if self._received > MAX_HEAD_BYTES + (0 if self._parsed is None else 2 * self._max_bytes):
+                        raise TooLarge
+                    return None
+                self._take(event)
+        except h11.RemoteProtocolError as error:
+            is_too_large = error.error_status_hint == 431
+        raise TooLarge if is_too_large else UnfitAnswer
+
+    def _take(self, event: object) -> None:
+        import h11
+
+        match event:
+            case h11.InformationalResponse(status_code=status):
+                self._interim += 1
+                if self._interim > MAX_INTERIM:
+                    raise TooLarge
+                if status == 101:  # nobody asked for another protocol
+                    raise UnfitAnswer
+            case h11.Response(status_code=status, headers=headers):
+                if len(headers) > MAX_FIELDS:
+                    raise TooLarge
+                fields: dict[str, str] = {}
+                for name, value in headers:
+                    _add(fields, name.decode("ascii"), value.decode("latin-1"))
+                self._parsed = status, fields
+            case h11.Data(data=data):
+                self._body += data
+                if len(self._body) > self._max_bytes:
+                    raise TooLarge
+            case _:
+                raise UnfitAnswer
+
+    def _parsed_answer(self) -> Answer:
+        import h11
+
+        assert self._parser is not None  # noqa: S101  # as above
+        assert self._parsed is not None  # noqa: S101  # the end comes after the head
+        status, fields = self._parsed
+        # RFC 9112 §6.3, 3: whoever sends both framings may not be who he seems to be.
+        is_doubtful = "transfer-encoding" in fields and "content-length" in fields
+        is_last = self._parser.their_state is not h11.DONE or bool(self._parser.trailing_data[0]) or is_doubtful
+        return Answer(HttpResponse(status, fields, bytes(self._body)), is_last)
 
 
 def _plain_head(received: bytes, method: str) -> _Head | None:
@@ -97,8 +200,11 @@ def _plain_head(received: bytes, method: str) -> _Head | None:
     match = _PLAIN_HEAD.match(received)
     if match is None:
         return None
+    lines = match[2].decode("ascii").split("\r\n")[:-1]
+    if len(lines) > MAX_FIELDS:
+        return None
     fields: dict[str, str] = {}
-    for line in match[2].decode("ascii").split("\r\n")[:-1]:
+    for line in lines:
         name, _, value = line.partition(":")
         _add(fields, name, value.strip(" \t"))
     status = int(match[1])
@@ -108,53 +214,14 @@ def _plain_head(received: bytes, method: str) -> _Head | None:
     return _Head(status, fields, int(length), match.end())
 
 
-class _Resumed(io.RawIOBase):
-    """What a connection sends, beginning with what was taken from it already. Closing it leaves the connection open."""
+def _parser(method: str) -> "h11.Connection":
+    """What reads the answer to a request with this method. It wants to see one go out; its words do not matter."""
+    import h11
 
-    def __init__(self, received: bytes, transport: socket.socket) -> None:
-        self._received = received
-        self._transport = transport
-
-    def makefile(self, _: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # which is what a BufferedReader gives it
-        if not self._received:
-            return self._transport.recv_into(buffer)
-        given, self._received = self._received[: len(buffer)], self._received[len(buffer) :]
-        buffer[: len(given)] = given
-        return len(given)
-
-
-def _read_any(
-    transport: socket.socket,
-    received: bytes,
-    method: str,
-    remaining: Callable[[], float],
-    collect: Callable[[bytearray, bytes], None],
-) -> Answer:
-    """The answer that begins with `received`, read by the standard library."""
-    resumed = _Resumed(received, transport)
-    response = http.client.HTTPResponse(resumed, method=method)  # type: ignore[arg-type]  # it takes its makefile alone
-    try:
-        response.begin()
-        body = bytearray()
-        while chunk := response.read1(CHUNK_BYTES):
-            collect(body, chunk)
-            if response.length == 0:
-                break
-            transport.settimeout(remaining())
-        if response.length:
-            raise http.client.IncompleteRead(b"", response.length)
-        fields: dict[str, str] = {}
-        for name, value in response.headers.items():
-            _add(fields, name, value)
-        return Answer(HttpResponse(response.status, fields, bytes(body)), response.will_close)
-    finally:
-        response.close()
+    parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+    parser.send(h11.Request(method=method, target="/", headers=[("host", "broker")]))
+    parser.send(h11.EndOfMessage())
+    return parser
 
 
 def _add(fields: dict[str, str], name: str, value: str) -> None:

@@ -12,8 +12,12 @@ The rules:
 - A token that is bound is shown with a proof by the agent's key, to the broker as to services; what succeeds it is
   bound as well.
 - Released is released: there is no way back, and once more does nothing.
+- A token has one holder, which renews it and releases it: the process that it was given to. After a fork there are two
+  that could, and the later one would be taken for a thief. So the child may use what it sees, and not renew, release or
+  show it as its own: it is told to make an agent of its own.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Self
@@ -22,6 +26,8 @@ from agentwrit.client import steps
 from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.exchange import InTurn, Plan, Turn
 from agentwrit.client.keys import AgentKey, Ed25519PrivateKey
+from agentwrit.client.log import logger
+from agentwrit.client.secrecy import Secret, discreet
 from agentwrit.client.steps import AccessToken
 from agentwrit.domain import base64url
 from agentwrit.domain import claims as claims_rules
@@ -39,6 +45,7 @@ from agentwrit.models import DelegatedToken, RegisterResult
 RENEW_AT: Final = 0.75  # of a token's life
 WHOLE_SECOND: Final = 1.0  # by which a token may end early: its times are whole seconds, rounded down (RFC 7519 §2)
 RETRY_SECONDS: Final = 1.0  # after a renewal that did not reach the broker
+PATIENCE_SECONDS: Final = 1.0  # of a request with a token that is good yet, where the broker is slow to renew it
 LEAST_GAIN_SECONDS: Final = 1.0  # by which the successor of a token that was due outlives it, but at a grant's end
 
 
@@ -68,16 +75,18 @@ class AgentLife:
         self.scope = list(scope)
         self.orch_id = orch_id
         self.task_id = task_id
-        self.token = AccessToken(registered.access_token, registered.expires_in)
+        self.token = AccessToken(Secret(registered.access_token), registered.expires_in)
         self.is_bound = is_bound
         self._broker_url = broker_url
         self._binding = steps.Binding(key, broker_url) if is_bound else None
         self._clock = clock
         self._monotonic = clock.monotonic
         self._turn = Turn()
+        self._pid = os.getpid()
         self._is_released = False
         self._live(asked_at, registered.expires_in if left is None else left)
-        self._doubtful = ""  # the token whose renewal was begun last: if it is the current one, no answer came
+        self._is_failing = False  # whether the last renewal did
+        self._doubtful = Secret("")  # the token whose renewal was begun last: if it is the current one, no answer came
 
     @classmethod
     def begin(
@@ -124,7 +133,8 @@ class AgentLife:
 
     # -- showing it ---------------------------------------------------------------------------------------------------
 
-    def proof(self, method: str, url: str, token: str) -> str:
+    @discreet
+    def proof(self, method: str, url: str, token: Secret[str]) -> Secret[str]:
         """A new proof by the key, for one request to a service with this token.
 
         Raises:
@@ -137,16 +147,19 @@ class AgentLife:
                 "a proof is for an absolute URL, such as https://orders.example.com/orders/7"
             ) from None
 
-    def headers(self, method: str, url: str, token: str) -> dict[str, str]:
+    @discreet
+    def headers(self, method: str, url: str, token: Secret[str]) -> dict[str, str]:
         """The header fields that show this token in one request to a service (RFC 6750 §2.1, RFC 9449 §7.1)."""
         if not self.is_bound:
-            return {"Authorization": f"Bearer {token}"}
-        return {"Authorization": f"DPoP {token}", "DPoP": self.proof(method, url, token)}
+            return {"Authorization": f"Bearer {token.reveal()}"}
+        proof = self.proof(method, url, token)
+        return {"Authorization": f"DPoP {token.reveal()}", "DPoP": proof.reveal()}
 
     # -- renewing -----------------------------------------------------------------------------------------------------
 
     def renew(self) -> Plan[None]:
         """Replace the token that there is now, unless somebody else does so before these steps have their turn."""
+        self.check_own()
         return self._in_turn(self._renew(self.token.access_token))
 
     def _in_turn(self, steps: Plan[None]) -> Plan[None]:
@@ -158,23 +171,34 @@ class AgentLife:
         return self._monotonic() >= self._renew_at and not self._is_released
 
     @property
+    def is_over(self) -> bool:
+        """Whether the token is good no more for certain."""
+        return self._monotonic() >= self._ends_at
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the token was to be renewed, and was not the last time."""
+        return self._is_failing
+
+    @property
     def seconds_left(self) -> float:
         """How long the token is good for certain."""
         return max(0.0, self._ends_at - self._monotonic())
 
-    def fresh_token(self) -> Plan[str]:
+    def fresh_token(self) -> Plan[Secret[str]]:
         """A token to show to a service: replaced first if it is due.
 
         Raises:
-            AgentWritError: the agent was released.
+            AgentWritError: the agent was released, or is another process's.
             AuthenticationError: the token is over, and is not renewed.
             TransportError: the token is over, and the broker is out of reach.
         """
+        self.check_own()
         if self.is_due:
             yield InTurn(self._turn, self._renew_if_due())
         return self.live_token()
 
-    def token_after_refusal(self, refused: str) -> Plan[str | None]:
+    def token_after_refusal(self, refused: Secret[str]) -> Plan[Secret[str] | None]:
         """The token to try again with after a service refused that one, if there is any."""
         if self.token.access_token == refused == self._doubtful and not self._is_released:
             with suppress(TransportError, ProblemResponseError):
@@ -182,7 +206,7 @@ class AgentLife:
         current = self.token.access_token
         return None if current == refused or self._is_released else current
 
-    def _renew(self, seen: str) -> Plan[None]:
+    def _renew(self, seen: Secret[str]) -> Plan[None]:
         token = self.live_token()
         if token != seen:
             return  # somebody else has just done it
@@ -190,17 +214,28 @@ class AgentLife:
         self._doubtful = token
         try:
             successor = yield from steps.renew(token, self._binding)
-        except AuthenticationError:
+        except AuthenticationError as error:
             self._renew_at = self._ends_at  # nobody will renew it: but until then it may be good
+            self._note_renewal(error)
             raise
-        except (TransportError, ProblemResponseError):
+        except (TransportError, ProblemResponseError) as error:
             self._renew_at = max(self._renew_at, self._monotonic() + RETRY_SECONDS)
+            self._note_renewal(error)
             raise
+        self._note_renewal(None)
         was_due, gain = asked_at >= self._due_at, asked_at + successor.expires_in - self._ends_at
         self._live(asked_at, successor.expires_in)
         if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 4):
             self._renew_at = self._ends_at  # that was the last: the next one would gain nothing either
         self.token = successor
+
+    def _note_renewal(self, error: AgentWritError | None) -> None:
+        """Log that renewing fails, and that it works again: once each."""
+        if error is not None and not self._is_failing:
+            logger.warning("the token of %s was not renewed: %s", self.agent_id, error)
+        elif error is None and self._is_failing:
+            logger.warning("the token of %s was renewed again", self.agent_id)
+        self._is_failing = error is not None
 
     def _live(self, asked_at: float, seconds: float) -> None:
         self._ends_at = asked_at + seconds
@@ -212,7 +247,7 @@ class AgentLife:
             try:
                 yield from self._renew(self.token.access_token)
             except (TransportError, ProblemResponseError):
-                if self._monotonic() >= self._ends_at:
+                if self.is_over:
                     raise
 
     # -- delegating ---------------------------------------------------------------------------------------------------
@@ -244,7 +279,7 @@ class AgentLife:
         Raises:
             AgentWritError: it is not a delegated token, or was delegated to another agent.
         """
-        token = delegated if isinstance(delegated, str) else delegated.access_token
+        token = Secret(delegated if isinstance(delegated, str) else delegated.access_token)
         claims = _read_unverified(token)
         if not claims.delegation_chain:
             raise AgentWritError("the token was not delegated: it is an agent's own")
@@ -253,7 +288,7 @@ class AgentLife:
         return AgentLife._on(token, claims, self.key, broker_url=self._broker_url, clock=self._clock)
 
     @classmethod
-    def take_over(cls, token: str, *, clock: Clock = SYSTEM_CLOCK) -> "AgentLife":
+    def take_over(cls, token: Secret[str], *, clock: Clock = SYSTEM_CLOCK) -> "AgentLife":
         """The life of whoever holds an agent's token, without its key.
 
         Raises:
@@ -267,10 +302,10 @@ class AgentLife:
         return cls._on(token, claims, AgentKey(None), broker_url="", clock=clock)
 
     @classmethod
-    def _on(cls, token: str, claims: Claims, key: AgentKey, *, broker_url: str, clock: Clock) -> "AgentLife":
+    def _on(cls, token: Secret[str], claims: Claims, key: AgentKey, *, broker_url: str, clock: Clock) -> "AgentLife":
         return cls(
             key,
-            RegisterResult(claims.sub, token, claims.exp - claims.iat),
+            RegisterResult(claims.sub, token.reveal(), claims.exp - claims.iat),
             scope=claims.scopes,
             orch_id=claims.orch_id,
             task_id=claims.task_id,
@@ -283,8 +318,29 @@ class AgentLife:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this process was given the token, and not the one that it was forked from."""
+        return self._pid == os.getpid()
+
+    def check_own(self) -> None:
+        """See that it is.
+
+        Raises:
+            AgentWritError: it is not.
+        """
+        if not self.is_own:
+            raise AgentWritError(
+                f"the agent is of process {self._pid}, and this is a child that was forked from it: create one here"
+            )
+
     def release(self) -> Plan[None]:
-        """End the grant, unless that has been done."""
+        """End the grant, unless that has been done.
+
+        Raises:
+            AgentWritError: it is another process's.
+        """
+        self.check_own()
         yield InTurn(self._turn, self._release())
 
     def _release(self) -> Plan[None]:
@@ -292,7 +348,16 @@ class AgentLife:
             yield from steps.release(self.token.access_token, self._binding)
             self._is_released = True
 
-    def live_token(self) -> str:
+    def own_token(self) -> Secret[str]:
+        """The current token, to be shown by whoever renews it.
+
+        Raises:
+            AgentWritError: the agent was released, or is another process's.
+        """
+        self.check_own()
+        return self.live_token()
+
+    def live_token(self) -> Secret[str]:
         """The current token.
 
         Raises:
@@ -303,9 +368,9 @@ class AgentLife:
         return self.token.access_token
 
 
-def _read_unverified(token: str) -> Claims:
+def _read_unverified(token: Secret[str]) -> Claims:
     """What a token says of itself. Whether it is true, whoever is shown it will find out."""
     try:
-        return claims_rules.decode(base64url.decode(token.split(".")[1]))
+        return claims_rules.decode(base64url.decode(token.reveal().split(".")[1]))
     except (ValueError, IndexError, InvalidToken):
         raise AgentWritError("this is not a token") from None

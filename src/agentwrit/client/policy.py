@@ -3,7 +3,8 @@
 The rules:
 
 - A call has one deadline. Whatever it needs happens before it: the login, waiting for a turn, retries.
-- What is idempotent is sent again when the broker is out of reach or answers 503, with ever longer, random delays.
+- What is idempotent is sent again when the broker is out of reach or cannot answer now, as it says itself or a proxy
+  before it (502, 503, 504), with ever longer, random delays.
 - A login is kept, and replaced ahead of its end or when the broker refuses it: once for all who need it.
 - What the broker said is told before that it then fell silent. Errors of the HTTP library become ours, in words that
   hold nothing of what was sent.
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from agentwrit._version import __version__
+from agentwrit.client import tls
 from agentwrit.client.exchange import (
+    AnswerTooLarge,
     ConnectFailed,
     HttpRequest,
     HttpResponse,
@@ -31,6 +34,8 @@ from agentwrit.client.exchange import (
     Turn,
     retry_delay,
 )
+from agentwrit.client.log import logger
+from agentwrit.client.secrecy import Secret, revealed
 from agentwrit.client.steps import AccessToken
 from agentwrit.errors import AgentWritError, TransportError, retry_after
 
@@ -41,6 +46,9 @@ T = TypeVar("T")
 
 RENEW_LOGIN_AT: Final = 0.75  # of its life
 KEEPALIVE_SECONDS: Final = 30
+CALL_SECONDS: Final = 10.0  # for a whole call, if nothing else was said
+
+_PASSING: Final = frozenset({502, 503, 504})  # RFC 9110 §15.6.3 to §15.6.5
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,11 @@ class Wait:
 
 @dataclass(frozen=True)
 class Take:
-    """Asks the driver to carry this out while it alone has the turn."""
+    """Asks the driver to carry this out while it alone has the turn, which it waits for until the deadline."""
 
     turn: Turn
     calling: "Calling[Any]"
+    deadline: float
 
 
 Calling: TypeAlias = Generator[Send | Wait | Take, Any, T]
@@ -73,15 +82,15 @@ class Login:
     """A login that is kept, and replaced ahead of its end: once, however many need it."""
 
     class _Kept(NamedTuple):
-        token: str
+        token: Secret[str]
         renew_at: float
 
     def __init__(self, steps: Callable[[], Steps[AccessToken]]) -> None:
         self.steps = steps
         self.turn = Turn()
-        self._kept = self._Kept("", float("-inf"))
+        self._kept = self._Kept(Secret(""), float("-inf"))
 
-    def token(self, stale: str | None, now: float) -> str | None:
+    def token(self, stale: Secret[str] | None, now: float) -> Secret[str] | None:
         """The token that is kept, unless it is `stale` or about to end."""
         kept = self._kept
         return kept.token if now < kept.renew_at and kept.token != stale else None
@@ -111,7 +120,7 @@ class Policy:
         self._timeout = timeout
         self._user_agent = user_agent or f"agentwrit-python/{__version__}"
         self._login = login
-        self._tls = {name: value for name, value in (("verify", verify), ("cert", cert)) if value is not None}
+        self._verify, self._cert = verify, cert
         self._monotonic = monotonic
 
     def deadline(self, timeout: float | None = None) -> float:
@@ -144,11 +153,12 @@ class Policy:
             raise TransportError(f"the broker at {self.broker_url} did not answer in time")
         return remaining
 
-    def headers(self, request: HttpRequest) -> dict[str, str]:
+    def headers(self, request: HttpRequest) -> dict[str, str | Secret[str]]:
         """The header fields of a request, by their names in lower case."""
-        headers = {"user-agent": self._user_agent, "accept": "application/json"}
+        headers: dict[str, str | Secret[str]] = {"user-agent": self._user_agent, "accept": "application/json"}
         if request.bearer is not None:
-            headers["authorization"] = f"{'Bearer' if request.proof is None else 'DPoP'} {request.bearer}"
+            scheme = "Bearer" if request.proof is None else "DPoP"
+            headers["authorization"] = Secret(f"{scheme} {request.bearer.reveal()}")
         if request.proof is not None:
             headers["dpop"] = request.proof()
         if request.idempotency_key is not None:
@@ -158,29 +168,23 @@ class Policy:
         return headers
 
     def arguments(self, request: HttpRequest, timeout: float) -> dict[str, Any]:
-        """What httpx2's `stream` takes to send a request.
+        """What httpx2's `stream` takes to send a request, with all its secrets in the open.
 
         Raises:
             AgentWritError: it holds what is no text.
         """
+        content = request.content()
         return {
             "method": request.method,
             "url": self.broker_url + request.path,
-            "content": request.content(),
-            "headers": self.headers(request),
+            "content": None if content is None else content.reveal(),
+            "headers": {
+                "accept-encoding": "identity",
+                **{name: revealed(value) for name, value in self.headers(request).items()},
+            },
             "timeout": timeout,
             "follow_redirects": False,
         }
-
-    def collect(self, body: bytearray, chunk: bytes, request: HttpRequest, deadline: float) -> None:
-        """Take a part of an answer.
-
-        Raises:
-            TransportError: it is too large, or too slow.
-        """
-        body += chunk
-        if len(body) > request.max_bytes or self._monotonic() > deadline:
-            raise TransportError(f"the broker at {self.broker_url} did not come to an end in time")
 
     def failure(self, error: Exception) -> TransportError:
         """What an error of an HTTP library is to us.
@@ -192,6 +196,8 @@ class Policy:
             return TransportError(str(error))
         if isinstance(error, TimeoutError) or _is_of_httpx2(error, "TimeoutException"):
             text = "did not answer in time"
+        elif isinstance(error, AnswerTooLarge):
+            text = "sent more than any answer of a broker"
         elif isinstance(error, ConnectFailed) or _is_of_httpx2(error, "ConnectError"):
             text = f"cannot be reached: {error}"
         else:
@@ -200,10 +206,12 @@ class Policy:
         return TransportError(f"the broker at {self.broker_url} {text}")
 
     def tls_context(self) -> ssl.SSLContext:
-        """What httpx2 would trust, and show, with the same settings."""
-        import httpx2
+        """What TLS is spoken with.
 
-        return httpx2.create_ssl_context(**{"verify": True, **self._tls})
+        Raises:
+            AgentWritError: a file that is named cannot be loaded.
+        """
+        return tls.context(self._verify, self._cert)
 
     def client_options(self, connections: int) -> dict[str, Any]:
         """What httpx2's clients take, for connections of our own."""
@@ -214,7 +222,8 @@ class Policy:
             max_keepalive_connections=min(connections, 64),
             keepalive_expiry=KEEPALIVE_SECONDS,
         )
-        return {"limits": limits, **self._tls}
+        is_default = self._verify is None and self._cert is None
+        return {"limits": limits} if is_default else {"limits": limits, "verify": self.tls_context()}
 
     def check_open(self, client: "httpx2.Client | httpx2.AsyncClient") -> None:
         """Refuse a client that is closed: it is the caller's own.
@@ -232,17 +241,17 @@ class Policy:
             case LoginNeeded():
                 return (yield from self._login_token(needed.stale, deadline))
             case InTurn():
-                return (yield Take(needed.turn, self.calling(needed.steps, deadline)))
+                return (yield Take(needed.turn, self.calling(needed.steps, deadline), deadline))
 
-    def _login_token(self, stale: str | None, deadline: float) -> Calling[str]:
+    def _login_token(self, stale: Secret[str] | None, deadline: float) -> Calling[Secret[str]]:
         if self._login is None:
             raise AgentWritError("this call needs a login")
         token = self._login.token(stale, self._monotonic())
         if token is None:
-            token = yield Take(self._login.turn, self._log_in(self._login, stale, deadline))
+            token = yield Take(self._login.turn, self._log_in(self._login, stale, deadline), deadline)
         return token
 
-    def _log_in(self, login: Login, stale: str | None, deadline: float) -> Calling[str]:
+    def _log_in(self, login: Login, stale: Secret[str] | None, deadline: float) -> Calling[Secret[str]]:
         asked_at = self._monotonic()
         token = login.token(stale, asked_at)  # somebody else may just have done it
         if token is None:
@@ -263,15 +272,22 @@ class Policy:
                 asked_for = retry_after(response.headers)
             except TransportError as error:
                 failure = error
-            is_final = failure is None and response is not None and (response.status != 503 or request.is_503_an_answer)
+            is_final = failure is None and response is not None and not _is_passing(response, request)
             delay = retry_delay(attempt, asked_for)
             if is_final or not request.is_idempotent or self._monotonic() + delay >= deadline:
                 if response is not None:
                     return response
                 assert failure is not None  # noqa: S101  # one of the two
                 raise failure
+            why = failure if response is None or failure is not None else f"the answer is {response.status}"
+            logger.info("%s %s: %s; once more in %.2f s", request.method, request.path, why, delay)
             yield Wait(delay)
             attempt += 1
+
+
+def _is_passing(response: HttpResponse, request: HttpRequest) -> bool:
+    """Whether an answer says no more than that there is none now."""
+    return response.status in _PASSING and not (response.status == 503 and request.is_503_an_answer)
 
 
 def _is_of_httpx2(error: Exception, name: str) -> bool:

@@ -49,7 +49,7 @@ class Possession:
         try:
             proof = proof_rules.check(shown.proof, htm=shown.htm, htu=shown.htu, token=token)
         except InvalidProof as invalid:
-            raise Unproven(invalid.reason, code=Unproven.PROOF) from None
+            raise Unproven(invalid.reason, code=Unproven.PROOF, told=invalid.told) from None
         if jwk.thumbprint(proof.public_key) != jkt:  # RFC 9449 §4.3, 12
             raise Unproven("the proof is by another key", code=Unproven.TOKEN)
         if not proof.is_timely(now):

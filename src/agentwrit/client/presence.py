@@ -41,7 +41,7 @@ class Presence:
     @property
     def access_token(self) -> str:
         """The current token. After `release` it is still here, and dead."""
-        return self._life.token.access_token
+        return self._life.token.access_token.reveal()
 
     @property
     def expires_in(self) -> int:
@@ -91,7 +91,7 @@ class Presence:
         Raises:
             AgentWritError: `url` is not absolute.
         """
-        return self._life.proof(method, url, self.access_token)
+        return self._life.proof(method, url, self._life.token.access_token).reveal()
 
     def headers(self, method: str, url: str) -> dict[str, str]:
         """The headers that present the token in one request to a service: a bound one with a proof, good once.
@@ -99,7 +99,7 @@ class Presence:
         Raises:
             AgentWritError: `url` is not absolute.
         """
-        return self._life.headers(method, url, self.access_token)
+        return self._life.headers(method, url, self._life.token.access_token)
 
     @property
     def auth(self) -> "httpx2.Auth":
@@ -110,7 +110,7 @@ class Presence:
         the body of the request is a stream.
 
         A request then also raises:
-            AgentWritError: the agent was released.
+            AgentWritError: the agent was released, or was made by the process that this one was forked from.
             AuthenticationError: the token is over, and is not renewed.
             TransportError: the token is over, and the broker was not reached.
         """

@@ -20,10 +20,11 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from agentwrit.client import steps
 from agentwrit.client.clock import Clock
-from agentwrit.client.exchange import Plan, Secret, retry_delay
+from agentwrit.client.exchange import Plan, retry_delay
 from agentwrit.client.policy import Login
+from agentwrit.client.secrecy import Secret
 from agentwrit.client.verification import check_scope
-from agentwrit.domain import access, scope, timestamps
+from agentwrit.domain import access, scope, text, timestamps
 from agentwrit.errors import AgentWritError, ProblemResponseError, RateLimitError
 from agentwrit.models import AgentClaims
 
@@ -31,6 +32,7 @@ GATHER_SECONDS: Final = 1.0
 MAX_WAITING: Final = 1024
 GIVE_UP_SECONDS: Final = 540.0
 MAX_PAUSE_SECONDS: Final = 30.0
+TELL_SECONDS: Final = 2.0  # for one batch: so that the end has time for one under way and for another
 END_SECONDS: Final = 5.0  # how long the end waits for what is still to be told
 
 UNNAMED: Final = "make the verifier with client_id= and client_secret=: reports are an app's, by its own login"
@@ -50,7 +52,8 @@ def reporter_login(client_id: str | None, client_secret: str | None) -> Login | 
         return None
     if client_id is None or client_secret is None:
         raise AgentWritError("client_id= goes with client_secret=")
-    return Login(lambda: steps.app_login(client_id, Secret(client_secret)))
+    secret = Secret(client_secret)
+    return Login(lambda: steps.app_login(client_id, secret))
 
 
 class _Access(NamedTuple):
@@ -95,10 +98,10 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Tell:
-    """Asks the driver to carry out these steps, within so many seconds if they are given, and for what they return."""
+    """Asks the driver to carry out these steps, within so many seconds, and for what they return."""
 
     steps: Plan[list[int]] = field(repr=False)
-    timeout: float | None = None
+    timeout: float
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class Reports:
             check_scope(scopes, claims.scope)
         # A batch has to have a UTF-8 form; a lone surrogate has none.
         named = resource.encode("utf-8", "replace").decode()[: access.MAX_RESOURCE_LENGTH]
+        named = text.escaped(named, access.MAX_RESOURCE_LENGTH)
         done, now = _Access(claims.sid, claims.jti, scopes, named, outcome), self._clock.wall()
         with self._lock:
             times = self._waiting.get(done)
@@ -215,7 +219,7 @@ def _tell(reports: Reports, is_ending: Callable[[], bool]) -> Reporting:
         failure: AgentWritError
         try:
             plan = steps.report_accesses(batch.members(), batch.key)
-            refused: list[int] = yield Tell(plan, END_SECONDS if is_ending() else None)
+            refused: list[int] = yield Tell(plan, TELL_SECONDS)
         except AgentWritError as error:
             failure = error
         else:

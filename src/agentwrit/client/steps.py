@@ -3,16 +3,26 @@
 import base64
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Secret, Steps
+from agentwrit.client.exchange import HttpRequest, HttpResponse, LoginNeeded, Steps
 from agentwrit.client.keys import AgentKey
+from agentwrit.client.log import logger
+from agentwrit.client.secrecy import Secret, revealed
 from agentwrit.domain import proof
-from agentwrit.errors import AgentWritError, AuthenticationError, AuthorizationError, TransportError, from_response
+from agentwrit.errors import (
+    AgentWritError,
+    AuthenticationError,
+    AuthorizationError,
+    ProblemResponseError,
+    TransportError,
+    from_response,
+    unavailable,
+)
 from agentwrit.models import (
     AgentClaims,
     DelegatedToken,
@@ -25,6 +35,8 @@ from agentwrit.models import (
 T = TypeVar("T")
 
 NONCE_BYTES: Final = 32
+MAX_NUMBER: Final = 2**63 - 1
+MAX_SECONDS: Final = 2**31 - 1  # that clocks and timers of all systems can add and wait for
 UNBINDING: Final = "this broker does not bind tokens to keys, and a bound one was asked for"
 AGENTS: Final = "/v1/agents"
 
@@ -35,50 +47,54 @@ INVALID = ValidateResult(valid=False, error="token is invalid or expired")
 class AccessToken:
     """A token and how many seconds it lives."""
 
-    access_token: str = field(repr=False)
+    access_token: Secret[str]
     expires_in: int
 
 
 @dataclass(frozen=True)
 class ShownProof:
-    """A proof that a service was shown along with a token (RFC 9449 §7), and the request that it came with."""
+    """A proof that a service was shown along with a token (RFC 9449 §7), and the request that it came with.
+
+    `htu`: the request's URL; several, where the service is known by several names.
+    """
 
     proof: str | None = field(default=None, repr=False)
     htm: str | None = None
-    htu: str | None = None
+    htu: str | Collection[str] | None = None
 
     def __post_init__(self) -> None:
         if self.proof is not None and (self.htm is None or self.htu is None):
             raise TypeError("proof= goes with htm= and htu=: the method and the URL of the request that it came with")
 
-    def members(self) -> dict[str, str]:
+    def members(self) -> dict[str, str | Secret[str]]:
         """What goes into the question to the broker."""
         if self.proof is None or self.htm is None or self.htu is None:
             return {}
-        return {"proof": self.proof, "htm": self.htm, "htu": self.htu}
+        htu = self.htu if isinstance(self.htu, str) else proof.named_url(self.proof, self.htu)
+        return {"proof": Secret(self.proof), "htm": self.htm, "htu": htu}
 
 
 def health() -> Steps[HealthStatus]:
     """How the broker is. One that is degraded says so with a 503, which is an answer too."""
     response = yield HttpRequest("GET", "/v1/health", is_idempotent=True, is_503_an_answer=True)
-    members = _object(response, also=503)
+    members = _unrefused(response, also=503)
     return HealthStatus(
-        status=_text(members, "status"),
-        version=_text(members, "version"),
-        uptime=_integer(members, "uptime"),
+        status=members.text("status"),
+        version=members.text("version"),
+        uptime=members.number("uptime"),
         db_connected=bool(members.get("db_connected")),
-        audit_events_count=_integer(members, "audit_events_count"),
+        audit_events_count=members.number("audit_events_count"),
     )
 
 
-def validate(token: str, shown: ShownProof | None = None) -> Steps[ValidateResult]:
+def validate(token: Secret[str], shown: ShownProof | None = None) -> Steps[ValidateResult]:
     """Whether a token holds, as the broker sees it. A bad token is an answer, not an error."""
     body = {"token": token} if shown is None else {"token": token, **shown.members()}
-    if not token or not all(map(_is_text, body.values())):
+    if not token.reveal() or not all(map(_is_text, body.values())):
         return INVALID  # the broker would call the field missing, or could not be asked
     # A proof is good once, also where it is asked about: a second answer would be another one.
     request = HttpRequest("POST", "/v1/token/validate", json=body, is_idempotent="proof" not in body)
-    members = _object((yield request))
+    members = _unrefused((yield request))
     if members.get("valid") is not True:
         error = members.get("error")
         return ValidateResult(valid=False, error=error if isinstance(error, str) else INVALID.error)
@@ -91,13 +107,13 @@ def validate(token: str, shown: ShownProof | None = None) -> Steps[ValidateResul
         raise TransportError(f"the claims are not of the protocol ({error}): is this a broker?") from None
 
 
-def app_login(client_id: str, client_secret: Secret) -> Steps[AccessToken]:
+def app_login(client_id: str, client_secret: Secret[str]) -> Steps[AccessToken]:
     """An app token, for the app's secret."""
     body = {"client_id": client_id, "client_secret": client_secret}
     return _access_token((yield HttpRequest("POST", "/v1/app/auth", json=body)))
 
 
-def operator_login(secret: Secret, name: str | None = None) -> Steps[AccessToken]:
+def operator_login(secret: Secret[str], name: str | None = None) -> Steps[AccessToken]:
     """An operator token, for an operator's secret; without a name the first one's."""
     body = {"secret": secret} if name is None else {"secret": secret, "name": name}
     return _access_token((yield HttpRequest("POST", "/v1/admin/auth", json=body)))
@@ -156,6 +172,7 @@ def create_agent(ceremony: Ceremony, key: AgentKey, wanted: WantedAgent) -> Step
         if response.status not in (404, 405):
             return (yield from _registered(response, wanted))
         ceremony.is_one_step = False  # a broker of the first protocol: it will not learn it while we are at it
+        logger.info("the broker at %s registers agents in three steps", ceremony.broker_url)
     return (yield from _create_in_three_steps(key, wanted))
 
 
@@ -167,7 +184,7 @@ def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Step
     idempotency_key = secrets.token_hex(16)
     body = {**wanted.identity, **wanted.limits, "public_key": _base64(key.public_key)}
 
-    def request(token: str, nonce: str | None = None) -> HttpRequest:
+    def request(token: Secret[str], nonce: str | None = None) -> HttpRequest:
         def proven() -> dict[str, object]:
             return {**body, "proof": make_proof(key, "POST", f"{broker_url}{AGENTS}", token, nonce)}
 
@@ -175,29 +192,31 @@ def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Step
             "POST", AGENTS, json=proven, bearer=token, is_idempotent=True, idempotency_key=idempotency_key
         )
 
-    token = yield LoginNeeded()
+    token, nonce = (yield LoginNeeded()), None
     response: HttpResponse = yield request(token)
-    nonce = response.headers.get("dpop-nonce")
-    if response.status == 401 and nonce is not None:  # RFC 9449 §8: our clock is not the broker's
+    is_fresh = False  # whether the login is one that was made for this
+    while True:
+        is_about_the_proof = response.status == 401 and "dpop-nonce" in response.headers
+        if is_about_the_proof and nonce is None:
+            nonce = response.headers["dpop-nonce"]  # RFC 9449 §8: our clock is not the broker's
+        elif _is_stale_login(response) and not is_about_the_proof and not is_fresh:
+            token, is_fresh = (yield LoginNeeded(stale=token)), True
+        else:
+            return response
         response = yield request(token, nonce)
-    elif _is_stale_login(response):
-        token = yield LoginNeeded(stale=token)
-        response = yield request(token)
-    return response
 
 
 def _create_in_three_steps(key: AgentKey, wanted: WantedAgent) -> Steps[RegisterResult]:
     """The ceremony in three steps: launch token, challenge, registration."""
     policy = {**wanted.limits, "allowed_scope": wanted.requested_scope, "single_use": True}
-    launched = _object((yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))))
+    launched = _members((yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))))
     understood = launched.get("policy")
     if wanted.bound and not (isinstance(understood, dict) and understood.get("bound") is True):
         raise AgentWritError(UNBINDING)
-    launch_token = _text(launched, "launch_token")
-    nonce = _text(_object((yield HttpRequest("GET", "/v1/challenge", is_idempotent=True))), "nonce")
+    nonce = _members((yield HttpRequest("GET", "/v1/challenge", is_idempotent=True))).text("nonce")
     body = {
         **wanted.identity,
-        "launch_token": launch_token,
+        "launch_token": launched.secret("launch_token"),
         "nonce": nonce,
         "public_key": _base64(key.public_key),
         "signature": _base64(key.sign(_nonce_bytes(nonce))),
@@ -206,35 +225,43 @@ def _create_in_three_steps(key: AgentKey, wanted: WantedAgent) -> Steps[Register
 
 
 def _registered(response: HttpResponse, wanted: WantedAgent) -> Steps[RegisterResult]:
-    members = _object(response)
+    members = _members(response)
     registered = RegisterResult(
-        agent_id=_text(members, "agent_id"),
-        access_token=_token(members),
-        expires_in=_integer(members, "expires_in"),
+        agent_id=members.text("agent_id"),
+        access_token=members.token().reveal(),
+        expires_in=members.seconds("expires_in"),
     )
     if wanted.bound and members.get("token_type") != "DPoP":
-        yield from release(registered.access_token)  # nobody is to hold what was not asked for
+        yield from release(members.token())  # nobody is to hold what was not asked for
         raise AgentWritError(UNBINDING)
     return registered
 
 
 def make_proof(
-    key: AgentKey, method: str, url: str, token: str, nonce: str | None = None, *, wall: Callable[[], float] = time.time
-) -> str:
+    key: AgentKey,
+    method: str,
+    url: str,
+    token: Secret[str],
+    nonce: str | None = None,
+    *,
+    wall: Callable[[], float] = time.time,
+) -> Secret[str]:
     """A new proof by the agent's key, for one request with its token (RFC 9449 §4.2).
 
     Raises:
         ValueError: the URL is not absolute.
     """
-    return proof.make(
-        key.sign,
-        key.public_key,
-        htm=method,
-        htu=proof.target(url),
-        iat=int(wall()),
-        jti=secrets.token_hex(16),
-        token=token,
-        nonce=nonce,
+    return Secret(
+        proof.make(
+            key.sign,
+            key.public_key,
+            htm=method,
+            htu=proof.target(url),
+            iat=int(wall()),
+            jti=secrets.token_hex(16),
+            token=token.reveal(),
+            nonce=nonce,
+        )
     )
 
 
@@ -246,7 +273,7 @@ class Binding:
     broker_url: str
 
 
-def renew(token: str, binding: Binding | None = None) -> Steps[AccessToken]:
+def renew(token: Secret[str], binding: Binding | None = None) -> Steps[AccessToken]:
     """The successor of an agent's token."""
     return _access_token((yield from _presented(HttpRequest("POST", "/v1/token/renew", bearer=token), binding)))
 
@@ -265,12 +292,12 @@ def _presented(request: HttpRequest, binding: Binding | None) -> Steps[HttpRespo
 
 
 def _proven(request: HttpRequest, binding: Binding, nonce: str | None = None) -> HttpRequest:
-    url, token = binding.broker_url + request.path, request.bearer or ""
+    url, token = binding.broker_url + request.path, request.bearer or Secret("")
     return replace(request, proof=lambda: make_proof(binding.key, request.method, url, token, nonce))
 
 
 def delegate(
-    token: str, delegate_to: str, scope: Sequence[str], ttl: int | None, binding: Binding | None = None
+    token: Secret[str], delegate_to: str, scope: Sequence[str], ttl: int | None, binding: Binding | None = None
 ) -> Steps[DelegatedToken]:
     """A token for another agent, made from this one."""
     body: dict[str, object] = {"delegate_to": delegate_to, "scope": list(scope)}
@@ -279,19 +306,20 @@ def delegate(
     request = HttpRequest(
         "POST", "/v1/delegate", json=body, bearer=token, is_idempotent=True, idempotency_key=secrets.token_hex(16)
     )
-    members = _object((yield from _presented(request, binding)))
+    members = _members((yield from _presented(request, binding)))
     try:
         chain = chain_from_wire(members.get("delegation_chain"))
     except msgspec.ValidationError as error:
         raise TransportError(f"the delegation_chain is not of the protocol ({error}): is this a broker?") from None
-    return DelegatedToken(_token(members), _integer(members, "expires_in"), chain)
+    return DelegatedToken(members.token().reveal(), members.seconds("expires_in"), chain)
 
 
-def release(token: str, binding: Binding | None = None) -> Steps[None]:
+def release(token: Secret[str], binding: Binding | None = None) -> Steps[None]:
     """End a token's grant. A token that is dead already counts as released.
 
     Raises:
         AuthenticationError: the token is bound, and the broker did not take the proof: it may well be alive.
+        TransportError: whether it is released is not known.
     """
     request = HttpRequest("POST", "/v1/token/release", bearer=token, is_idempotent=True)
     response = yield from _presented(request, binding)
@@ -301,7 +329,8 @@ def release(token: str, binding: Binding | None = None) -> Steps[None]:
         challenge = response.headers.get("www-authenticate", "")
         if "invalid_dpop_proof" in challenge or "use_dpop_nonce" in challenge:
             raise
-        return
+    except ProblemResponseError as error:
+        raise unavailable(error) from None
 
 
 def report_accesses(accesses: list[dict[str, object]], key: str) -> Steps[list[int]]:
@@ -309,7 +338,7 @@ def report_accesses(accesses: list[dict[str, object]], key: str) -> Steps[list[i
     request = HttpRequest(
         "POST", "/v1/audit/accesses", json={"accesses": accesses}, is_idempotent=True, idempotency_key=key
     )
-    refused = _object((yield from logged_in(request))).get("refused")
+    refused: Any = _members((yield from logged_in(request))).get("refused")
     try:
         return [int(item["index"]) for item in refused or []]
     except (KeyError, TypeError, ValueError):
@@ -331,7 +360,7 @@ def read_object(response: HttpResponse) -> dict[str, Any]:
     return _object(response)
 
 
-def _with_bearer(request: HttpRequest, token: str) -> HttpRequest:
+def _with_bearer(request: HttpRequest, token: Secret[str]) -> HttpRequest:
     return replace(request, bearer=token)
 
 
@@ -361,9 +390,71 @@ def _object(response: HttpResponse, *, also: int | None = None) -> dict[str, Any
         raise TransportError("the answer is not a JSON object: is this a broker?") from None
 
 
+class _Members:
+    """The members of an answer: read one by one, and not shown, for one of them may be a secret.
+
+    Every method raises TransportError for one that is not of the protocol.
+    """
+
+    def __init__(self, members: Mapping[str, Any]) -> None:
+        self._given = members
+
+    def get(self, name: str) -> object:
+        """A member, whatever it is; None where there is none."""
+        return self._given.get(name)
+
+    def text(self, name: str) -> str:
+        value = self._given.get(name)
+        if not isinstance(value, str):
+            raise TransportError(f"the answer has no {name}: is this a broker?")
+        return value
+
+    def secret(self, name: str) -> Secret[str]:
+        return Secret(self.text(name))
+
+    def token(self) -> Secret[str]:
+        """A token that can stand in a header (RFC 6750 §2.1), or an HTTP library would complain of it, and show it."""
+        token = self.secret("access_token")
+        if not _is_bearer_token(token):
+            raise TransportError("the access_token is none (RFC 6750): is this a broker?")
+        return token
+
+    def number(self, name: str, at_most: int = MAX_NUMBER) -> int:
+        """A whole number that is not negative, and not so large that nobody can reckon with it."""
+        value = self._given.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= at_most:
+            raise TransportError(f"the answer has no {name}: is this a broker?")
+        return value
+
+    def seconds(self, name: str) -> int:
+        return self.number(name, MAX_SECONDS)
+
+
+def _members(response: HttpResponse) -> _Members:
+    """The members of an answer that is a JSON object, or the error that it stands for."""
+    return _Members(_object(response))
+
+
+def _unrefused(response: HttpResponse, *, also: int | None = None) -> _Members:
+    """The same of an answer that a broker gives to everybody.
+
+    Raises:
+        TransportError: something else came.
+    """
+    try:
+        return _Members(_object(response, also=also))
+    except ProblemResponseError as error:
+        raise unavailable(error) from None
+
+
+def _is_bearer_token(token: Secret[str]) -> bool:
+    text = token.reveal()
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
 def _access_token(response: HttpResponse) -> AccessToken:
-    members = _object(response)
-    return AccessToken(_token(members), _integer(members, "expires_in"))
+    members = _members(response)
+    return AccessToken(members.token(), members.seconds("expires_in"))
 
 
 def _nonce_bytes(nonce: str) -> bytes:
@@ -377,36 +468,14 @@ def _nonce_bytes(nonce: str) -> bytes:
     return spelled
 
 
-def _is_text(text: str) -> bool:
+def _is_text(text: str | Secret[str]) -> bool:
     """Whether it has a UTF-8 form; a lone surrogate has none."""
     try:
-        text.encode()
+        revealed(text).encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
-def _token(members: Mapping[str, Any]) -> str:
-    """A token that can stand in a header (RFC 6750 §2.1), or an HTTP library would complain of it, and show it."""
-    token = _text(members, "access_token")
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise TransportError("the access_token is none (RFC 6750): is this a broker?")
-    return token
-
-
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-def _text(members: Mapping[str, Any], name: str) -> str:
-    value = members.get(name)
-    if not isinstance(value, str):
-        raise TransportError(f"the answer has no {name}: is this a broker?")
-    return value
-
-
-def _integer(members: Mapping[str, Any], name: str) -> int:
-    value = members.get(name)
-    if not isinstance(value, int):
-        raise TransportError(f"the answer has no {name}: is this a broker?")
-    return value

@@ -67,7 +67,7 @@ class Usage:
                 for scope in dict(uses):
                     self._add(scope, used=data["count"], last_used=data["last"])
                 self._table.executemany("INSERT OR IGNORE INTO uses VALUES (?, ?)", uses)
-        except (KeyError, TypeError, ValueError, sqlite3.Error):
+        except (KeyError, TypeError, ValueError, OverflowError, sqlite3.Error):
             raise TransportError(f"the event {event.get('id')} is not of the protocol: is this a broker?") from None
 
     def scopes(self, *, is_never_used: bool = False) -> Iterator[ScopeUsage]:

@@ -3,46 +3,62 @@
 import os
 import threading
 from collections import OrderedDict
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from agentwrit.client import steps
 from agentwrit.client.driver import Driver
-from agentwrit.client.policy import check_broker_url
+from agentwrit.client.policy import CALL_SECONDS, check_broker_url
+from agentwrit.client.secrecy import Secret, discreet
 from agentwrit.models import ValidateResult
 
 MAX_BROKERS: Final = 64
 
-_drivers: OrderedDict[str, Driver] = OrderedDict()
+
+class _Settings(NamedTuple):
+    """Where a broker is, and how it is spoken to: connections are kept for each."""
+
+    url: str
+    verify: Any
+    cert: Any
+
+
+_drivers: OrderedDict[_Settings, Driver] = OrderedDict()
 _lock = threading.Lock()
 
 
+@discreet
 def validate(
     broker_url: str,
     token: str,
     *,
-    timeout: float = 10.0,
+    timeout: float = CALL_SECONDS,
     proof: str | None = None,
     htm: str | None = None,
     htu: str | None = None,
+    verify: Any = None,
+    cert: Any = None,
 ) -> ValidateResult:
     """Whether `token` holds, and what it says, as the broker sees it now.
 
     A bad token is an answer, not an error. Connections to each broker are kept between calls. `timeout`: seconds, in
-    all. `proof`, `htm` and `htu` are as for `AgentWritApp.validate`: a bound token does not hold without.
+    all. `proof`, `htm` and `htu` are as for `AgentWritApp.validate`: a bound token does not hold without. `verify` and
+    `cert` are as for `AgentWritApp`.
 
     Raises:
         TransportError: the broker was not reached in time.
-        AgentWritError: `broker_url` is no URL.
+        AgentWritError: `broker_url` is no URL, or a certificate cannot be loaded.
     """
-    return _driver(broker_url).run(steps.validate(token, steps.ShownProof(proof, htm, htu)), timeout=timeout)
+    driver = _driver(_Settings(check_broker_url(broker_url), verify, tuple(cert) if isinstance(cert, list) else cert))
+    return driver.run(steps.validate(Secret(token), steps.ShownProof(proof, htm, htu)), timeout=timeout)
 
 
-def _driver(broker_url: str) -> Driver:
+def _driver(settings: _Settings) -> Driver:
     """The driver for a broker. The one that was used longest ago makes room, and its connections end with it."""
-    url = check_broker_url(broker_url)
     with _lock:
-        driver = _drivers.pop(url, None) or Driver(url, timeout=10.0)
-        _drivers[url] = driver
+        driver = _drivers.pop(settings, None)
+        if driver is None:
+            driver = Driver(settings.url, timeout=CALL_SECONDS, verify=settings.verify, cert=settings.cert)
+        _drivers[settings] = driver
         if len(_drivers) > MAX_BROKERS:
             _drivers.popitem(last=False)
     return driver

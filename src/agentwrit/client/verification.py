@@ -3,121 +3,37 @@
 The rules:
 
 - A token is checked as the broker checks it: type, key, signature, issuer, audience, time, delegation chain; and then
-  against the revocation feed (`agentwrit.domain.feed`), by its own ids and by those of every grant above it.
+  against the revocation feed (`agentwrit.client.revocations`), by its own ids and by those of every grant above it.
+- Tokens of agents are taken, and those of apps and operators only where that was asked for: where nobody says otherwise
+  all of them have the same audience.
 - What a signature says does not change, so a token's is checked once. Time, revocation and keys are checked every time.
 - Nothing is accepted on revocations that may be out of date: when the last proof of being up to date is older than
   `max_staleness`, somebody else has to say whether the token holds.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
 from agentwrit.client.clock import SYSTEM_CLOCK, Clock
+from agentwrit.client.revocations import Names, Revocations
 from agentwrit.domain import base64url, feed, jwk
 from agentwrit.domain import claims as claims_rules
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidToken
-from agentwrit.domain.jws import ACCESS_TOKEN, REVOCATION_PAGE, REVOCATION_SNAPSHOT, Verifier, encoded_header
-from agentwrit.domain.revocation import Revocation, RevocationIndex, RevocationKind
+from agentwrit.domain.grant import GrantKind, kind_of_subject
+from agentwrit.domain.jws import ACCESS_TOKEN, Verifier, encoded_header
+from agentwrit.domain.revocation import RevocationKind
 from agentwrit.domain.scope import uncovered
+from agentwrit.domain.timestamps import rfc3339
 from agentwrit.errors import ScopeDenied
 from agentwrit.models import AgentClaims, DelegationRecord
+from agentwrit.recent import Recent
 
 TOKENS_REMEMBERED: Final = 8192
-SKEW_SECONDS: Final = 5  # by which clocks may differ before a page looks older than it is
-MAX_PAGE_BYTES: Final = 1024 * 1024
-MAX_SNAPSHOT_BYTES: Final = 1024 * 1024 * 1024
 
-
-class OutOfStep(Exception):
-    """The feed does not continue what is known: begin again with a snapshot."""
-
-
-class Revocations:
-    """What is known to be dead, and how fresh that knowledge is. Fed by one thread or task, read by all."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._index = RevocationIndex()
-        self._pages = Verifier({}, typ=REVOCATION_PAGE)
-        self._snapshots = Verifier({}, typ=REVOCATION_SNAPSHOT)
-        self._epoch = ""
-        self._ahead = float("-inf")  # by how much the broker's clock, as its pages show it, is ahead of the monotonic
-        self.issuer = ""
-        self.last = 0  # the number of the newest entry that is known
-        self.fresh_at = float("-inf")  # on the monotonic clock: up to when everything is known
-
-    def set_keys(self, jwks: Mapping[str, object]) -> None:
-        """Take the keys that sign the feed.
-
-        Raises:
-            InvalidToken: they are none.
-        """
-        keys = jwk.public_keys(jwks)
-        self._pages = Verifier(keys, typ=REVOCATION_PAGE, max_bytes=MAX_PAGE_BYTES)
-        self._snapshots = Verifier(keys, typ=REVOCATION_SNAPSHOT, max_bytes=MAX_SNAPSHOT_BYTES)
-
-    def begin(self, token: str) -> None:
-        """Begin with a snapshot, and forget what was known before.
-
-        Raises:
-            InvalidToken: it is none.
-        """
-        snapshot = feed.read_snapshot(token, self._snapshots)
-        if snapshot.epoch == self._epoch and snapshot.head < self.last:
-            return  # it is older than what is known, and says nothing new
-        index = RevocationIndex()
-        index.add(map(_revocation, snapshot.entries))
-        self._index = index
-        self._epoch, self.last, self.issuer = snapshot.epoch, snapshot.head, snapshot.iss
-        self.fresh_at = float("-inf")  # only a page that reaches the head says that this is all
-
-    @property
-    def have_begun(self) -> bool:
-        """Whether anything is known that a page could continue."""
-        return bool(self._epoch)
-
-    def advance(self, token: str) -> None:
-        """Take a page that has just arrived.
-
-        Raises:
-            InvalidToken: it is none.
-            OutOfStep: it does not continue what is known.
-        """
-        page = feed.read_page(token, self._pages)
-        if page.epoch != self._epoch or page.first > self.last + 1 or page.head < self.last:
-            raise OutOfStep
-        self._index.add(map(_revocation, page.entries))
-        self.last = max(self.last, page.last)
-        now, monotonic = self.clock.wall(), self.clock.monotonic()
-        self._ahead = max(self._ahead, page.issued_at - monotonic)
-        if self.last == page.head:
-            # Older than the newest page by as much as it says, whatever our clock shows: who passes pages on late, or
-            # again, gains nothing. And as old as it says by our clock, but for what clocks may differ.
-            age = max(0.0, self._ahead + monotonic - page.issued_at, now - page.issued_at - SKEW_SECONDS)
-            self.fresh_at = max(self.fresh_at, monotonic - age)
-        self._index.forget(now)
-
-    def now(self) -> float:
-        """The time (Unix seconds): this machine's, or what the broker's pages say if that is later.
-
-        So a clock that is behind lets no token live longer.
-        """
-        return max(self.clock.wall(), self._ahead + self.clock.monotonic())
-
-    def is_revoked(self, names: "Names", now: float) -> bool:
-        """Whether any of these is dead at `now`."""
-        is_revoked = self._index.is_revoked
-        return any(is_revoked(kind, digest, now) for kind, digest in names)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-
-Names = tuple[tuple[RevocationKind, str], ...]
+REVOKED: Final = "the token has been revoked"
 
 
 class Known(NamedTuple):
@@ -145,15 +61,23 @@ class Known(NamedTuple):
 class TokenChecker:
     """What one verifier knows and remembers. Safe to share between threads; keys and pages may arrive meanwhile.
 
-    `audience`: whom the tokens must be for; None for the issuer itself, where nobody said otherwise.
+    `audience`: whom the tokens must be for; None for the issuer itself, where nobody said otherwise. `subjects`: whose
+    they may be.
     """
 
-    def __init__(self, audience: Iterable[str] | None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        audience: Iterable[str] | None,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        subjects: Iterable[GrantKind] = (GrantKind.AGENT,),
+    ) -> None:
         self.revocations = Revocations(clock)
         self._audience = None if audience is None else frozenset(audience)
+        self._subjects = frozenset(subjects)
         self._keys: Mapping[str, bytes] = {}
         self._verifier = Verifier({}, typ=ACCESS_TOKEN)
-        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._known: Recent[str, Known] = Recent(TOKENS_REMEMBERED)
 
     def set_keys(self, jwks: Mapping[str, object]) -> None:
         """Take the keys that sign tokens. Tokens by a key that is no longer among them do not hold any more.
@@ -172,29 +96,39 @@ class TokenChecker:
         Raises:
             InvalidToken: it does not hold.
         """
-        known = self._known.get(token)
-        if known is None:
-            known = self._read(token)
-            self._known[token] = known
-            if len(self._known) > TOKENS_REMEMBERED:
-                self._known.popitem(last=False)
-        elif known.kid not in self._keys:
-            raise InvalidToken("the key that signed the token is gone")
+        known = self._genuine(token)
         claims_rules.check_time(known.claims, now)
         if self.revocations.is_revoked(known.names, now):
-            raise InvalidToken("the token has been revoked")
+            raise InvalidToken(REVOKED)
         return known
+
+    def is_known_dead(self, token: str) -> bool:
+        """Whether a token is known to be revoked, however old that knowledge is: what is dead stays so."""
+        try:
+            names = self._genuine(token).names
+        except InvalidToken:
+            return False
+        return self.revocations.is_revoked(names, self.revocations.now())
 
     def is_by_unknown_key(self, token: str) -> bool:
         """Whether the token may be by a key that was not published when we last looked."""
         kid = _kid(token)
         return kid is not None and kid not in self._keys
 
+    def _genuine(self, token: str) -> Known:
+        known = self._known.get(token)
+        if known is None:
+            known = self._read(token)
+            self._known.put(token, known)
+        elif known.kid not in self._keys:
+            raise InvalidToken("the key that signed the token is gone")
+        return known
+
     def _read(self, token: str) -> Known:
         kid, payload = self._verifier.verify(token)
         claims = claims_rules.decode(payload)
         claims_rules.check_issuer(claims, self.revocations.issuer)
-        self.check_audience(claims.aud, claims.iss)
+        self.check_meant(claims.sub, claims.aud, claims.iss)
         claims_rules.check_delegation(claims, self._keys)
         named = [
             (RevocationKind.GRANT, claims.sid),
@@ -207,12 +141,15 @@ class TokenChecker:
         is_plain = not claims.delegation_chain and claims.cnf is None
         return Known(claims, kid, names, _public(claims), is_plain)
 
-    def check_audience(self, aud: Iterable[str], issuer: str) -> None:
-        """Refuse a token that is for others (RFC 8725 §3.9).
+    def check_meant(self, subject: str, aud: Iterable[str], issuer: str) -> None:
+        """Refuse a token that is for others (RFC 8725 §3.9), or not of those whose tokens are taken.
 
         Raises:
             InvalidToken: it is.
         """
+        kind = kind_of_subject(subject)
+        if kind not in self._subjects:
+            raise InvalidToken(f"the token is that of an {kind.value}, and not of an agent")
         accepted = self._audience if self._audience is not None else (issuer,)
         if not any(name in accepted for name in aud):
             raise InvalidToken("the token is for another audience")
@@ -236,7 +173,7 @@ def _public(claims: Claims) -> AgentClaims:
         DelegationRecord(
             agent=record.agent,
             scope=list(record.scope),
-            delegated_at=record.delegated_at,
+            delegated_at=rfc3339(record.delegated_at),
             signature=record.signature,
             sid=record.sid,
             delegate=record.delegate,
@@ -263,11 +200,6 @@ def _public(claims: Claims) -> AgentClaims:
         client_id=claims.client_id,
         cnf=None if claims.cnf is None else {"jkt": claims.cnf.jkt},
     )
-
-
-def _revocation(entry: feed.FeedEntry) -> Revocation:
-    """An entry of the feed, in an index by digest."""
-    return Revocation(kind=entry.kind, id=entry.digest, effective_at=entry.effective_at, last_exp=entry.forget_at)
 
 
 def _kid(token: str) -> str | None:

@@ -1,20 +1,29 @@
 """Verifying tokens in a resource server, without asking the broker for each."""
 
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from agentwrit.client.acceptance import Acceptance, OnStale
+from agentwrit.client.acceptance import Acceptance, OnStale, Subject
 from agentwrit.client.clock import SYSTEM_CLOCK, Clock
 from agentwrit.client.driver import Driver
 from agentwrit.client.event_stream import EventStream
-from agentwrit.client.exchange import HttpRequest
-from agentwrit.client.following import FEED, SILENCE_SECONDS, Needed, NextPage, OpenFeed, Pause
+from agentwrit.client.exchange import HttpRequest, LoginNeeded
+from agentwrit.client.following import (
+    CloseFeed,
+    Needed,
+    NextPage,
+    OpenFeed,
+    Pause,
+    token_to_show,
+)
 from agentwrit.client.reporter import Reporter
 from agentwrit.client.reporting import UNNAMED, Done, reporter_login
+from agentwrit.client.secrecy import discreet, forget_variables
 from agentwrit.client.steps import ShownProof
 from agentwrit.errors import AgentWritError
 from agentwrit.models import AgentClaims
@@ -22,7 +31,10 @@ from agentwrit.models import AgentClaims
 if TYPE_CHECKING:
     import httpx2
 
-START_SECONDS: Final = 5.0  # how long the first call waits for keys and revocations
+VERIFY_SECONDS: Final = 1.0  # how long a check may take, if nothing else was said
+START_SECONDS: Final = 5.0  # how long the first call waits for keys and revocations, if the broker answers
+FETCH_SECONDS: Final = 10.0  # how long it may take to fetch any of them, which nobody waits for
+JOIN_SECONDS: Final = 5.0  # how long `close` waits for the thread, which may wait for an answer
 
 
 class Verifier:
@@ -30,8 +42,13 @@ class Verifier:
 
     A thread follows the broker's revocations. What it knows is relied on for `max_staleness` seconds after it was last
     known to be all: then the broker is asked for each token (`on_stale="online"`), or none is accepted ("refuse").
+
+    A check takes `timeout` seconds at most; only the first one waits longer, for a broker that answers and has not told
+    all yet. Whether the broker is out of reach is remembered: while it is, checks that need it fail at once, and one of
+    them asks now and then. When it is lost, and when it is back, is logged ("agentwrit"), once each.
     """
 
+    @discreet
     def __init__(
         self,
         broker_url: str,
@@ -39,30 +56,46 @@ class Verifier:
         audience: str | Iterable[str] | None = None,
         max_staleness: float = 5.0,
         on_stale: OnStale = "online",
+        subjects: Iterable[Subject] = ("agent",),
         client_id: str | None = None,
         client_secret: str | None = None,
-        timeout: float = 10.0,
+        timeout: float = VERIFY_SECONDS,
         http_client: "httpx2.Client | None" = None,
         verify: Any = None,
         cert: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`audience`: whom tokens must be for; None for the broker's default. `timeout`: seconds for asking the broker.
+        """`audience`: whom tokens must be for; None for the broker's default. `timeout`: seconds that a check may take.
+
+        `subjects`: whose tokens are taken, of "agent", "app" and "operator": those of agents alone by default.
 
         `http_client`, `verify` and `cert` are as for `AgentWritApp`. `clock`: what time it is. `client_id` and
         `client_secret`: those of an app that the operator lets report on tokens for this audience (`--reports-for`),
-        to `report` as.
+        to `report` as. Where the broker has no place for strangers, it has one for that app.
 
         Raises:
             AgentWritError: `broker_url` is no URL, or one of `client_id` and `client_secret` was left out.
+            ValueError: `on_stale` or `subjects` is none.
         """
         login = reporter_login(client_id, client_secret)
         self._driver = Driver(
-            broker_url, timeout=timeout, login=login, http_client=http_client, verify=verify, cert=cert
+            broker_url,
+            timeout=max(timeout, FETCH_SECONDS),
+            login=login,
+            http_client=http_client,
+            verify=verify,
+            cert=cert,
         )
+        self._timeout = timeout
         self._reporter = None if login is None else Reporter(self._driver, clock)
         self._acceptance = Acceptance(
-            self.broker_url, audience=audience, max_staleness=max_staleness, on_stale=on_stale, clock=clock
+            self.broker_url,
+            audience=audience,
+            max_staleness=max_staleness,
+            on_stale=on_stale,
+            subjects=subjects,
+            can_log_in=login is not None,
+            clock=clock,
         )
         self._lock = threading.Lock()
         self._follower: _Follower | None = None
@@ -96,13 +129,14 @@ class Verifier:
         scope: str | Sequence[str] | None = None,
         proof: str | None = None,
         htm: str | None = None,
-        htu: str | None = None,
+        htu: str | Collection[str] | None = None,
     ) -> AgentClaims:
         """What a token says, if it holds, is for us, and covers `scope`: one that is needed, or several.
 
         A token that is bound to its agent's key (RFC 9449) holds with its `proof` alone: what came in the request's
-        one DPoP header, while `htm` and `htu` are the request's own method and URL. A proof is good once. One that is
-        not bound holds without.
+        one DPoP header, while `htm` is the request's method and `htu` its URL, or several URLs where the service is
+        known by several names. The names are those of the service's own settings: the request's Host may be that of
+        another service, to which the proof was shown. A proof is good once. A token that is not bound holds without.
 
         Raises:
             InvalidToken: it does not hold.
@@ -110,11 +144,22 @@ class Verifier:
             Unverifiable: revocations may be missing, and the broker is not to be asked.
             TransportError: the broker was to be asked, and was not reached.
         """
-        if self._follower is None or self._follower.is_over:
-            self._start()
-        shown = None if proof is None else ShownProof(proof, htm, htu)
-        claims = self._acceptance.accept(token, scope, shown)
-        return claims if claims is not None else self._driver.run(self._acceptance.ask(token, scope, shown))
+        handled = sys.exception()
+        try:
+            follower = self._follower
+            if follower is None or follower.is_over:
+                follower = self._start()
+            if not follower.tried.is_set():
+                self._wait(follower)
+            shown = None if proof is None else ShownProof(proof, htm, htu)
+            claims = self._acceptance.accept(token, scope, shown)
+            if claims is None:
+                claims = self._driver.run(self._acceptance.ask(token, scope, shown), timeout=self._timeout)
+            return claims
+        except BaseException as error:  # as `discreet` does it, which would double what a check costs beside the rules
+            del token, proof
+            forget_variables(error, handled)
+            raise
 
     def report(
         self, claims: AgentClaims, *, scope: str | Sequence[str], resource: str, outcome: Done = "success"
@@ -150,7 +195,7 @@ class Verifier:
         self._lock = threading.Lock()
         self._follower = None
 
-    def _start(self) -> None:
+    def _start(self) -> "_Follower":
         with self._lock:
             if self._follower is None or self._follower.is_over:
                 follower = _Follower(self._acceptance, self._driver)
@@ -158,8 +203,20 @@ class Verifier:
                     self._forgotten.detach()
                 self._forgotten = weakref.finalize(self, follower.interrupt)
                 follower.thread.start()
-                follower.tried.wait(START_SECONDS)
                 self._follower = follower
+            return self._follower
+
+    def _wait(self, follower: "_Follower") -> None:
+        """Wait for the first knowledge, as long as it may come.
+
+        Raises:
+            TransportError: the broker has answered nothing.
+        """
+        reach = self._acceptance.reach
+        reach.check()
+        if not follower.tried.wait(self._timeout):
+            reach.check_heard()
+            follower.tried.wait(START_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +252,7 @@ class _Follower:
 
     def stop(self) -> None:
         self.interrupt()
-        self.thread.join(SILENCE_SECONDS + 1)
+        self.thread.join(JOIN_SECONDS)
 
     def _run(self) -> None:
         following, known_before = self._acceptance.follow(), self._acceptance.known_until
@@ -208,8 +265,8 @@ class _Follower:
                     needed = following.throw(error)
                 else:
                     needed = following.send(answer)
-                    if self._acceptance.known_until > known_before:
-                        self.tried.set()
+                if isinstance(needed, NextPage | Pause) and self._acceptance.known_until > known_before:
+                    self.tried.set()  # from here on it waits for what is new
         finally:
             self.is_over = True
             self.tried.set()
@@ -222,11 +279,16 @@ class _Follower:
                 return self._driver.send(needed)
             case OpenFeed():
                 if self._stream is None:
-                    self._stream = self._driver.event_stream(silence=SILENCE_SECONDS)
-                self._stream.open(f"{self._driver.broker_url}{FEED}?after={needed.after}")
+                    self._stream = self._driver.event_stream(silence=needed.silence)
+                self._stream.open(f"{self._driver.broker_url}{needed.path}", bearer=needed.bearer)
             case NextPage():
                 assert self._stream is not None  # noqa: S101  # pages come after the feed was opened
                 return self._stream.next_data()
+            case CloseFeed():
+                if self._stream is not None:
+                    self._stream.close()
+            case LoginNeeded():
+                return self._driver.run(token_to_show(needed))
             case Pause():
                 self.tried.set()
                 self._stopping.wait(needed.seconds)

@@ -1,12 +1,12 @@
 """Events in the Common Event Format (ArcSight CEF, version 0): one line each."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from agentwrit._version import __version__
 from agentwrit.domain import timestamps
 from agentwrit.domain.audit import Outcome
+from agentwrit.domain.text import escaped, to_json
 
 _SEVERITY: Final = {Outcome.SUCCESS: 3, Outcome.DENIED: 6}
 _CUSTOM: Final = {1: "app_id", 2: "task_id", 3: "sid", 4: "request_id", 5: "trace_id", 6: "hash"}
@@ -32,19 +32,23 @@ def line(record: Mapping[str, Any]) -> str:
         if record[name]:
             fields |= {f"cs{number}Label": name, f"cs{number}": record[name]}
     if record["data"]:
-        data = json.dumps(record["data"], ensure_ascii=False)
+        data = to_json(record["data"])
         fields |= {"flexString1Label": "data", "flexString1": data}
+    if "cut" in record:
+        fields |= {"flexString2Label": "cut", "flexString2": record["cut"]}
     extension = " ".join(f"{name}={_value(str(value))}" for name, value in fields.items() if value != "")
     return "CEF:0|" + "|".join(map(_header, header)) + "|" + extension
 
 
 def _header(text: str) -> str:
-    return _one_line(text.replace("\\", "\\\\").replace("|", "\\|"), " ")
+    return _written(text, "|", " ")
 
 
 def _value(text: str) -> str:
-    return _one_line(text.replace("\\", "\\\\").replace("=", "\\="), "\\n")
+    return _written(text, "=", "\\n")
 
 
-def _one_line(text: str, instead: str) -> str:
-    return instead.join(text.splitlines())
+def _written(text: str, special: str, line_end: str) -> str:
+    """A text as it stands where this character is special, with `line_end` between its lines."""
+    lines = (escaped(line).replace("\\", "\\\\").replace(special, f"\\{special}") for line in text.splitlines())
+    return line_end.join(lines)

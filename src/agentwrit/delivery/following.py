@@ -4,17 +4,17 @@ Whoever is restarted meanwhile: the broker, the receiver, or this process.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from agentwrit import durable
 from agentwrit.delivery.sinks import NotDelivered, Sink
 from agentwrit.domain import audit
-from agentwrit.durable import sync
 from agentwrit.errors import AgentWritError, ProblemResponseError, TransportError
+from agentwrit.reading import small_text
 
 if TYPE_CHECKING:
     from agentwrit.client.audit_log import AuditLog
@@ -35,21 +35,15 @@ class Cursor:
         self.hash = ""
         if path.exists():
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = json.loads(small_text(path))
                 self.sequence, self.hash = audit.parse_event_id(content["delivered"]), str(content["hash"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise AgentWritError(f"{path} is no cursor of a delivery: give another file") from None
 
     def advance(self, event: Mapping[str, Any]) -> None:
         """Everything up to this event was delivered."""
-        new = self._path.with_name(self._path.name + ".new")
-        with new.open("w", encoding="utf-8") as file:
-            json.dump({"delivered": event["id"], "hash": event["hash"]}, file)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
-        sync(self._path.parent)
+        content = json.dumps({"delivered": event["id"], "hash": event["hash"]}) + "\n"
+        durable.write(self._path, content.encode())
         self.sequence, self.hash = audit.parse_event_id(event["id"]), str(event["hash"])
 
 
@@ -95,7 +89,7 @@ class Delivery:
         if is_there and self._cursor.hash and found[0]["hash"] != self._cursor.hash:
             raise AgentWritError(f"{audit.event_id(at)} is not the event that was delivered: the log is another one")
 
-    def _next(self) -> list[dict[str, Any]]:
+    def _next(self) -> list[Mapping[str, Any]]:
         """The events that come next, as far as there are any yet."""
         after = self._cursor.sequence
         events = self._page(after, self._batch)
@@ -106,11 +100,11 @@ class Delivery:
             )
         return events
 
-    def _page(self, after: int, limit: int) -> list[dict[str, Any]]:
-        events: list[dict[str, Any]] = self._log.events(
-            {"after": audit.event_id(after) if after else None, "limit": limit}
-        )["events"]
-        return events
+    def _page(self, after: int, limit: int) -> list[Mapping[str, Any]]:
+        from agentwrit.client.shapes import completed  # here, so that `--help` does not wait for it
+
+        page = self._log.events({"after": audit.event_id(after) if after else None, "limit": limit})
+        return [completed(event) for event in page["events"]]
 
     def _persistently(self, work: Callable[[], Any], *, once: bool) -> Any:
         """Do something until it works."""

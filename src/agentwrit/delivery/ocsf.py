@@ -91,6 +91,11 @@ _CLASSES: Final[Mapping[str, tuple[_Class, int]]] = {
     EventType.MASTER_KEY_CHANGED: (_API_ACTIVITY, 3),
     EventType.AUDIT_ARCHIVED: (_API_ACTIVITY, 4),
     EventType.STORE_RESTORED: (_API_ACTIVITY, 3),
+    EventType.STORE_PROMOTED: (_API_ACTIVITY, 3),
+    EventType.ENDING_BEGUN: (_API_ACTIVITY, 3),
+    EventType.ENDING_COMPLETED: (_API_ACTIVITY, 3),
+    EventType.STORE_RENAMED: (_API_ACTIVITY, 3),
+    EventType.STORE_TIME_SET: (_API_ACTIVITY, 3),
 }
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from agentwrit.durable import sync
+from agentwrit.client.exchange import MAX_ANSWER_BYTES, AnswerTooLarge
+from agentwrit.client.secrecy import discreet
+from agentwrit.durable import open_log, rename, sync
 from agentwrit.errors import AgentWritError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ Event = Mapping[str, Any]
 Encoder = Callable[[Event], bytes]
 """An event as the bytes that arrive, without a line break."""
 
-HTTP_SECONDS: Final = 30.0
+HTTP_SECONDS: Final = 30.0  # for a batch, whoever answers a little at a time
 
 
 class NotDelivered(AgentWritError):
@@ -43,30 +45,37 @@ class HttpSink:
     of that header, if any.
     """
 
+    @discreet
     def __init__(
         self, url: str, encode: Encoder, *, is_json: bool, authorization: str | None, tls: "ssl.SSLContext | None"
     ) -> None:
         import httpx2
 
+        from agentwrit.client.through_httpx2 import Caller
+
         self._url = url
         self._encode = encode
         self._is_json = is_json
-        headers = {"content-type": "application/json" if is_json else "text/plain; charset=utf-8"}
+        headers = {
+            "content-type": "application/json" if is_json else "text/plain; charset=utf-8",
+            "accept-encoding": "identity",
+        }
         if authorization is not None:
             headers["authorization"] = authorization
-        self._client: httpx2.Client = httpx2.Client(timeout=HTTP_SECONDS, headers=headers, verify=tls or True)
+        self._caller = Caller(httpx2.Client(timeout=HTTP_SECONDS, headers=headers, verify=tls or True))
 
     def deliver(self, events: Sequence[Event]) -> None:
         import httpx2
 
         lines = [self._encode(event) for event in events]
         body = b"[" + b",".join(lines) + b"]" if self._is_json else b"\n".join(lines) + b"\n"
-        failure = ""  # raised outside: the request in a traceback would show the credential
+        request = {"method": "POST", "url": self._url, "content": body}
+        failure = ""
         try:
-            answer = self._client.post(self._url, content=body)
-            if not answer.is_success:
-                failure = f"the answer is {answer.status_code}"
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            answer = self._caller.send(lambda: request, timeout=HTTP_SECONDS, max_bytes=MAX_ANSWER_BYTES)
+            if not 200 <= answer.status < 300:
+                failure = f"the answer is {answer.status}"
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, AnswerTooLarge) as error:
             failure = type(error).__name__
         if failure:
             raise NotDelivered(failure)
@@ -92,8 +101,7 @@ class FileSink:
             raise NotDelivered(f"{self._path}: {error.strerror}") from error
 
     def _append(self, lines: bytes) -> None:
-        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
+        with os.fdopen(open_log(self._path), "r+b") as file:
             size = _whole(file)
             if size and size + len(lines) > self._max_bytes:
                 self._rotate()
@@ -110,7 +118,7 @@ class FileSink:
     def _rotate(self) -> None:
         aside = self._put_aside()
         number = int(aside[-1].suffix[1:]) + 1 if aside else 1
-        self._path.rename(self._path.with_name(f"{self._path.name}.{number:06d}"))
+        rename(self._path, self._path.with_name(f"{self._path.name}.{number:06d}"))
         aside = self._put_aside()
         for old in aside[: -self._keep] if self._keep else ():
             old.unlink()

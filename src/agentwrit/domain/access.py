@@ -10,6 +10,8 @@ The rules:
 - What was done (`success`) the token covered. What was refused (`denied`) may be beyond it.
 - It was done in the life of the token's grant, and not in the future, as far as clocks agree (`SKEW_SECONDS`).
 - What is the same but for its time is one access with a count, and the times of the first and the last.
+- What was asked for (`resource`) may have been worded by who asked: what is not printable in it is escaped
+  (`agentwrit.domain.text`).
 - What is taken is recorded as the word of the app that said it: it is the event's principal.
 """
 
@@ -19,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from agentwrit.domain import scope, timestamps
+from agentwrit.domain import scope, text, timestamps
 from agentwrit.domain.audit import Outcome
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant, GrantKind
@@ -93,7 +95,7 @@ def read(
         sid=sid,
         jti=jti,
         scope=scope.parse_list(scopes, field="scope"),
-        resource=resource,
+        resource=text.escaped(resource, MAX_RESOURCE_LENGTH),
         outcome=Outcome(outcome),
         count=count,
         first=_time("first", first),
@@ -136,8 +138,8 @@ def report(accesses: Sequence[Access]) -> Mapping[str, object]:
     return {"accesses": [msgspec.to_builtins(access) for access in accesses]}
 
 
-def _time(field: str, text: str) -> float:
+def _time(field: str, value: str) -> float:
     try:
-        return timestamps.parse_rfc3339(text)
+        return timestamps.parse_rfc3339(value)
     except (ValueError, OverflowError):
         raise InvalidRequest(f"{field} is not an RFC 3339 time", hint="for example 2026-01-31T23:59:59Z") from None

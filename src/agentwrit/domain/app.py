@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from agentwrit.domain import target_uri
 from agentwrit.domain.errors import InvalidRequest
 
 DEFAULT_TOKEN_TTL_SECONDS: Final = 1800
@@ -108,6 +109,13 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
         """Those in `audience` whom its agents' tokens may not be for. `default`: whom any agent's token may be for."""
         allowed = {*self.audiences, *default}
         return tuple(name for name in audience if name not in allowed)
+
+    def listed_audience(self, audience: Iterable[str], default: Iterable[str]) -> tuple[str, ...]:
+        """`audience`, each as it is listed where it is: a URL without a path may end with a slash, or not."""
+        allowed = {*self.audiences, *default}
+        return tuple(
+            next((spelled for spelled in target_uri.spellings(name) if spelled in allowed), name) for name in audience
+        )
 
 
 def check_name(name: str) -> str:

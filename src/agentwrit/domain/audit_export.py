@@ -27,6 +27,8 @@ from agentwrit.domain.note import VerifierKey
 FORMAT: Final = "agentwrit-audit-export-v1"
 ARCHIVE_FORMAT: Final = "agentwrit-audit-archive-v1"
 PROGRESS_EVENTS: Final = 1024
+MAX_LINE_BYTES: Final = 256 * 1024
+"""Of an event it is `audit.MAX_ENTRY_BYTES` and its hash; of the header, a note of 64 KiB, the edge and a proof."""
 
 Progress = Callable[[int, int], None]
 """Is told now and then how many events are done, and of how many."""

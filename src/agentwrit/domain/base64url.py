@@ -11,7 +11,17 @@ _TO_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 
 
+PIECE_BYTES: Final = 3 * 65_536
+"""What is encoded at once: a call keeps all other threads waiting until it is done. A multiple of 3."""
+
+
 def encode(data: bytes) -> str:
+    if len(data) > PIECE_BYTES:
+        return "".join([_encode(data[at : at + PIECE_BYTES]) for at in range(0, len(data), PIECE_BYTES)])
+    return _encode(data)
+
+
+def _encode(data: bytes) -> str:
     return b2a_base64(data, newline=False).translate(_TO_URL_SAFE, b"=").decode("ascii")
 
 

@@ -30,8 +30,8 @@ def encode(value: object) -> bytes:
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
-def encode_plain(value: Mapping[str, object]) -> bytes:
-    """As `encode`, ten times as fast, for an object that holds strings, lists of these, exact integers and objects.
+def encode_plain(value: Mapping[str, object] | Sequence[msgspec.Struct]) -> bytes:
+    """As `encode`, ten times as fast, for what holds strings, exact integers, and lists and objects of these.
 
     What it holds is the caller's to know: a float would be written otherwise, and so would members be ordered whose
     names are not of ASCII.
@@ -40,6 +40,14 @@ def encode_plain(value: Mapping[str, object]) -> bytes:
         ValueError: a lone surrogate.
     """
     return _encode_sorted(value)
+
+
+_encode_ordered = msgspec.json.Encoder(order="deterministic").encode
+
+
+def encode_ordered(value: msgspec.Struct) -> bytes:
+    """As `encode_plain`, for a struct whose fields stand in the order of their names: that need not be found anew."""
+    return _encode_ordered(value)
 
 
 def _write(value: object) -> str:

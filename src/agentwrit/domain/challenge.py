@@ -12,10 +12,11 @@ from agentwrit.domain.errors import InvalidChallenge
 
 LIFETIME_SECONDS: Final = 30
 RANDOM_BYTES: Final = 11
+LENGTH: Final = 64  # characters
 
 _VERSION = b"\x01"
 _TAG_BYTES = 16
-_HEX = re.compile(r"[0-9a-f]{64}")
+_HEX = re.compile(rf"[0-9a-f]{{{LENGTH}}}")
 
 
 def mint(key: bytes, now: float, random: bytes) -> str:
@@ -31,7 +32,7 @@ def verify(key: bytes, nonce: str, now: float) -> bytes:
         InvalidChallenge: it is not.
     """
     if _HEX.fullmatch(nonce) is None:
-        raise InvalidChallenge("the nonce is not 64 lowercase hex characters")
+        raise InvalidChallenge(f"the nonce is not {LENGTH} lowercase hex characters")
     raw = bytes.fromhex(nonce)
     body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
     if not hmac.compare_digest(tag, _tag(key, body)):

@@ -13,15 +13,18 @@ The rules:
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from agentwrit.domain import delegation
 from agentwrit.domain.delegation import Chain
 from agentwrit.domain.errors import InvalidToken
+from agentwrit.domain.timestamps import MAX_UNIX_SECONDS
 
 LEEWAY_SECONDS: Final = 5
+
+Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_UNIX_SECONDS)]
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -43,9 +46,9 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     iss: str
     sub: str
     aud: tuple[str, ...]
-    exp: int
-    nbf: int
-    iat: int
+    exp: Time
+    nbf: Time
+    iat: Time
     jti: str
     sid: str
     scope: str

@@ -5,7 +5,8 @@ The rules:
 - A delegation is a grant of its own, made from one grant (its parent) to one agent. It holds nothing that its parent
   does not cover, and lives no longer than the token that it was made with. To delegate to oneself is a hop like any
   other.
-- A chain has at most 5 hops.
+- A chain has at most 5 hops. At most 1,000 delegations from one grant are alive at once, and at most 10,000 in all
+  chains that begin with one.
 - Each hop is a record that names the parent grant, what it held, and what was given to whom. The broker signs it: the
   Ed25519 signature is over `agentwrit-delegation-v1`, a line feed and the RFC 8785 form of the record without
   `signature`. `prev` is the SHA-256 of the whole record before, in that form: no hop can be left out, put in or moved.
@@ -28,6 +29,8 @@ from agentwrit.domain.jws import Signer, is_signature
 from agentwrit.domain.scope import scope_is_subset
 
 MAX_DEPTH: Final = 5
+MAX_FROM_GRANT: Final = 1_000
+MAX_IN_TREE: Final = 10_000
 DEFAULT_TTL_SECONDS: Final = 60
 
 _CONTEXT: Final = b"agentwrit-delegation-v1\n"
@@ -85,7 +88,7 @@ def chain_hash(chain: Sequence[DelegationRecord]) -> str:
     """What a token of this chain carries as `chain_hash`; empty where there is no chain."""
     if not chain:
         return ""
-    return hashlib.sha256(canonical.encode([_members(record) for record in chain])).hexdigest()
+    return hashlib.sha256(canonical.encode_plain(chain)).hexdigest()
 
 
 def verify(chain: Sequence[DelegationRecord], keys: Mapping[str, bytes]) -> None:

@@ -26,6 +26,7 @@
     ├── InvalidToken             why a token was not accepted: for the audit log, never for the caller
     │   └── Unproven             likewise: whoever presented it has not shown to be its holder
     ├── InvalidProof             why a proof of possession was not accepted: likewise
+    │   └── WrongTarget          likewise: it is for another URL, which its maker is told
     ├── InvalidChallenge         why a nonce was not accepted: likewise
     ├── TamperedRecord           evidence or stored state that does not match its hash or MAC
     ├── ConfigurationError       the broker or the command line cannot start as it was told to
@@ -35,7 +36,12 @@
 (`agentwrit.broker.http.problems`).
 """
 
-from typing import ClassVar
+from collections.abc import Collection, Sequence
+from typing import ClassVar, Final, Self
+
+MAX_TOLD_LENGTH: Final = 300  # of a URL that somebody sent, in what is said of it
+MAX_TOLD_URLS: Final = 4
+MAX_TOLD_NAMES: Final = 8  # of what somebody asked for, and may not have
 
 
 class AgentWritError(Exception):
@@ -89,8 +95,8 @@ class ProofNeeded(Unauthorized):
     `code` is what the challenge says: `invalid_token` or `invalid_dpop_proof`.
     """
 
-    def __init__(self, detail: str, *, code: str) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, code: str, hint: str | None = None) -> None:
+        super().__init__(detail, hint=hint)
         self.code = code
 
 
@@ -118,6 +124,15 @@ class ScopeViolation(Refusal):
     """The requested scope exceeds the launch token's, the delegator's or the app's ceiling."""
 
     error_code = "scope_violation"
+
+    @classmethod
+    def beyond(cls, field: str, limit: str, exceeding: Sequence[str], *, hint: str) -> Self:
+        """What was asked for in `field` exceeds `limit`: `exceeding`, which the caller named, and may be told again."""
+        names = [_plain_name(name) for name in exceeding[:MAX_TOLD_NAMES]]
+        if len(exceeding) > MAX_TOLD_NAMES:
+            names.append(f"{len(exceeding) - MAX_TOLD_NAMES} more")
+        told = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        return cls(f"{field} exceeds {limit}: nothing there covers {told}", hint=hint)
 
 
 class AudienceViolation(ScopeViolation):
@@ -193,6 +208,17 @@ class LimitReached(RateLimited):
         self.until = until
 
 
+class TooManyDelegations(RateLimited):
+    """As many delegations are alive as may be: `whose` says of what, `allowed` how many that is."""
+
+    def __init__(self, whose: str, allowed: int, *, retry_after: int) -> None:
+        super().__init__(
+            f"{allowed} delegations {whose} are alive, and no more may be",
+            retry_after=retry_after,
+            hint="release those that are done with, or give them a shorter ttl",
+        )
+
+
 class InternalError(Refusal):
     """A defect in the broker. The log has the trace; the answer has none of it."""
 
@@ -200,13 +226,17 @@ class InternalError(Refusal):
 
 
 class Unavailable(Refusal):
-    """The store cannot be reached or written, or the broker is full: nothing was done. `retry_after`: seconds."""
+    """The store cannot be reached or written, or the broker is full: nothing was done. `retry_after`: seconds.
+
+    `cause`: one of few words, by which such answers are counted.
+    """
 
     error_code = "unavailable"
 
-    def __init__(self, detail: str, *, retry_after: int = 1, hint: str | None = None) -> None:
+    def __init__(self, detail: str, *, retry_after: int = 1, hint: str | None = None, cause: str = "store") -> None:
         super().__init__(detail, hint=hint)
         self.retry_after = retry_after
+        self.cause = cause
 
 
 class InvalidToken(AgentWritError):
@@ -218,25 +248,55 @@ class InvalidToken(AgentWritError):
 
 
 class Unproven(InvalidToken):
-    """A token that is not accepted from whoever presents it. `code`: what the challenge says (RFC 9449 §7.1)."""
+    """A token that is not accepted from whoever presents it.
+
+    `code`: what the challenge says (RFC 9449 §7.1); `told`: what whoever presents it may know besides, or empty.
+    """
 
     TOKEN: ClassVar[str] = "invalid_token"
     PROOF: ClassVar[str] = "invalid_dpop_proof"
 
-    def __init__(self, reason: str, code: str) -> None:
+    def __init__(self, reason: str, code: str, told: str = "") -> None:
         super().__init__(reason)
         self.code = code
+        self.told = told
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.reason, self.code)
+        return type(self), (self.reason, self.code, self.told)
 
 
 class InvalidProof(AgentWritError):
     """A proof of possession that is not accepted. `reason` goes to the audit log and nowhere else."""
 
+    told = ""
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class WrongTarget(InvalidProof):
+    """A proof that is good, and for another URL. `told`: for which, and for which ones it should be.
+
+    Whoever made it learns nothing but what it is called and what it was asked for, and can do something about it.
+    """
+
+    def __init__(self, given: str, urls: Collection[str]) -> None:
+        told, *expected = (_plain(url) for url in [given, *urls][: MAX_TOLD_URLS + 1])
+        super().__init__(f"the proof is for {told}")
+        self.told = f"the proof is for {told}, and this is {' or '.join(expected) or 'known by no name'}"
+
+
+def _plain_name(name: str) -> str:
+    """A scope as it is; of an audience what is not ASCII, or does not show, is escaped."""
+    text = ascii(name)[1:-1]
+    return text if len(text) <= MAX_TOLD_LENGTH else f"{text[:MAX_TOLD_LENGTH]}..."
+
+
+def _plain(url: str) -> str:
+    """In quotes, in ASCII without control characters, and no longer than can be read."""
+    text = ascii(url)
+    return text if len(text) <= MAX_TOLD_LENGTH else f"{text[:MAX_TOLD_LENGTH]}...'"
 
 
 class InvalidChallenge(AgentWritError):

@@ -14,31 +14,57 @@ The rules:
 - Pages and snapshots are signed (JWS), each with a type of its own, so anybody may pass them on. Fresh is who has all
   up to the `head` of a page, as of its `issued_at`: an old page, passed on late, makes nobody look fresh.
 - A full page ends at a multiple of 512. It never changes again, but that entries which may be forgotten can be missing.
+- `log` says where the broker's audit log ended when the page was read, and by a digest what its events are up to
+  there; `since` says the same of earlier places. What dies is an event, so whoever knows one of these places, by a page
+  from before, can tell whether this page goes on from the same history. A number alone does not tell: a database that
+  lost its last commits gives their numbers again. A place that was archived has an empty digest; one that the log does
+  not have yet is left out.
+- `nonce` is in a page that was asked for with one: the page was made after the question, whatever any clock says
+  (as RFC 8954 has it for OCSP).
+- Readers ignore members that they do not know.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from agentwrit.domain import base64url
 from agentwrit.domain.errors import InvalidToken
 from agentwrit.domain.jws import REVOCATION_PAGE, REVOCATION_SNAPSHOT, Signer, Verifier, sign
-from agentwrit.domain.revocation import Revocation, RevocationKind
+from agentwrit.domain.revocation import PUBLIC_KINDS, Revocation, RevocationKind
 
 T = TypeVar("T", "Page", "Snapshot")
 
 PAGE_SIZE: Final = 512
 HEARTBEAT_SECONDS: Final = 1
+MAX_PLACES: Final = 64  # in `since`
+MAX_PAGE_BYTES: Final = 256 * 1024  # more than twice what the largest page has
+MAX_SNAPSHOT_BYTES: Final = 256 * 1024 * 1024  # of some three million entries
+
+PIECE_ENTRIES: Final = 4096
+"""Entries of a snapshot that are encoded at once."""
+
+_NO_ENTRIES: Final = b'"entries":[]'
+_PLACE: Final = b"agentwrit-log-place-v1\n"
 
 
-class FeedEntry(msgspec.Struct, frozen=True, array_like=True):
+class FeedEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What died, from when on, and when that may be forgotten (Unix seconds). `digest`: base64url SHA-256 of its id."""
 
     kind: RevocationKind
     digest: str
     effective_at: int
     forget_at: int
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """A place in the audit log: the number of an event, and a digest of the log up to it; "" where that is archived."""
+
+    number: int
+    digest: str
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +77,9 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     head: int
     issued_at: int
     entries: tuple[FeedEntry, ...] = ()
+    log: Place | UnsetType = UNSET
+    since: tuple[Place, ...] | UnsetType = UNSET
+    nonce: str | UnsetType = UNSET
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +90,17 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     head: int
     issued_at: int
     entries: tuple[FeedEntry, ...] = ()
+    log: Place | UnsetType = UNSET
+
+
+def place(number: int, event_hash: str | None) -> Place:
+    """The place of the event of this number, whose hash is in the audit log; None where the log no longer says it.
+
+    The feed is everybody's, and the log is not: its hashes stay in the house.
+    """
+    if event_hash is None:
+        return Place(number, "")
+    return Place(number, base64url.encode(hashlib.sha256(_PLACE + event_hash.encode("ascii")).digest()))
 
 
 def digest(name: str) -> str:
@@ -73,6 +113,11 @@ def entry(revocation: Revocation) -> FeedEntry:
     return FeedEntry(revocation.kind, digest(revocation.id), revocation.effective_at, revocation.last_exp)
 
 
+def entries(revocations: Iterable[Revocation]) -> tuple[FeedEntry, ...]:
+    """Revocations as the feed shows them, without those that are the brokers' own."""
+    return tuple(entry(revocation) for revocation in revocations if revocation.kind in PUBLIC_KINDS)
+
+
 def page_end(first: int) -> int:
     """The number that the page which begins with `first` ends with, once it is full."""
     return -(-first // PAGE_SIZE) * PAGE_SIZE
@@ -83,7 +128,12 @@ def sign_page(page: Page, signer: Signer) -> str:
 
 
 def sign_snapshot(snapshot: Snapshot, signer: Signer) -> str:
-    return sign(msgspec.json.encode(snapshot), signer, typ=REVOCATION_SNAPSHOT)
+    """Encodes a piece at a time: a call keeps all other threads waiting until it is done, and there may be millions."""
+    entries, encode = snapshot.entries, msgspec.json.encode
+    pieces = [encode(entries[at : at + PIECE_ENTRIES])[1:-1] for at in range(0, len(entries), PIECE_ENTRIES)]
+    around = encode(msgspec.structs.replace(snapshot, entries=()))
+    before, _, after = around.partition(_NO_ENTRIES)
+    return sign(b'%b"entries":[%b]%b' % (before, b",".join(pieces), after), signer, typ=REVOCATION_SNAPSHOT)
 
 
 def read_page(token: str, verifier: Verifier) -> Page:

@@ -13,6 +13,8 @@ The rules of renewal:
 
 - A grant has one current token. Renewal replaces it: new jti, new times, everything else as it was. The grant's end
   (`ends_at`) never moves, and no token is issued that would live for less than a second.
+- A grant has permits for 64 renewals, and gets them back one by one over the life of a token. Each token that it leaves
+  behind has to be remembered as dead until its time is over, by the broker and by everybody who verifies.
 - Where the app's `max_ttl` was lowered, the successor may be over before its predecessor would have been. What was
   delegated from the grant, and would outlive it by that, ends.
 - A token has one successor at most. Presented again within 30 seconds, because the first answer may have been lost, it
@@ -26,9 +28,13 @@ from typing import Final
 
 import msgspec
 
+from agentwrit.domain import operator
 from agentwrit.domain.delegation import Chain
 
 RETRY_WINDOW_SECONDS: Final = 30
+MAX_RENEWALS_AT_ONCE: Final = 64
+
+APP_PREFIX: Final = "app:"  # of the `sub` of an app's own tokens
 
 
 class GrantKind(StrEnum):
@@ -37,6 +43,13 @@ class GrantKind(StrEnum):
     AGENT = "agent"
     APP = "app"
     OPERATOR = "operator"
+
+
+def kind_of_subject(subject: str) -> GrantKind:
+    """Whose token has this `sub`. Scopes do not say: an agent's may look like an operator's."""
+    if subject == operator.SUBJECT:
+        return GrantKind.OPERATOR
+    return GrantKind.APP if subject.startswith(APP_PREFIX) else GrantKind.AGENT
 
 
 class GrantStatus(StrEnum):
@@ -63,6 +76,7 @@ class EndReason(StrEnum):
     ANCESTOR_SHORTENED = "ancestor_shortened"
     DELEGATE_ENDED = "delegate_ended"
     STORE_RESTORED = "store_restored"
+    STORE_PROMOTED = "store_promoted"
 
 
 class Renewal(StrEnum):
@@ -74,6 +88,8 @@ class Renewal(StrEnum):
     """Answer with the successor that it has already."""
     REUSE = "reuse"
     """Stolen: end the grant."""
+    TOO_SOON = "too_soon"
+    """Not yet: it was renewed too often."""
     REFUSE = "refuse"
     """The grant has ended, its token is over, or it has less than a second left."""
 
@@ -87,7 +103,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
     registration; `kid` names the key that signed its current token, empty where that is not known; `names_actors` says
     whether its tokens carry `act`, `is_bound` whether they are bound to `public_key` (RFC 9449 §6.1), and `is_counted`,
-    of a registration, whether it counts for its app's `max_live_agents`.
+    of a registration, whether it counts for its app's `max_live_agents`; `born` is where the audit log ended when it
+    was made (a sequence number), 0 where that is not known; `renewals_until` is up to when its permits to be renewed
+    are used.
     """
 
     sid: str
@@ -118,6 +136,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     is_bound: bool = False
     operator: str = ""
     is_counted: bool = False
+    born: int = 0
+    renewals_until: float = 0.0
 
     @property
     def is_registration(self) -> bool:
@@ -128,6 +148,11 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     def parent_sid(self) -> str:
         """The grant that it was delegated from, or empty."""
         return self.chain[-1].sid if self.chain else ""
+
+    @property
+    def tree(self) -> str:
+        """The grant that its chain begins with, or empty where it was not delegated."""
+        return self.chain[0].sid if self.chain else ""
 
     @property
     def is_ended(self) -> bool:
@@ -153,11 +178,27 @@ def decide_renewal(grant: Grant, presented_jti: str, now: float) -> Renewal:
     if grant.is_ended:
         return Renewal.REFUSE
     if presented_jti == grant.jti:
-        return Renewal.SUCCEED if grant.is_live(now) and grant.ends_at - int(now) >= 1 else Renewal.REFUSE
+        if not grant.is_live(now) or grant.ends_at - int(now) < 1:
+            return Renewal.REFUSE
+        return Renewal.SUCCEED if renewable_at(grant, now) <= now else Renewal.TOO_SOON
     is_retry = presented_jti == grant.previous_jti and now - grant.renewed_at <= RETRY_WINDOW_SECONDS
     if is_retry and now < grant.exp:
         return Renewal.REPEAT
     return Renewal.REUSE
+
+
+def renewable_at(grant: Grant, now: float) -> float:
+    """When the grant has a permit to be renewed (Unix seconds)."""
+    return _used_until(grant, now) - grant.ttl
+
+
+def permit_used(grant: Grant, now: float) -> Grant:
+    """The grant with a permit less to be renewed."""
+    return msgspec.structs.replace(grant, renewals_until=_used_until(grant, now))
+
+
+def _used_until(grant: Grant, now: float) -> float:
+    return max(grant.renewals_until, now) + grant.ttl / MAX_RENEWALS_AT_ONCE
 
 
 def renewed(grant: Grant, jti: str, now: float) -> Grant:
@@ -176,12 +217,3 @@ def renewed(grant: Grant, jti: str, now: float) -> Grant:
 def ended(grant: Grant, reason: EndReason, now: float) -> Grant:
     """The grant after its end."""
     return msgspec.structs.replace(grant, ended_at=max(1, int(now)), end_reason=reason.value)
-
-
-def falls_with(grant: Grant, other: Grant) -> EndReason | None:
-    """Why `other` ends when `grant` ends, or None if it does not."""
-    if any(record.sid == grant.sid for record in other.chain):
-        return EndReason.ANCESTOR_ENDED
-    if grant.is_registration and other.chain and other.subject == grant.subject:
-        return EndReason.DELEGATE_ENDED
-    return None

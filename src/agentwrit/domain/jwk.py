@@ -1,19 +1,37 @@
-"""Ed25519 public keys as JSON Web Keys (RFC 7517; RFC 8037 §2), named by their thumbprint (RFC 7638)."""
+"""Public keys as JSON Web Keys (RFC 7517), named by their thumbprint (RFC 7638): Ed25519 (RFC 8037 §2).
+
+Of P-256 (RFC 7518 §6.2) there are only thumbprints: some agents have such keys, and the broker none.
+"""
 
 import hashlib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Final
 
 from agentwrit.domain import base64url
 from agentwrit.domain.errors import InvalidToken
 
 PUBLIC_KEY_BYTES: Final = 32
+P256_KEY_BYTES: Final = 65
+UNCOMPRESSED: Final = b"\x04"  # what a point of P-256 begins with (SEC 1 §2.3.3)
+
+ED25519_NAMES: Final = ("EdDSA", "Ed25519")  # one algorithm: RFC 8037 §3.1, RFC 9864 §2.2
+ES256: Final = "ES256"
+
+
+def proof_algorithms() -> tuple[str, ...]:
+    """By which names proofs are verified here (RFC 9449 §5.1). ES256 needs the package `cryptography`."""
+    return (*ED25519_NAMES, ES256) if find_spec("cryptography") is not None else ED25519_NAMES
 
 
 def thumbprint(public_key: bytes) -> str:
     """The key's name (kid): base64url SHA-256 over its required members (RFC 7638 §3; RFC 8037 §2)."""
     # RFC 7638 §3.3: members in lexicographic order, without white space.
-    members = f'{{"crv":"Ed25519","kty":"OKP","x":"{base64url.encode(public_key)}"}}'
+    if len(public_key) == P256_KEY_BYTES:
+        x, y = base64url.encode(public_key[1:33]), base64url.encode(public_key[33:])
+        members = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
+    else:
+        members = f'{{"crv":"Ed25519","kty":"OKP","x":"{base64url.encode(public_key)}"}}'
     return base64url.encode(hashlib.sha256(members.encode("ascii")).digest())
 
 

@@ -23,6 +23,7 @@ from agentwrit.domain import base64url, jwk
 from agentwrit.domain.errors import InvalidToken
 
 MAX_TOKEN_BYTES: Final = 8192
+HEADERS_REMEMBERED: Final = 64
 ALGORITHM: Final = "EdDSA"
 
 ACCESS_TOKEN: Final = "at+jwt"  # RFC 9068 §2.1
@@ -108,7 +109,7 @@ def sign(payload: bytes, signer: Signer, *, typ: str) -> str:
     return f"{signing_input}.{base64url.encode(signer.sign(signing_input.encode('ascii')))}"
 
 
-@lru_cache(maxsize=64)
+@lru_cache(HEADERS_REMEMBERED)
 def encoded_header(kid: str, *, typ: str) -> str:
     """The protected header, encoded: the one that tokens by this key have."""
     return base64url.encode(f'{{"alg":"{ALGORITHM}","typ":"{typ}","kid":"{kid}"}}'.encode("ascii"))

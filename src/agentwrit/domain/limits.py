@@ -56,7 +56,9 @@ class AppUsage(msgspec.Struct, frozen=True, kw_only=True):
 
     `live_agents`: the registrations that count, without those that were over at `counted_at` (Unix seconds): an agent
     that ends is taken away at once, one that expires when somebody counts anew. `permits`: how many creations there
-    was a permit for at `refilled_at`; as many as there can be where that is 0.
+    was a permit for at `refilled_at`; as many as there can be where that is 0. `counted_behind`: while those who lived
+    when the app was given its limit are still being counted, the place in the order of grants that this has come to,
+    and `counted_born` the newest of those that were counted, by its `born`.
     """
 
     app_id: str
@@ -64,6 +66,8 @@ class AppUsage(msgspec.Struct, frozen=True, kw_only=True):
     counted_at: int = 0
     permits: float = 0.0
     refilled_at: float = 0.0
+    counted_behind: int | None = None
+    counted_born: int = 0
 
 
 def refilled(usage: AppUsage, per_second: int, now: float) -> AppUsage:

@@ -21,6 +21,7 @@ SUBJECT: Final = "admin"
 """The `sub` of operators' tokens, and the name of the first operator."""
 
 MIN_SECRET_LENGTH: Final = 8
+MAX_SECRET_LENGTH: Final = 1024
 
 LAUNCH_TOKENS_SCOPE: Final = "admin:launch-tokens:*"
 REVOKE_SCOPE: Final = "admin:revoke:*"

@@ -2,10 +2,10 @@
 
 The rules:
 
-- A proof is a compact JWS whose header is exactly `typ` (dpop+jwt), `alg` (EdDSA) and `jwk`, the Ed25519 public key
-  that it is signed by, without its private half (§4.2, §4.3). A member that stands in it twice makes it none.
-- It is for one method and one URL, query and fragment left out (§4.3), and where it goes with a token it names that
-  token's hash (`ath`, §4.3).
+- A proof is a compact JWS whose header is exactly `typ` (dpop+jwt), `alg` and `jwk`, the public key that signed it
+  (`agentwrit.domain.agent_key`), without its private half (§4.2, §4.3). A member that stands in it twice makes it none.
+- It is for one method and one URL (`agentwrit.domain.target_uri`), and where it goes with a token it names that token's
+  hash (`ath`, §4.3).
 - It is good for 30 seconds around its `iat`. With a nonce in it, which is for a client whose clock is wrong, the broker
   takes it as long as the nonce is its own and fresh, and its `iat` says nothing (§8): or it would be good again when
   the time that it names has come, and nobody would remember it then. It is good once: `jti` is remembered for as long.
@@ -13,16 +13,16 @@ The rules:
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from agentwrit.domain import base64url, jwk
-from agentwrit.domain.errors import InvalidProof
-from agentwrit.domain.jws import ALGORITHM, is_signature
+from agentwrit.domain import agent_key, base64url, jwk, target_uri
+from agentwrit.domain.agent_key import is_signature
+from agentwrit.domain.errors import InvalidProof, WrongTarget
+from agentwrit.domain.jws import ALGORITHM, MAX_TOKEN_BYTES
 
 TYPE: Final = "dpop+jwt"
 WINDOW_SECONDS: Final = 30
@@ -31,9 +31,6 @@ MAX_JTI_LENGTH: Final = 128
 MAX_IAT: Final = 2**53
 TOKENS_REMEMBERED: Final = 256
 
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_PUBLIC_MEMBERS: Final = {"kty", "crv", "x"}
-
 # A header as we write it, with the key in base64url between the two, can be compared whole; others are taken apart.
 _HEADER_BEGIN: Final = f'{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"OKP","crv":"Ed25519","x":"'.encode("ascii")
 _HEADER_END: Final = b'"}}'
@@ -41,9 +38,9 @@ _HEADER_BYTES: Final = len(_HEADER_BEGIN) + 43 + len(_HEADER_END)
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """A proof that is genuine and for this request. `public_key`: 32 bytes; `iat`: Unix seconds; `nonce`: or empty.
+    """A proof that is genuine and for this request. `public_key`: as in `agent_key`; `iat`: Unix seconds.
 
-    `single_use_id`: what is remembered of it, so that it is good once: 32 bytes.
+    `nonce`: or empty; `single_use_id`: what is remembered of it, so that it is good once: 32 bytes.
     """
 
     public_key: bytes
@@ -85,23 +82,29 @@ def target(url: str) -> str:
     Raises:
         ValueError: it is no absolute URL.
     """
-    parts = urlsplit(url)
-    if not parts.scheme or not parts.hostname:
-        raise ValueError("a proof is for an absolute URL")
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return target_uri.without_user(url)
 
 
-@lru_cache(TOKENS_REMEMBERED)  # an app makes its agents one after the other, with the same token
 def token_hash(token: str) -> str:
     """What a proof says of the token that it goes with (RFC 9449 §4.2, `ath`)."""
+    return _remembered_hash(token) if len(token) <= MAX_TOKEN_BYTES else _hash(token)
+
+
+def _hash(token: str) -> str:
     return base64url.encode(hashlib.sha256(token.encode("utf-8")).digest())
 
 
-def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
+_remembered_hash = lru_cache(TOKENS_REMEMBERED)(_hash)  # an app makes its agents one after the other, with one token
+
+
+def check(text: str, *, htm: str, htu: str | Collection[str], token: str | None) -> Proof:
     """The proof that `text` is, if it is genuine and for this request. Whether it is timely and new is not asked here.
 
+    `htu`: the request's URL, or each of its URLs where whoever was asked is known by several names.
+
     Raises:
-        InvalidProof: it is not.
+        WrongTarget: it is for another URL, and otherwise good.
+        InvalidProof: it is not genuine, or for another request.
     """
     if len(text) > MAX_PROOF_BYTES:
         raise InvalidProof("the proof is larger than 4 KiB")
@@ -116,8 +119,8 @@ def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
         raise InvalidProof("the proof is not canonical base64url of JSON objects") from None
     if not is_signature(signature, f"{parts[0]}.{parts[1]}".encode("ascii"), public_key):
         raise InvalidProof("the proof's signature does not match")
-    if claims.get("htm") != htm or not _is_same_url(claims.get("htu"), htu):
-        raise InvalidProof("the proof is for another request")
+    if claims.get("htm") != htm:
+        raise InvalidProof("the proof is for another method")
     if claims.get("ath") != (None if token is None else token_hash(token)):
         raise InvalidProof("the proof is for another token")
     jti, iat, nonce = claims.get("jti"), claims.get("iat"), claims.get("nonce", "")
@@ -127,8 +130,22 @@ def check(text: str, *, htm: str, htu: str, token: str | None) -> Proof:
         raise InvalidProof("the proof has no usable iat")
     if not isinstance(nonce, str):
         raise InvalidProof("the proof has no usable nonce")
+    _check_target(claims.get("htu"), (htu,) if isinstance(htu, str) else htu)
     single_use_id = hashlib.sha256(f"{jwk.thumbprint(public_key)}\n{jti}".encode()).digest()
     return Proof(public_key=public_key, jti=jti, iat=iat, nonce=nonce, single_use_id=single_use_id)
+
+
+def named_url(text: str, urls: Collection[str]) -> str:
+    """Of several URLs the one that a proof says that it is for; the first where it is for none; empty of none at all.
+
+    Whether it is genuine is not asked here.
+    """
+    try:
+        given = _members(base64url.decode(text[:MAX_PROOF_BYTES].split(".")[1])).get("htu")
+        written = target_uri.normalized(given) if isinstance(given, str) else ""
+    except (ValueError, IndexError, RecursionError):
+        written = ""
+    return next((url for url in urls if _is(url, written)), next(iter(urls), ""))
 
 
 def _members(form: bytes) -> dict[str, Any]:
@@ -165,36 +182,33 @@ _decode: Final = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=_
 
 def _public_key(header: bytes) -> bytes:
     """RFC 9449 §4.3, 4 to 7: the type, an algorithm of ours, and a public key of that kind."""
-    if len(header) == _HEADER_BYTES and header.startswith(_HEADER_BEGIN) and header.endswith(_HEADER_END):
-        return _decoded_key(header[len(_HEADER_BEGIN) : -len(_HEADER_END)].decode("ascii"))
-    members = _members(header)
-    key = members.get("jwk")
-    if set(members) != {"typ", "alg", "jwk"} or members["typ"] != TYPE or members["alg"] != ALGORITHM:
-        raise InvalidProof("the proof's header is not typ dpop+jwt, alg EdDSA and jwk")
-    if not isinstance(key, dict) or set(key) != _PUBLIC_MEMBERS or (key["kty"], key["crv"]) != ("OKP", "Ed25519"):
-        raise InvalidProof("the proof's key is not an Ed25519 public key")
-    return _decoded_key(key["x"])
-
-
-def _decoded_key(text: str) -> bytes:
     try:
-        public_key = base64url.decode(text)
-    except (ValueError, AttributeError):
-        raise InvalidProof("the proof's key is not an Ed25519 public key") from None
-    if len(public_key) != jwk.PUBLIC_KEY_BYTES:
-        raise InvalidProof("the proof's key is not an Ed25519 public key")
-    return public_key
+        if len(header) == _HEADER_BYTES and header.startswith(_HEADER_BEGIN) and header.endswith(_HEADER_END):
+            return agent_key.coordinate(header[len(_HEADER_BEGIN) : -len(_HEADER_END)].decode("ascii"))
+        members = _members(header)
+        if set(members) != {"typ", "alg", "jwk"} or members["typ"] != TYPE:
+            raise InvalidProof("the proof's header is not typ dpop+jwt, alg and jwk")
+        return agent_key.from_jwk(members["jwk"], members["alg"])
+    except ValueError:
+        raise InvalidProof("the proof's key is not one of Ed25519 or P-256, for the algorithm that it names") from None
 
 
-def _is_same_url(given: object, expected: str) -> bool:
-    """RFC 9449 §4.3, 9: compared after syntax-based and scheme-based normalization (RFC 3986 §6.2.2, §6.2.3)."""
+def _check_target(given: object, urls: Collection[str]) -> None:
+    """RFC 9449 §4.3, 9: the same URL, but for how it is written (see `agentwrit.domain.target_uri`)."""
+    if not isinstance(given, str):
+        raise InvalidProof("the proof is for no URL")
+    if given in urls:
+        return
     try:
-        return given == expected or (isinstance(given, str) and _normal(given) == _normal(expected))
+        written = target_uri.normalized(given)
+    except ValueError:
+        raise WrongTarget(given, urls) from None
+    if not any(_is(url, written) for url in urls):
+        raise WrongTarget(given, urls)
+
+
+def _is(url: str, written: str) -> bool:
+    try:
+        return target_uri.normalized(url) == written
     except ValueError:
         return False
-
-
-def _normal(url: str) -> tuple[str, str, int | None, str]:
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    return scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(scheme), parts.path or "/"

@@ -13,9 +13,12 @@ The rules:
 - An entry may take effect later (an app token whose secret is in its overlap); then it is not yet an end.
 - An entry is forgotten once no token that it can touch is unexpired: from then on time alone refuses them.
 - The empty string names nothing.
+- Where an agent's registration has ended, and more was delegated to it than can be ended at once, what was delegated to
+  it is dead by its name, and so is what was passed on from that. SPIFFE ids are never used again.
 """
 
 import heapq
+import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
@@ -39,6 +42,14 @@ class RevocationKind(StrEnum):
     TOKEN = "jti"
     GRANT = "sid"
     KEY = "kid"
+    SUBJECT = "sub"
+    """The delegations to the agent of this SPIFFE id, whose registration has ended."""
+    ENDING = "ending"
+    """Not an end itself: what an ending under way may be about (see `agentwrit.domain.ending`)."""
+
+
+PUBLIC_KINDS: Final = frozenset({RevocationKind.TOKEN, RevocationKind.GRANT, RevocationKind.KEY})
+"""What the feed names: what has 128 random bits. The other kinds are the brokers' own, until each grant has its end."""
 
 
 class RevocationLevel(StrEnum):
@@ -114,27 +125,38 @@ class RevocationIndex:
             if not entry.id:
                 continue
             known = self._entries[entry.kind].get(entry.id)
-            entry = entry if known is None else known.joined(entry)
+            if known is not None:
+                entry = known.joined(entry)
             self._entries[entry.kind][entry.id] = entry
+            if known is not None and known.last_exp == entry.last_exp:
+                continue  # whoever says the same again and again makes nobody hold more
             if entry.last_exp not in self._by_last_exp:
                 self._by_last_exp[entry.last_exp] = []
                 heapq.heappush(self._last_exps, entry.last_exp)
             self._by_last_exp[entry.last_exp].append(entry)
 
-    def forget(self, now: float) -> None:
-        """Drop the entries that no unexpired token can meet any more."""
+    def forget(self, now: float, *, limit: int = sys.maxsize) -> int:
+        """Drop up to `limit` entries that no unexpired token can meet any more. Returns how many it looked at."""
+        looked_at = 0
         for kind, entries in self._entries.items():
             self._peaks[kind] = max(self._peaks[kind], len(entries))
         while self._last_exps and self._last_exps[0] <= now:
-            for over in self._by_last_exp.pop(heapq.heappop(self._last_exps)):
+            over_then = self._by_last_exp[self._last_exps[0]]
+            while over_then and looked_at < limit:
+                over = over_then.pop()
+                looked_at += 1
                 entry = self._entries[over.kind].get(over.id)
                 if entry is not None and entry.last_exp <= now:
                     del self._entries[over.kind][over.id]
+            if over_then:
+                return looked_at
+            del self._by_last_exp[heapq.heappop(self._last_exps)]
         for kind, entries in self._entries.items():
             if self._peaks[kind] > MOSTLY_EMPTY * max(len(entries), LEAST_PEAK):
                 # A dict keeps the room that it once needed, unless it is made anew.
                 self._entries[kind] = dict(entries)
                 self._peaks[kind] = len(entries)
+        return looked_at
 
     def is_revoked(self, kind: RevocationKind, name: str, now: float) -> bool:
         """Whether the thing of this name is dead at `now`."""
@@ -150,12 +172,14 @@ class RevocationIndex:
         return (
             self.is_revoked(RevocationKind.GRANT, claims.sid, now)
             or self.is_revoked(RevocationKind.KEY, kid, now)
-            or (
-                bool(claims.delegation_chain)
-                and any(
-                    self.is_revoked(RevocationKind.GRANT, hop.sid, now)
-                    or self.is_revoked(RevocationKind.KEY, hop.kid, now)
-                    for hop in claims.delegation_chain
-                )
-            )
+            or (bool(claims.delegation_chain) and self._is_chain_dead(claims, now))
         )
+
+    def _is_chain_dead(self, claims: Claims, now: float) -> bool:
+        chain = claims.delegation_chain
+        # The first one in a chain delegated from its registration; whoever came later, from what was delegated to it.
+        given_to = (claims.sub, *(hop.agent for hop in chain[1:]))
+        return any(
+            self.is_revoked(RevocationKind.GRANT, hop.sid, now) or self.is_revoked(RevocationKind.KEY, hop.kid, now)
+            for hop in chain
+        ) or any(self.is_revoked(RevocationKind.SUBJECT, agent, now) for agent in given_to)

@@ -112,9 +112,12 @@ def _is_covered(requested: Scope | None, held: Iterable[Scope]) -> bool:
     return False
 
 
-@lru_cache(PARSED_SCOPES_REMEMBERED)
 def _parse_or_none(text: str) -> Scope | None:
-    if len(text) > MAX_SCOPE_LENGTH:
-        return None
+    # Before anything is remembered of it: strangers send texts of any length.
+    return None if len(text) > MAX_SCOPE_LENGTH else _remembered(text)
+
+
+@lru_cache(PARSED_SCOPES_REMEMBERED)
+def _remembered(text: str) -> Scope | None:
     match = _SCOPE.fullmatch(text)
     return None if match is None else Scope(*match.groups())

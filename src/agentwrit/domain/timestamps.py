@@ -3,6 +3,11 @@
 from datetime import UTC, datetime
 from functools import lru_cache
 from math import floor
+from typing import Final
+
+SECONDS_REMEMBERED: Final = 64
+MAX_UNIX_SECONDS: Final = 253_402_300_799
+"""The end of the year 9999: what is later, RFC 3339 cannot tell."""
 
 
 def rfc3339(at: float) -> str:
@@ -19,7 +24,7 @@ def rfc3339_micros(at: float) -> str:
     return f"{_second(second)}.{micros:06}Z"
 
 
-@lru_cache(maxsize=64)  # a second is asked for thousands of times, and takes most of the writing
+@lru_cache(SECONDS_REMEMBERED)  # a second is asked for thousands of times, and takes most of the writing
 def _second(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat().removesuffix("+00:00")
 

@@ -34,6 +34,7 @@ from agentwrit.client.agent import Agent
 from agentwrit.client.app import AgentWritApp
 from agentwrit.client.current import acting_as, current_agent
 from agentwrit.client.requirement import Requirement, arguments, check_holes
+from agentwrit.client.secrecy import discreet
 from agentwrit.errors import AgentWritError, NoCurrentAgent
 
 HEADER: Final = "agentwrit-token"
@@ -64,6 +65,7 @@ class AgentWritTask(Task):  # type: ignore[misc] # Celery has no types
         if cls._needs is not None and not cls.__dict__.get("abstract", False):
             check_holes(cls.run, inspect.signature(cls.run), cls._needs)
 
+    @discreet
     def apply_async(
         self,
         args: Sequence[Any] | None = None,
@@ -114,6 +116,7 @@ class AgentWritTask(Task):  # type: ignore[misc] # Celery has no types
         _release(self, agent)
         return result
 
+    @discreet
     def signature_from_request(
         self, request: Any = None, args: Any = None, kwargs: Any = None, queue: Any = None, **options: Any
     ) -> Any:
@@ -137,6 +140,7 @@ def _token_for(task: AgentWritTask, needed: Sequence[str], task_id: str) -> str:
     return agent.delegate(agent.agent_id, needed, ttl=task.token_ttl).access_token
 
 
+@discreet
 def _holder_of(task: AgentWritTask) -> Agent:
     # Taken out: whatever shows or logs the request shows no token.
     request = task.request

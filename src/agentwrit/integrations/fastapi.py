@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
+from agentwrit.client.secrecy import discreet
 from agentwrit.domain.scope_template import ScopeTemplate
 from agentwrit.integrations.starlette import Guard
 from agentwrit.models import AgentClaims
@@ -39,6 +40,7 @@ _SCHEME = HTTPBearer(
 class AgentWrit(Guard):
     """A security dependency that gives the claims of the agent that asks (see `Guard`)."""
 
+    @discreet  # `described` holds the token, and shows it
     async def __call__(
         self,
         request: Request,

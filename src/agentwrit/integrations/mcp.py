@@ -30,11 +30,13 @@ from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver.exceptions import ToolError
-from pydantic import AnyHttpUrl
 
+from agentwrit.client.acceptance import OnStale
 from agentwrit.client.async_verifier import AsyncVerifier
 from agentwrit.client.current import AnyAgent
-from agentwrit.integrations.mcp_tools import CallGuard, Tools
+from agentwrit.client.secrecy import discreet
+from agentwrit.client.verifier import VERIFY_SECONDS
+from agentwrit.integrations.mcp_tools import CallGuard, Tools, verifier_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,19 +56,20 @@ class AgentWrit:
         issuer: str | None = None,
         required_scopes: Sequence[str] = (),
         max_staleness: float = 5.0,
+        on_stale: OnStale = "online",
+        timeout: float = VERIFY_SECONDS,
     ) -> None:
         """`broker`: its URL, or a verifier to use, and to close by whoever made it.
 
         `resource`: the server's own URL, which tokens for it have as `aud`; `issuer`: the broker's AGENTWRIT_ISSUER,
-        where clients find its metadata, if that is not its URL; `required_scopes`: what every request needs.
+        where clients find its metadata, if that is not its URL; `required_scopes`: what every request needs;
+        `max_staleness`, `on_stale`, `timeout`: as for `AsyncVerifier`.
 
         Raises:
             AgentWritError: the broker's URL is none.
         """
         self._owns_verifier = isinstance(broker, str)
-        self._verifier = (
-            AsyncVerifier(broker, audience=resource, max_staleness=max_staleness) if isinstance(broker, str) else broker
-        )
+        self._verifier = verifier_of(broker, resource, max_staleness=max_staleness, on_stale=on_stale, timeout=timeout)
         self._resource = resource
         self._issuer = issuer or self._verifier.broker_url
         self._required = list(required_scopes)
@@ -74,13 +77,11 @@ class AgentWrit:
 
     def settings(self) -> AuthSettings:
         """What `MCPServer(auth=…)` takes. The server then serves its metadata (RFC 9728), which names the broker."""
-        return AuthSettings(
-            issuer_url=AnyHttpUrl(self._issuer),
-            resource_server_url=AnyHttpUrl(self._resource),
-            required_scopes=self._required,
-            validate_token_resource=True,
-        )
+        # As texts: a URL that was parsed elsewhere has a slash at its end, and issuers are compared letter by letter.
+        urls: dict[str, Any] = {"issuer_url": self._issuer, "resource_server_url": self._resource}
+        return AuthSettings(**urls, required_scopes=self._required, validate_token_resource=True)
 
+    @discreet
     async def verify_token(self, token: str) -> AccessToken | None:
         """What a token says, for the SDK: None for one that does not hold.
 
@@ -101,8 +102,12 @@ class AgentWrit:
         return self._tools.requires(*scopes)
 
     def middleware(self, app: Any) -> CallGuard:
-        """The server's ASGI application behind a check of each call: what a token does not cover is answered with 403
-        and all scopes that are needed (RFC 6750 §3.1), from which a client learns what to ask for."""
+        """The server's ASGI application behind a check of each request.
+
+        What a token does not cover is answered with 403 and all scopes that are needed (RFC 6750 §3.1), from which a
+        client learns what to ask for; where it cannot be told whether a token holds the answer is 503. Without this the
+        SDK answers such a request with 500.
+        """
         return CallGuard(app, self._tools)
 
     async def aclose(self) -> None:

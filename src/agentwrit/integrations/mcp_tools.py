@@ -1,22 +1,29 @@
 """What MCP servers of every kind have in common: tools that need scopes, checked at each call. Loads no MCP library.
 
-A call is checked twice. `CallGuard` sees the request, knows the token that came with it, and can answer with 403. The
-guard at the function sees the arguments as the function gets them, however the call came.
+A call is checked twice. `CallGuard` sees the request, knows the token that came with it, and can answer with 403 or
+503. The guard at the function sees the arguments as the function gets them, however the call came.
 """
 
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agentwrit.client.acceptance import OnStale
 from agentwrit.client.async_verifier import AsyncVerifier
 from agentwrit.client.requirement import Requirement, guarded
+from agentwrit.client.secrecy import Secret
+from agentwrit.domain import authorization
+from agentwrit.domain.authorization import SeveralCredentials
 from agentwrit.domain.scope import scope_is_subset
+from agentwrit.domain.target_uri import spellings
 from agentwrit.errors import InvalidToken, ScopeDenied, TransportError
+from agentwrit.integrations.starlette import RETRY_AFTER_SECONDS, UNTOLD
 from agentwrit.models import AgentClaims
 from agentwrit.protected_resource import challenge
 
@@ -24,8 +31,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_CALL_BYTES: Final = 4 * 1024 * 1024  # a longer request is left to the function's own guard
-RETRY_AFTER_SECONDS: Final = 1
 REFUSED: Final = -32003  # JSON-RPC 2.0 §5.1: a server's own error
+
+
+_Call: TypeAlias = tuple[str, Mapping[str, object]]
+
+
+def verifier_of(
+    broker: str | AsyncVerifier, resource: str, *, max_staleness: float, on_stale: OnStale, timeout: float
+) -> AsyncVerifier:
+    """What checks the tokens of a server that is the resource `resource`: one of its own, for the broker at a URL.
+
+    The rest is as for `AsyncVerifier`.
+
+    Raises:
+        AgentWritError: the broker's URL is none.
+    """
+    if not isinstance(broker, str):
+        return broker
+    return AsyncVerifier(
+        broker, audience=spellings(resource), max_staleness=max_staleness, on_stale=on_stale, timeout=timeout
+    )
 
 
 class _Tool(NamedTuple):
@@ -62,6 +88,9 @@ class Tools:
         Raises:
             TransportError: whether it holds cannot be told now.
         """
+        checked = _checked.get()
+        if checked is not None and checked.by is self and checked.token == Secret(token):
+            return checked.claims
         try:
             return await self._verifier.verify(token)
         except InvalidToken:
@@ -137,10 +166,24 @@ class _ToolRequirement(Requirement):
             raise self._refusal(str(denied)) from denied
 
 
-class CallGuard:
-    """ASGI middleware: answers a call that a token does not cover with 403 and `insufficient_scope`.
+class _Checked(NamedTuple):
+    """A token that a request came with, and what it says; None if it does not hold."""
 
-    Whoever comes without a token that holds is left to the server, which answers with 401.
+    by: Tools
+    token: Secret[str]
+    claims: AgentClaims | None
+
+
+_checked: ContextVar[_Checked | None] = ContextVar("agentwrit_checked", default=None)
+
+
+class CallGuard:
+    """ASGI middleware: answers a call that a token does not cover with 403 and `insufficient_scope`, and any request
+    with 503 where it cannot be told whether its token holds.
+
+    Whoever comes without a token that holds is left to the server, which answers with 401. Whoever comes with two is
+    answered with 400: the server would take one of them, and this the other. A token is checked once, and the server is
+    told what came of it.
     """
 
     def __init__(self, app: ASGIApp, tools: Tools) -> None:
@@ -148,36 +191,56 @@ class CallGuard:
         self._tools = tools
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            token = _bearer_token(Headers(scope=scope))
+        except SeveralCredentials:
+            await self._several(scope, receive, send)
+            return
+        if token is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            claims = await self._tools.claims(token.reveal())
+        except TransportError:
+            untold = JSONResponse(_error(UNTOLD), 503, {"retry-after": str(RETRY_AFTER_SECONDS)})
+            await untold(scope, receive, send)
+            return
+        if claims is not None and scope["method"] == "POST":
             body, receive = await _read(receive)
-            refusal = await self._refusal(Headers(scope=scope), body)
+            refusal = self._refusal(_calls(body), claims.scope)
             if refusal is not None:
                 await refusal(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
-
-    async def _refusal(self, headers: Headers, body: bytes) -> JSONResponse | None:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        calls = _calls(body)
-        if not calls or scheme.lower() != "bearer":
-            return None
+        before = _checked.set(_Checked(self._tools, token, claims))
         try:
-            claims = await self._tools.claims(token.strip())
-        except TransportError:
-            detail = "whether the token holds cannot be told now"
-            return JSONResponse(_error(detail), 503, {"retry-after": str(RETRY_AFTER_SECONDS)})
-        if claims is None:
-            return None
+            await self._app(scope, receive, send)
+        finally:
+            _checked.reset(before)
+
+    async def _several(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = "there is more than one Authorization header"
+        told = challenge(self._tools.resource, error="invalid_request")
+        await JSONResponse(_error(detail), 400, {"www-authenticate": told})(scope, receive, send)
+
+    def _refusal(self, calls: Sequence[_Call], held: Sequence[str]) -> JSONResponse | None:
         needed: list[str] = []
         for name, arguments in calls:
             try:
-                self._tools.check_call(name, arguments, claims.scope)
+                self._tools.check_call(name, arguments, held)
             except ScopeDenied as denied:
                 needed += denied.needed
         if not needed:
             return None
         told = challenge(self._tools.resource, error="insufficient_scope", scope=needed)
-        return JSONResponse(_error(str(ScopeDenied(needed, claims.scope))), 403, {"www-authenticate": told})
+        return JSONResponse(_error(str(ScopeDenied(needed, list(held)))), 403, {"www-authenticate": told})
+
+
+def _bearer_token(headers: Headers) -> Secret[str] | None:
+    shown = authorization.read(headers.getlist("authorization"))
+    return None if shown is None or shown.scheme != "bearer" or not shown.credentials else Secret(shown.credentials)
 
 
 def _error(message: str) -> dict[str, object]:
@@ -203,13 +266,13 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     return body, again
 
 
-def _calls(body: bytes) -> list[tuple[str, Mapping[str, object]]]:
+def _calls(body: bytes) -> list[_Call]:
     """The calls of tools in a body: names and arguments. What is not understood holds none."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
         return []
-    found: list[tuple[str, Mapping[str, object]]] = []
+    found: list[_Call] = []
     for each in message if isinstance(message, list) else [message]:
         parameters = each.get("params") if isinstance(each, dict) and each.get("method") == "tools/call" else None
         if isinstance(parameters, dict) and isinstance(parameters.get("name"), str):

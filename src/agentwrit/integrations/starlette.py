@@ -14,14 +14,21 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from agentwrit.client.acceptance import OnStale
 from agentwrit.client.async_verifier import AsyncVerifier
 from agentwrit.client.reporting import UNNAMED
+from agentwrit.client.secrecy import Secret, discreet
+from agentwrit.client.verifier import VERIFY_SECONDS
+from agentwrit.domain import authorization, jwk, target_uri
+from agentwrit.domain.authorization import SeveralCredentials
 from agentwrit.domain.scope import scope_is_subset
 from agentwrit.domain.scope_template import ScopeTemplate, UnfitValue
+from agentwrit.domain.target_uri import KnownNames
 from agentwrit.errors import AgentWritError, InvalidToken, TransportError, Unproven
 from agentwrit.models import AgentClaims
 
@@ -29,16 +36,19 @@ A = TypeVar("A")
 Endpoint: TypeAlias = Callable[[Request], Awaitable[A]]
 
 RETRY_AFTER_SECONDS: Final = 1
+UNTOLD: Final = "whether the token holds cannot be told now"
 
 BEARER: Final = "Bearer"
-DPOP: Final = 'DPoP algs="EdDSA"'
+DPOP: Final = f'DPoP algs="{" ".join(jwk.proof_algorithms())}"'
+
+_IN_PATHS: Final = "/!$&'()*+,;=:@~"  # what clients leave as it is (RFC 3986 §3.3)
 
 
 class _Presented(NamedTuple):
     """A token as a request presents it; `proof` None for one that anybody may bear."""
 
-    token: str
-    proof: str | None
+    token: Secret[str]
+    proof: Secret[str] | None
 
 
 class Guard:
@@ -47,36 +57,45 @@ class Guard:
     A token that is bound to its agent's key (RFC 9449) is taken with a proof alone, and no other with one.
     """
 
+    @discreet
     def __init__(
         self,
         broker: str | AsyncVerifier,
         *,
         audience: str | Iterable[str] | None = None,
         max_staleness: float = 5.0,
-        public_url: str | None = None,
+        on_stale: OnStale = "online",
+        timeout: float = VERIFY_SECONDS,
+        public_url: str | Iterable[str] | None = None,
         report: bool = False,
         client_id: str | None = None,
         client_secret: str | None = None,
     ) -> None:
         """`broker`: its URL, or a verifier to use, and to close by whoever made it.
 
-        `public_url`: what clients reach the application by, such as https://orders.example.com, where a proxy in
-        between makes another of it: proofs are for the URL that the client asked.
+        `max_staleness`, `on_stale`, `timeout`: as for `AsyncVerifier`: when the broker is asked, and how long a request
+        may wait for that.
+
+        `public_url`: what clients reach the application by, such as https://orders.example.com, or several such URLs;
+        else proofs are taken for the address that a connection came to (127.0.0.1 and localhost, say), and for no name.
+        What a request has as its Host is not asked: a proof that was shown to another service would come with that.
 
         `report`: whether each request that is let through by its scopes is reported to the broker, for its audit log,
         with its method and path. That is done as the app of `client_id` and `client_secret`, or as that of the verifier
         (see `AsyncVerifier.report`).
 
         Raises:
-            AgentWritError: the URL is none, or there is no app to report as.
+            AgentWritError: a URL is none, or there is no app to report as.
         """
-        self._public_url = None if public_url is None else public_url.rstrip("/")
+        self._names = _names(public_url)
         self._owns_verifier = isinstance(broker, str)
         self._verifier = (
             AsyncVerifier(
                 broker,
                 audience=audience,
                 max_staleness=max_staleness,
+                on_stale=on_stale,
+                timeout=timeout,
                 client_id=client_id,
                 client_secret=client_secret,
             )
@@ -87,6 +106,7 @@ class Guard:
         if report and not self._verifier.can_report:
             raise AgentWritError(UNNAMED)
 
+    @discreet
     async def check(self, request: Request, needed: Sequence[ScopeTemplate]) -> AgentClaims:
         """Who asks, if its token covers all of `needed`, filled from the path. They are also in `request.state.agent`.
 
@@ -96,18 +116,22 @@ class Guard:
             LookupError: a template has a hole that the path has no value for: a mistake of the route's author.
         """
         presented = _presented(request)
+        urls = () if presented.proof is None else self._urls(request)
         try:
             claims = await self._verifier.verify(
-                presented.token, proof=presented.proof, htm=request.method, htu=self._url(request)
+                presented.token.reveal(),
+                proof=None if presented.proof is None else presented.proof.reveal(),
+                htm=request.method,
+                htu=urls,
             )
         except Unproven as unproven:
             challenge = f'{DPOP}, error="{unproven.code}"'
-            raise _refused(401, "the token does not hold without a proof by its key", challenge) from None
+            told = f": {unproven.told}, by the service's public_url" if unproven.told else ""
+            raise _refused(401, f"the token does not hold without a proof by its key{told}", challenge) from None
         except InvalidToken:
             raise _refused(401, "the token does not hold", f'{BEARER} error="invalid_token"') from None
         except TransportError:
-            retry = {"retry-after": str(RETRY_AFTER_SECONDS)}
-            raise HTTPException(503, "whether the token holds cannot be told now", retry) from None
+            raise HTTPException(503, UNTOLD, {"retry-after": str(RETRY_AFTER_SECONDS)}) from None
         if presented.proof is not None and claims.cnf is None:  # RFC 9449 §7.1: this scheme is for bound ones
             raise _refused(401, "the token is not bound to a key", f'{BEARER} error="invalid_token"')
         try:
@@ -122,10 +146,16 @@ class Guard:
         request.state.agent = claims
         return claims
 
-    def _url(self, request: Request) -> str:
-        if self._public_url is None:
-            return str(request.url)
-        return f"{self._public_url}{request.url.path}"
+    def _urls(self, request: Request) -> tuple[str, ...]:
+        """The request's URL, as it was asked for, under each name by which the application is known."""
+        scope = request.scope
+        raw = scope.get("raw_path") or quote(scope["path"], safe=_IN_PATHS).encode("ascii")
+        if target_uri.has_dot_segments(raw):  # to the proof's maker it is another path than to our routes
+            raise _refused(401, "the path has dot segments", f'{DPOP}, error="invalid_dpop_proof"')
+        root = quote(scope.get("app_root_path", scope.get("root_path", "")).rstrip("/"), safe=_IN_PATHS)
+        path = target_uri.normal_path(raw)
+        bases = self._names.bases(scope.get("scheme", "http"), scope.get("server"))
+        return tuple(target_uri.within(base, root, path) for base in bases)
 
     def requires(
         self, *scopes: str
@@ -161,20 +191,29 @@ class Guard:
             await self.aclose()
 
 
+def _names(public_url: str | Iterable[str] | None) -> KnownNames:
+    urls = [public_url] if isinstance(public_url, str) else list(public_url or ())
+    try:
+        return KnownNames(urls)
+    except ValueError:
+        raise AgentWritError(f"public_url takes URLs such as https://orders.example.com, not {public_url!r}") from None
+
+
 def _presented(request: Request) -> _Presented:
     """The request's one token, as a bearer token (RFC 6750 §2.1) or with its proof (RFC 9449 §7.1)."""
-    given = request.headers.getlist("authorization")
-    if len(given) > 1:
-        raise _refused(400, "there is more than one Authorization header", f'{BEARER} error="invalid_request"')
-    scheme, _, token = (given or [""])[0].partition(" ")
-    match scheme.lower():
-        case "bearer" if token.strip():
-            return _Presented(token.strip(), None)
-        case "dpop" if token.strip():
+    try:
+        given = authorization.read(request.headers.getlist("authorization"))
+    except SeveralCredentials:
+        challenge = f'{BEARER} error="invalid_request"'
+        raise _refused(400, "there is more than one Authorization header", challenge) from None
+    match given:
+        case ("bearer", token) if token:
+            return _Presented(Secret(token), None)
+        case ("dpop", token) if token:
             proofs = request.headers.getlist("dpop")
             if len(proofs) != 1:  # RFC 9449 §4.3, 1
                 raise _refused(401, "a token of this kind comes with one proof", f'{DPOP}, error="invalid_dpop_proof"')
-            return _Presented(token.strip(), proofs[0])
+            return _Presented(Secret(token), Secret(proofs[0]))
     raise _refused(401, "a token is needed", f"{BEARER}, {DPOP}")  # RFC 6750 §3.1: no error code where none was shown
 
 

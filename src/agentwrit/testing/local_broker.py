@@ -1,6 +1,7 @@
 """A broker in a thread of this process, which listens on a port of the loopback interface."""
 
 import asyncio
+import contextlib
 import secrets
 import threading
 import time
@@ -15,6 +16,7 @@ import uvloop
 from agentwrit.broker import bootstrap, config, server
 from agentwrit.broker.clock import Clock as BrokerClock
 from agentwrit.broker.config import Config
+from agentwrit.broker.http.server import HttpServer
 from agentwrit.client.app import AgentWritApp
 from agentwrit.client.async_app import AsyncAgentWritApp
 from agentwrit.client.clock import Clock
@@ -126,18 +128,18 @@ class LocalBroker:
     async def _serve(self, listening: "Future[str]") -> None:
         stop = asyncio.Event()
         clock = BrokerClock(*self.clock)
-        async with bootstrap.open_in_memory(self._config, clock, is_stopping=stop.is_set) as broker:
-            http = server.http_server(self._config, broker.app)
-            listener = server.listen(self._config.host, self._config.port, "port")
-            running = asyncio.create_task(http.serve(sockets=[listener]))
-            await http.is_listening.wait()
+        async with (
+            bootstrap.open_in_memory(self._config, clock, is_stopping=stop.is_set) as broker,
+            contextlib.AsyncExitStack() as sockets,
+        ):
+            http = HttpServer(broker.metrics)
+            listeners = sockets.enter_context(server.listening(self._config.host, self._config.port, "port"))
+            for listener in listeners:
+                await http.listen(listener, broker.app, server.tls_context(self._config))
             self._stop = asyncio.get_running_loop(), stop
-            listening.set_result(server.url_of(self._config, listener))
+            listening.set_result(server.url_of(self._config, listeners))
             await stop.wait()
-            running.cancel()  # left to itself it would take a fifth of a second to notice, after every test
-            await asyncio.wait({running})
-            http.force_exit = True
-            await http.shutdown([listener])
+            await http.stop(grace_seconds=0)
 
     def __enter__(self) -> Self:
         return self

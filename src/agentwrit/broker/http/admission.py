@@ -1,5 +1,6 @@
 """Turning away what is too much: a longer queue would only make everybody wait."""
 
+import asyncio
 from typing import Final
 
 import structlog
@@ -9,7 +10,7 @@ from agentwrit.domain.errors import Unavailable
 MAX_UNDER_WAY: Final = 256  # requests: about what the broker does in a tenth of a second
 LOG_SECONDS: Final = 1
 
-BUSY: Final = Unavailable("the broker is busy")
+BUSY: Final = Unavailable("the broker is busy", cause="busy")
 
 log = structlog.get_logger("agentwrit.http")
 
@@ -24,7 +25,7 @@ class Admission:
         self._logged_at = float("-inf")
 
     def enter(self, now: float) -> bool:
-        """Whether a request is let in; then `leave` follows. `now`: seconds on a monotonic clock."""
+        """Whether a request, all of which is here, is let in; then `leave` follows. `now`: of a monotonic clock."""
         if self._under_way < self._limit:
             self._under_way += 1
             return True
@@ -35,5 +36,6 @@ class Admission:
             self._logged_at = now
         return False
 
-    def leave(self) -> None:
+    def leave(self, task: asyncio.Task[None]) -> None:
+        """The task that worked on it is over."""
         self._under_way -= 1

@@ -11,10 +11,11 @@ from agentwrit.broker.services.registration import DirectApplication, Registrati
 from agentwrit.broker.storage.base import GrantQuery
 from agentwrit.domain import app
 from agentwrit.domain.grant import GrantKind
+from agentwrit.domain.target_uri import KnownNames
 
 
 class AgentRoutes:
-    """Routes under /v1/agents. `public_url`: how clients reach the broker, if that is set."""
+    """Routes under /v1/agents. `names`: by which the broker is known."""
 
     def __init__(
         self,
@@ -22,12 +23,12 @@ class AgentRoutes:
         registration: RegistrationService,
         authenticator: Authenticator,
         *,
-        public_url: str | None,
+        names: KnownNames,
     ) -> None:
         self._agents = agents
         self._registration = registration
         self._authenticator = authenticator
-        self._public_url = public_url
+        self._names = names
 
     def resources(self) -> Sequence[Resource]:
         return [
@@ -55,7 +56,7 @@ class AgentRoutes:
                 audience=tuple(request.audience),
                 is_bound=request.bound,
                 proof=request.proof,
-                url=exchange.url(self._public_url),
+                urls=exchange.urls(self._names),
                 idempotency_key=exchange.idempotency_key(),
             ),
         )

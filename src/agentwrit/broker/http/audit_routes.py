@@ -34,7 +34,7 @@ class AuditRoutes:
         query = _event_query(exchange)
         found = await self._events.events(principal, query)
         members: dict[str, object] = {
-            "events": [audit.record(event) for event in found.events],
+            "events": [wire.event(event) for event in found.events],
             "total": found.total,
             "offset": query.offset,
             "limit": query.limit,

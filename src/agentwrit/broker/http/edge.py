@@ -2,34 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
 
 import structlog
-from starlette.types import Receive, Scope, Send
 
 from agentwrit.broker.config import Network
 from agentwrit.broker.http import problems
 from agentwrit.broker.http.admission import BUSY, Admission
-from agentwrit.broker.http.exchange import DIRECT, Answer, Direct, Exchange, Header, joined
-from agentwrit.broker.http.routing import Router
+from agentwrit.broker.http.exchange import Answer, Exchange, Header, Pieces, joined, new_request_id
+from agentwrit.broker.http.http1 import Scope
+from agentwrit.broker.http.routing import UNKNOWN, Resource, Router
 from agentwrit.broker.metrics import Metrics
-from agentwrit.domain.errors import InternalError, NotFound, Refusal, TamperedRecord, Unavailable
-
-UNKNOWN_ROUTE: Final = "unknown"
+from agentwrit.domain.errors import InternalError, MethodNotAllowed, NotFound, Refusal, TamperedRecord, Unavailable
 
 _SECURITY_HEADERS: Final[list[Header]] = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 ]
 _NO_STORE: Final = (b"cache-control", b"no-store")
-_CLOSE: Final = (b"connection", b"close")
 _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
-
-STALLED_SECONDS: Final = 10  # how long a piece of a stream may wait for a client that does not read
-
-_IS_COUNTED: Final = "agentwrit.is_counted"
-_FOUND: Final = "agentwrit.found"
 
 # Asked many times a second by machines; their counts say what their lines would.
 _QUIET_ROUTES: Final = frozenset(
@@ -40,13 +32,32 @@ _ALTERED: Final = Unavailable(
     "what this needs was altered in the store, outside the broker",
     retry_after=60,
     hint="`agentwrit store verify` says what; keep the file as evidence, and put a backup in its place",
+    cause="altered",
 )
 
 log = structlog.get_logger("agentwrit.http")
 
 
+_Found = tuple[Resource, Mapping[str, str]]
+
+
+class Reply(Protocol):
+    """Where an answer goes. `head`: its header fields, as they stand in a message.
+
+    `is_last`: the connection is closed behind it. Both do nothing if the client is gone.
+    """
+
+    def send(self, status: int, head: bytes, body: bytes, *, is_last: bool) -> None:
+        """Answer."""
+        ...
+
+    async def stream(self, status: int, head: bytes, first: bytes, rest: Pieces) -> None:
+        """Answer piece by piece, as fast as the client reads. The task is cancelled when the client is gone."""
+        ...
+
+
 class Edge:
-    """An ASGI application around a router. While `is_draining`, each answer is the last of its connection."""
+    """An application around a router. While `is_draining`, each answer is the last of its connection."""
 
     def __init__(
         self,
@@ -60,83 +71,108 @@ class Edge:
         self._router = router
         self._metrics = metrics
         self._trusted_proxies = trusted_proxies
-        self._headers = [*_SECURITY_HEADERS, _STRICT_TRANSPORT] if is_tls else _SECURITY_HEADERS
-        self._uncached = [*self._headers, _NO_STORE]
-        self._head, self._uncached_head = joined(self._headers), joined(self._uncached)
+        fields = [*_SECURITY_HEADERS, _STRICT_TRANSPORT] if is_tls else _SECURITY_HEADERS
+        self._head, self._uncached_head = joined(fields), joined([*fields, _NO_STORE])
         self._is_draining = is_draining
         self._admission = Admission()
 
-    def admit(self, scope: Scope) -> bool:
-        """Whether a request is to be worked on: asked before there is a task for it. What is admitted has to be called.
+    def start(
+        self, scope: Scope, body: bytes, reply: Reply, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Task[None] | None:
+        """Begin to answer a request. What is too much is turned away before there is so much as a task for it: None.
 
         Only what apps and agents ask is bounded: validation takes no longer than saying no would, and what an operator
-        ends has to end.
+        ends has to end. A place is free again when the task is over, however it ends.
         """
-        try:
-            scope[_FOUND] = resource, _ = self._router.find(scope["path"])
-        except NotFound:
-            return True
-        if not resource.is_bounded:
-            return True
-        scope[_IS_COUNTED] = self._admission.enter(time.monotonic())
-        if not scope[_IS_COUNTED]:
-            method = scope["method"] if scope["method"] in resource.routes else "other"
-            self._metrics.count_request(method, resource.path, problems.STATUS[BUSY.error_code].value, 0)
-        return bool(scope[_IS_COUNTED])
+        found = self._router.find(scope["path"])
+        if found[0].is_bounded and not self._admission.enter(time.monotonic()):
+            self._refuse(BUSY, scope, reply, is_last=False)
+            return None
+        task = loop.create_task(self._serve(scope, body, reply, found))
+        if found[0].is_bounded:
+            task.add_done_callback(self._admission.leave)
+        return task
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def objection(self, scope: Scope) -> Refusal | None:
+        """Why a request is refused before its body is there, if it is: nobody would read it."""
+        resource, _ = self._router.find(scope["path"])
+        try:
+            resource.handler(scope["method"])
+        except (NotFound, MethodNotAllowed) as refusal:
+            return refusal
+        return None
+
+    def refuse(self, refusal: Refusal, scope: Scope | None, reply: Reply) -> None:
+        """Answer what is not worked on, because of what it is. `scope`: its head, if it has a whole one."""
+        self._refuse(refusal, scope, reply, is_last=True)
+
+    def _refuse(self, refusal: Refusal, scope: Scope | None, reply: Reply, *, is_last: bool) -> None:
+        request_id, path, method, resource = new_request_id(), "", "other", UNKNOWN
+        answer = None
+        if scope is not None:
+            request_id, path = Exchange(scope, b"", self._trusted_proxies).request_id, scope["path"]
+            resource, _ = self._router.find(path)
+            if scope["method"] in resource.routes:
+                method = scope["method"]
+                answer = resource.refusing(refusal) if resource.refusing is not None else None
+        answer = answer or _problem(refusal, path, request_id)
+        self._metrics.count_request(method, resource.path, answer.status, 0, cause=answer.cause)
+        reply.send(answer.status, self._fields(answer, request_id), answer.body, is_last=is_last)
+
+    async def _serve(self, scope: Scope, body: bytes, reply: Reply, found: _Found) -> None:
         started_at = time.perf_counter()
-        direct: Direct | None = scope.pop(DIRECT, None)  # it knows the scope: a circle is garbage that has to be found
-        exchange = Exchange(scope, receive, self._trusted_proxies, direct)
-        route = UNKNOWN_ROUTE
-        status = 0
+        exchange = Exchange(scope, body, self._trusted_proxies)
+        route = found[0].path
+        status, cause = 0, ""
         try:
-            try:
-                resource, exchange.path_params = scope.get(_FOUND) or self._router.find(scope["path"])
-                route = resource.path
-                handler = resource.handler(scope["method"])
-                exchange.route = resource.routes[scope["method"]]
-                answer = await handler(exchange)
-            except Refusal as refusal:
-                answer = _problem(refusal, scope, exchange)
-            except TamperedRecord as altered:  # no defect of ours: somebody has to look at the store
-                fields = _fields(scope, route, exchange)
-                log.error("the store was altered outside the broker", reason=str(altered), **fields)
-                answer = _problem(_ALTERED, scope, exchange)
-            except Exception:  # a defect: the log gets the trace, the caller gets its number
-                log.exception("internal error", **_fields(scope, route, exchange))
-                error = InternalError("the broker failed; its log has the details under this request id")
-                answer = _problem(error, scope, exchange)
-            status = answer.status
-            if direct is None or answer.stream is not None or not self._answer(direct, answer, exchange):
-                await self._send(receive, send, answer, exchange)
+            answer, first = await self._answer(scope, exchange, found)
+            status, cause = answer.status, answer.cause
+            head = self._fields(answer, exchange.request_id)
+            if answer.stream is None:
+                reply.send(status, head, answer.body, is_last=self._is_draining())
+            else:
+                await reply.stream(status, head, first, answer.stream)
+        except ConnectionError:
+            pass  # the client of a stream is gone
+        except Unavailable as refusal:  # a stream is cut: what is under way cannot be taken back
+            log.warning("a stream broke off", reason=refusal.detail, **_fields(scope, route, exchange))
+        except Exception:
+            log.exception("an answer broke off", **_fields(scope, route, exchange))
         finally:
-            if scope.get(_IS_COUNTED):
-                self._admission.leave()
-            self._account(scope, route, exchange, status, time.perf_counter() - started_at)
+            seconds = time.perf_counter() - started_at
+            method = scope["method"] if route != UNKNOWN.path and status != 405 else "other"
+            self._metrics.count_request(method, route, status, seconds, cause=cause)
+            self._log(scope, route, exchange, status, seconds)
 
-    def _answer(self, direct: Direct, answer: Answer, exchange: Exchange) -> bool:
+    async def _answer(self, scope: Scope, exchange: Exchange, found: _Found) -> tuple[Answer, bytes]:
+        """The answer, and the first piece of its stream: what fails before that is answered as what it is."""
+        resource, exchange.path_params = found
+        try:
+            handler = resource.handler(scope["method"])
+            exchange.route = resource.routes[scope["method"]]
+            exchange.max_body = resource.max_body
+            answer = await handler(exchange)
+            return answer, b"" if answer.stream is None else await anext(answer.stream, b"")
+        except Refusal as refusal:
+            # No name for it that outlives this clause, and nothing that it came from: its frames would hold it, and it
+            # the frames, with all that the request brought, until the garbage collector comes.
+            refusal.__context__ = None
+            return _problem(refusal, scope["path"], exchange.request_id), b""
+        except TamperedRecord as altered:  # no defect of ours: somebody has to look at the store
+            fields = _fields(scope, resource.path, exchange)
+            log.error("the store was altered outside the broker", reason=str(altered), **fields)
+            return _problem(_ALTERED, scope["path"], exchange.request_id), b""
+        except Exception:  # a defect: the log gets the trace, the caller gets its number
+            log.exception("internal error", **_fields(scope, resource.path, exchange))
+            shown = InternalError("the broker failed; its log has the details under this request id")
+            return _problem(shown, scope["path"], exchange.request_id), b""
+
+    def _fields(self, answer: Answer, request_id: str) -> bytes:
         common = self._head if answer.is_cacheable else self._uncached_head
-        head = b"%b%bx-request-id: %b\r\n" % (answer.head(), common, exchange.request_id.encode("ascii"))
-        return direct.answer(answer.status, head, answer.body, is_last=self._is_last(exchange))
+        return b"%b%bx-request-id: %b\r\n" % (answer.head(), common, request_id.encode("ascii"))
 
-    async def _send(self, receive: Receive, send: Send, answer: Answer, exchange: Exchange) -> None:
-        common = self._headers if answer.is_cacheable else self._uncached
-        headers = [*answer.fields(), *common, (b"x-request-id", exchange.request_id.encode("ascii"))]
-        if self._is_last(exchange):
-            headers.append(_CLOSE)
-        if answer.stream is not None:
-            await _stream(receive, send, answer.status, headers, answer.stream)
-        else:
-            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await send({"type": "http.response.body", "body": answer.body})
-
-    def _is_last(self, exchange: Exchange) -> bool:
-        return exchange.is_body_unread or self._is_draining()
-
-    def _account(self, scope: Scope, route: str, exchange: Exchange, status: int, seconds: float) -> None:
-        method = scope["method"] if route != UNKNOWN_ROUTE and status != 405 else "other"
-        self._metrics.count_request(method, route, status, seconds)
+    @staticmethod
+    def _log(scope: Scope, route: str, exchange: Exchange, status: int, seconds: float) -> None:
         if route in _QUIET_ROUTES and status < 400:
             return
         fields = _fields(scope, route, exchange)
@@ -151,39 +187,11 @@ def _fields(scope: Scope, route: str, exchange: Exchange) -> dict[str, str]:
     return fields
 
 
-def _problem(refusal: Refusal, scope: Scope, exchange: Exchange) -> Answer:
+def _problem(refusal: Refusal, path: str, request_id: str) -> Answer:
     return Answer(
-        body=problems.body(refusal, path=scope["path"], request_id=exchange.request_id),
+        body=problems.body(refusal, path=path, request_id=request_id),
         status=problems.STATUS[refusal.error_code].value,
         media_type=problems.MEDIA_TYPE,
         headers=problems.headers(refusal),
+        cause=refusal.cause if isinstance(refusal, Unavailable) else "",
     )
-
-
-async def _stream(
-    receive: Receive, send: Send, status: int, headers: list[Header], pieces: AsyncIterator[bytes]
-) -> None:
-    """Send an answer piece by piece, until there are no more, or the client is gone or does not read."""
-
-    async def pump() -> None:
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        async for piece in pieces:
-            async with asyncio.timeout(STALLED_SECONDS):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-    pumping = asyncio.ensure_future(pump())
-    leaving = asyncio.ensure_future(_until_gone(receive))
-    try:
-        await asyncio.wait({pumping, leaving}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
-        pumping.cancel()
-        [_, ended] = await asyncio.gather(leaving, pumping, return_exceptions=True)
-    if isinstance(ended, Exception):
-        raise ended  # the answer is under way and cannot be taken back: the server closes the connection
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

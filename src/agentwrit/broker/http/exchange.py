@@ -4,25 +4,34 @@ import ipaddress
 import itertools
 import re
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import msgspec
-from starlette.datastructures import QueryParams
-from starlette.types import Receive, Scope
 
 from agentwrit.broker.config import Network
 from agentwrit.broker.http import forms, wire
 from agentwrit.broker.http.forms import Form
+from agentwrit.broker.http.http1 import Scope
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.possession import Presented
+from agentwrit.domain import authorization
+from agentwrit.domain.authorization import Authorization, SeveralCredentials
 from agentwrit.domain.errors import InvalidRequest, PayloadTooLarge
+from agentwrit.domain.target_uri import KnownNames
 
 B = TypeVar("B", bound=msgspec.Struct)
 
-MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_USUAL_BODY_BYTES: Final = 160 * 1024
+"""Of routes that do not say otherwise: many times what makes sense there. Most read before they know who sends it."""
+MAX_QUERY_BYTES: Final = 8 * 1024
+MAX_LISTED: Final = 32  # items of a header that is a list: what comes behind them is not looked at
+MAX_PROXIES: Final = 16  # between a client and us
+
 _PROCESS: Final = secrets.token_hex(8)
 _requests = itertools.count(1)
+
+_NOBODYS: Final = Authorization("", "")
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")  # W3C Trace Context §3.2
@@ -30,19 +39,15 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(
 
 Header = tuple[bytes, bytes]
 
-DIRECT: Final = "agentwrit.direct"  # where a scope has it
 
+class Pieces(Protocol):
+    """What an answer is streamed from. It is closed, whether it was read to its end or not at all."""
 
-class Direct(Protocol):
-    """What our server lets the application do without ASGI's messages, which cost more than most of our answers."""
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
-    def body(self) -> bytes | None:
-        """The body of the request, if all of it is there by now."""
-        ...
+    def __anext__(self) -> Awaitable[bytes]: ...
 
-    def answer(self, status: int, head: bytes, body: bytes, *, is_last: bool) -> bool:
-        """Send an answer; False where that has to wait for the client. `is_last`: the connection is closed then."""
-        ...
+    async def aclose(self) -> None: ...
 
 
 def joined(fields: Iterable[Header]) -> bytes:
@@ -57,8 +62,10 @@ class Answer(msgspec.Struct, kw_only=True):
     status: int = 200
     media_type: str = "application/json"
     headers: Mapping[str, str] = {}
-    stream: AsyncIterator[bytes] | None = None
+    stream: Pieces | None = None
     """What follows piece by piece in place of `body`, for as long as the client listens."""
+    cause: str = ""
+    """Of an answer that something is out of order (503), what that is."""
     _fields: list[Header] | None = None
     _head: bytes | None = None
 
@@ -92,32 +99,28 @@ class Exchange:
     """A request, with what every use case needs to know of it."""
 
     __slots__ = (
+        "_body",
         "_caller",
-        "_direct",
-        "_receive",
         "_scope",
         "_trusted_proxies",
-        "is_body_unread",
+        "max_body",
         "path_params",
         "request_id",
         "route",
     )
 
-    def __init__(
-        self, scope: Scope, receive: Receive, trusted_proxies: Sequence[Network], direct: Direct | None = None
-    ) -> None:
+    def __init__(self, scope: Scope, body: bytes, trusted_proxies: Sequence[Network]) -> None:
         self._scope = scope
-        self._receive = receive
+        self._body = body
         self._trusted_proxies = trusted_proxies
-        self._direct = direct
         self._caller: Caller | None = None
         given_id = self.header("x-request-id")
         self.request_id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else new_request_id()
         self.route = ""
         """The method and the template of the path, once it is found."""
         self.path_params: Mapping[str, str] = {}
-        self.is_body_unread = False
-        """Whether the connection has to be closed, because it still holds some of the request's body."""
+        self.max_body = MAX_USUAL_BODY_BYTES
+        """How many bytes the body may have."""
 
     @property
     def caller(self) -> Caller:
@@ -132,46 +135,50 @@ class Exchange:
             )
         return self._caller
 
-    def url(self, public_url: str | None) -> str:
-        """Where the request was sent, without its query. `public_url`: how clients reach the broker, if that is set."""
-        base = public_url or f"{self._scope['scheme']}://{self.header('host')}"
-        return f"{base}{self._scope['path']}"
+    @property
+    def method(self) -> str:
+        return self._scope["method"]
 
-    def authorization(self) -> tuple[str, str] | None:
-        """The Authorization header (RFC 9110 §11.6.2), if there is one: its scheme, in lower case, and its credentials.
+    def urls(self, names: KnownNames) -> tuple[str, ...]:
+        """Where the request was sent, without its query, under each name by which the broker is known."""
+        scope = self._scope
+        return tuple([base + scope["path"] for base in names.bases(scope["scheme"], scope["server"])])
+
+    def authorization(self) -> Authorization | None:
+        """The Authorization header, if there is one.
 
         Raises:
             InvalidRequest: there is more than one.
         """
-        values = self._values("authorization")
-        if len(values) > 1:
-            raise InvalidRequest("there is more than one Authorization header")
-        if not values:
-            return None
-        scheme, _, credentials = values[0].partition(" ")
-        return scheme.lower(), credentials.strip()
+        try:
+            return authorization.read(self._values("authorization"))
+        except SeveralCredentials:
+            raise InvalidRequest("there is more than one Authorization header") from None
 
     def bearer(self) -> str | None:
         """The bearer token (RFC 6750 §2.1), if there is one and only one."""
-        values = self._values("authorization")
-        if len(values) != 1:
-            return None
-        scheme, _, token = values[0].partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
+        scheme, token = self._one_authorization()
+        return token or None if scheme == "bearer" else None
 
-    def presented(self, public_url: str | None) -> Presented | None:
+    def presented(self, names: KnownNames) -> Presented | None:
         """The one token of the request, as a bearer token (RFC 6750 §2.1) or as a bound one (RFC 9449 §7.1)."""
-        values = self._values("authorization")
-        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-        if scheme.lower() not in ("bearer", "dpop") or not token.strip():
+        scheme, token = self._one_authorization()
+        if scheme not in ("bearer", "dpop") or not token:
             return None
         return Presented(
-            token=token.strip(),
-            is_dpop=scheme.lower() == "dpop",
+            token=token,
+            is_dpop=scheme == "dpop",
             proofs=tuple(self._values("dpop")),
             method=self._scope["method"],
-            url=self.url(public_url),
+            urls=self.urls(names),
         )
+
+    def _one_authorization(self) -> Authorization:
+        """Nobody's, where there is none, or more than one."""
+        try:
+            return authorization.read(self._values("authorization")) or _NOBODYS
+        except SeveralCredentials:
+            return _NOBODYS
 
     @property
     def has_query(self) -> bool:
@@ -198,12 +205,14 @@ class Exchange:
 
     def accepts(self, media_type: str) -> bool:
         """Whether the client asks for this media type by its name (RFC 9110 §12.5.1)."""
-        asked_for = [item.partition(";")[0].strip().lower() for item in self.header("accept").split(",")]
+        listed = self.header("accept").split(",", MAX_LISTED)[:MAX_LISTED]
+        asked_for = [item.partition(";")[0].strip().lower() for item in listed]
         return media_type in asked_for
 
     def has_seen(self, tag: str) -> bool:
         """Whether the client holds the representation of this entity tag (RFC 9110 §13.1.2)."""
-        given = [item.strip().removeprefix("W/") for item in self.header("if-none-match").split(",")]
+        listed = self.header("if-none-match").split(",", MAX_LISTED)[:MAX_LISTED]
+        given = [item.strip().removeprefix("W/") for item in listed]
         return tag in given or "*" in given
 
     async def body(self, schema: type[B]) -> B:
@@ -211,7 +220,7 @@ class Exchange:
 
         Raises:
             InvalidRequest: it is not one.
-            PayloadTooLarge: it is over 1 MiB.
+            PayloadTooLarge: it is over what this route takes.
         """
         return wire.decode(await self.read(), schema)
 
@@ -224,7 +233,7 @@ class Exchange:
 
         Raises:
             InvalidRequest: it is not one, or has a field twice that is not `repeatable`.
-            PayloadTooLarge: it is over 1 MiB.
+            PayloadTooLarge: it is over what this route takes.
         """
         return forms.decode(self.header("content-type"), await self.read(), repeatable=repeatable)
 
@@ -232,9 +241,12 @@ class Exchange:
         """The query's parameters.
 
         Raises:
-            InvalidRequest: one is unknown, or is given twice.
+            InvalidRequest: one is unknown, or is given twice, or they are too many or too long.
         """
-        given = QueryParams(self._scope["query_string"]).multi_items()
+        text: bytes = self._scope["query_string"]
+        if len(text) > MAX_QUERY_BYTES:
+            raise InvalidRequest(f"a query has at most {MAX_QUERY_BYTES} bytes")
+        given = forms.query(text)
         parameters = dict(given)
         for name in parameters:
             if name not in known:
@@ -247,40 +259,15 @@ class Exchange:
         """The body as it came.
 
         Raises:
-            InvalidRequest: the connection ended before it did. (How long it may take, the connection says.)
-            PayloadTooLarge: it is over 1 MiB.
+            PayloadTooLarge: it is over what this route takes.
         """
-        # Until the whole body is read, what follows on this connection is no new request.
-        self.is_body_unread = True
-        body = self._direct.body() if self._direct is not None else None
-        if body is None:
-            declared = self.header("content-length")
-            _check_size(int(declared) if declared.isdigit() else 0)
-            body = await self._receive_body()
-        _check_size(len(body))
-        self.is_body_unread = False
-        return body
-
-    async def _receive_body(self) -> bytes:
-        body = b""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise InvalidRequest("the connection was closed before the body arrived")
-            piece: bytes = message.get("body", b"")
-            body += piece
-            _check_size(len(body))
-            if not message.get("more_body", False):
-                return body
+        if len(self._body) > self.max_body:
+            raise PayloadTooLarge(f"a body has at most {self.max_body} bytes here")
+        return self._body
 
     def _values(self, name: str) -> list[str]:
         wanted = name.encode("ascii")
         return [value.decode("latin-1") for field, value in self._scope["headers"] if field == wanted]
-
-
-def _check_size(of_body: int) -> None:
-    if of_body > MAX_BODY_BYTES:
-        raise PayloadTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
 
 
 def integer_parameter(parameters: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
@@ -303,13 +290,15 @@ def client_address(scope: Scope, trusted_proxies: Sequence[Network]) -> str:
     X-Forwarded-For is read from its end, where the nearest proxy wrote, and only as far as proxies are trusted:
     everything before that is the client's own invention.
     """
-    address: str = scope["client"][0] if scope.get("client") else ""
+    address = scope["client"][0] if scope["client"] is not None else ""
     if not trusted_proxies:
         return address
     values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
-    forwarded = ",".join(values).split(",")
+    forwarded = ",".join(values).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:]
     while forwarded and _is_trusted(address, trusted_proxies):
         claimed = forwarded.pop().strip()
+        if "%" in claimed:  # RFC 4007 §11: a zone is any text, and means nothing on another host
+            break
         try:
             address = str(ipaddress.ip_address(claimed))
         except ValueError:

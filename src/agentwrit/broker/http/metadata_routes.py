@@ -10,7 +10,7 @@ import msgspec
 from agentwrit.broker.http import oauth_routes
 from agentwrit.broker.http.exchange import Answer, Exchange
 from agentwrit.broker.http.routing import Resource
-from agentwrit.domain import jws
+from agentwrit.domain import jwk
 from agentwrit.domain.errors import NotFound
 
 WELL_KNOWN: Final = "/.well-known/oauth-authorization-server"
@@ -60,6 +60,7 @@ def metadata(issuer: str, public_url: str | None) -> dict[str, object]:
     base = (public_url or issuer).rstrip("/")
     return {
         "issuer": issuer,
+        "authorization_endpoint": base + oauth_routes.AUTHORIZE,  # clients refuse metadata without one
         "token_endpoint": base + oauth_routes.TOKEN,
         "jwks_uri": base + "/.well-known/jwks.json",
         "response_types_supported": [],
@@ -70,5 +71,5 @@ def metadata(issuer: str, public_url: str | None) -> dict[str, object]:
         "introspection_endpoint_auth_methods_supported": [*_CLIENT_SECRET, "Bearer"],
         "revocation_endpoint": base + oauth_routes.REVOKE,
         "revocation_endpoint_auth_methods_supported": _CLIENT_SECRET,
-        "dpop_signing_alg_values_supported": [jws.ALGORITHM],  # RFC 9449 §5.1
+        "dpop_signing_alg_values_supported": jwk.proof_algorithms(),  # RFC 9449 §5.1
     }

@@ -19,6 +19,7 @@ from agentwrit.domain.errors import AgentWritError, InvalidRequest, Refusal
 BASIC_CHALLENGE: Final = 'Basic realm="agentwrit", charset="UTF-8"'  # RFC 7617 §2, §2.1
 
 MAX_DESCRIPTION_LENGTH: Final = 512
+MAX_BASIC_LENGTH: Final = 2048
 
 # RFC 6749 §5.2: error_description = 1*( %x20-21 / %x23-5B / %x5D-7E )
 _NOT_IN_DESCRIPTIONS = re.compile(r'[^ -~]|["\\]')
@@ -58,7 +59,7 @@ def answering(handler: Handler) -> Handler:
             headers = {"www-authenticate": error.challenge} if error.challenge else {}
             return _refusal(error.error, error.description, error.status, headers)
         except Refusal as refusal:
-            return _translated(refusal)
+            return refused(refusal)
         answered.headers = {**answered.headers, **_NO_CACHE}
         return answered
 
@@ -91,6 +92,8 @@ def credentials(exchange: Exchange, form: Form) -> Credentials:
 
 def _basic(encoded: str) -> Credentials:
     """RFC 7617 §2, each half form-encoded once more (RFC 6749 §2.3.1)."""
+    if len(encoded) > MAX_BASIC_LENGTH:
+        raise _no_client("the Basic credentials are none")
     try:
         client_id, colon, client_secret = base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")
         given = Credentials(
@@ -108,18 +111,20 @@ def _no_client(description: str) -> OAuthError:
     return OAuthError("invalid_client", description, status=401, challenge=BASIC_CHALLENGE)
 
 
-def _translated(refusal: Refusal) -> Answer:
-    """A refusal of the services, in OAuth's words."""
+def refused(refusal: Refusal) -> Answer:
+    """A refusal, in OAuth's words."""
     match refusal:
         case errors.Unauthorized():
             # RFC 6749 §5.2: with the challenge of the scheme that the client used, or could have used.
             return _refusal("invalid_client", refusal.detail, 401, {"www-authenticate": BASIC_CHALLENGE})
         case errors.AudienceViolation():
-            return _refusal("invalid_target", refusal.detail, 400)  # RFC 8707 §2
+            return _refusal("invalid_target", _whole(refusal), 400)  # RFC 8707 §2
+        case errors.BindingRequired():
+            return _refusal("unauthorized_client", _whole(refusal), 400)  # RFC 6749 §5.2: no such grant for this client
         case errors.ChainTooLong():
             return _refusal("invalid_request", refusal.detail, 400)  # RFC 8693 §2.2.2: a token unacceptable by policy
         case errors.ScopeViolation():
-            return _refusal("invalid_scope", refusal.detail, 400)
+            return _refusal("invalid_scope", _whole(refusal), 400)
         case errors.InvalidRequest() | errors.InvalidTTL():
             return _refusal("invalid_request", refusal.detail, 400)
         case errors.PayloadTooLarge():
@@ -129,9 +134,16 @@ def _translated(refusal: Refusal) -> Answer:
             return _refusal("temporarily_unavailable", refusal.detail, 429, retry)
         case errors.Unavailable():
             retry = {"retry-after": str(refusal.retry_after)}
-            return _refusal("temporarily_unavailable", refusal.detail, 503, retry)
+            answer = _refusal("temporarily_unavailable", refusal.detail, 503, retry)
+            answer.cause = refusal.cause
+            return answer
         case _:
             raise refusal
+
+
+def _whole(refusal: Refusal) -> str:
+    """What is wrong and what to do about it: there is one text for both."""
+    return refusal.detail if refusal.hint is None else f"{refusal.detail}; {refusal.hint}"
 
 
 def _refusal(error: str, description: str, status: int, headers: Mapping[str, str] | None = None) -> Answer:

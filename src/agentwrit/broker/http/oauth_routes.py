@@ -8,10 +8,11 @@ from agentwrit.broker.http import wire
 from agentwrit.broker.http.app_logins import AppLogins
 from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
 from agentwrit.broker.http.forms import Form
-from agentwrit.broker.http.oauth import OAuthError, answering, check_no_query, credentials
+from agentwrit.broker.http.oauth import OAuthError, answering, check_no_query, credentials, refused
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.client_credentials import ClientCredentialsService
 from agentwrit.broker.services.issuing import IssuedToken
 from agentwrit.broker.services.token_exchange import ExchangeRequest, TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
@@ -21,6 +22,7 @@ from agentwrit.domain.app import App
 from agentwrit.domain.errors import InsufficientScope, InvalidRequest, TokenRevoked, Unauthorized
 from agentwrit.domain.grant import GrantKind
 
+AUTHORIZE: Final = "/oauth2/authorize"
 TOKEN: Final = "/oauth2/token"
 INTROSPECT: Final = "/oauth2/introspect"
 REVOKE: Final = "/oauth2/revoke"
@@ -43,6 +45,7 @@ class OAuthRoutes:
     def __init__(
         self,
         logins: AppLogins,
+        client_credentials: ClientCredentialsService,
         tokens: TokenService,
         exchanges: TokenExchangeService,
         revocations: TokenRevocationService,
@@ -52,6 +55,7 @@ class OAuthRoutes:
         own_names: Sequence[str],
     ) -> None:
         self._logins = logins
+        self._clients = client_credentials
         self._tokens = tokens
         self._exchanges = exchanges
         self._revocations = revocations
@@ -61,10 +65,15 @@ class OAuthRoutes:
 
     def resources(self) -> Sequence[Resource]:
         return [
-            Resource(TOKEN, {"POST": answering(self.token)}, is_bounded=True),
-            Resource(INTROSPECT, {"POST": answering(self.introspect)}),
-            Resource(REVOKE, {"POST": answering(self.revoke)}),
+            Resource(AUTHORIZE, {"GET": answering(self.authorize)}, refusing=refused),
+            Resource(TOKEN, {"POST": answering(self.token)}, is_bounded=True, refusing=refused),
+            Resource(INTROSPECT, {"POST": answering(self.introspect)}, refusing=refused),
+            Resource(REVOKE, {"POST": answering(self.revoke)}, refusing=refused),
         ]
+
+    async def authorize(self, exchange: Exchange) -> Answer:
+        """The authorization endpoint (RFC 6749 §3.1), of which clients want to be told. There is nobody to ask here."""
+        raise OAuthError("unsupported_response_type", f"no user is asked here: a client gets its tokens at {TOKEN}")
 
     # -- tokens ---------------------------------------------------------------------------------------------------
 
@@ -81,12 +90,17 @@ class OAuthRoutes:
         raise OAuthError("unsupported_grant_type", f"grant_type takes {' or '.join(GRANT_TYPES)}")
 
     async def _client_credentials(self, exchange: Exchange, form: Form) -> IssuedToken:
-        """RFC 6749 §4.4: the app's own token, which is for the broker and nobody else."""
+        """RFC 6749 §4.4: the app's own token, which is for the broker; or one for the services that it names."""
         client_id, client_secret = credentials(exchange, form)
-        if any(name.rstrip("/") not in self._own_names for name in _targets(form)):
-            raise OAuthError("invalid_target", "an app's own token is for this broker alone")  # RFC 8707 §2
+        targets = _targets(form)
+        services = [name for name in targets if name.rstrip("/") not in self._own_names]
         wanted = _scopes(form.get("scope"))
-        return await self._logins.log_in(exchange.caller, client_id, client_secret, wanted=wanted)
+        if not services:
+            return await self._logins.log_in(exchange.caller, client_id, client_secret, wanted=wanted)
+        if len(services) < len(targets):  # RFC 8707 §2
+            raise OAuthError("invalid_target", "a token is for this broker or for services, and not for both")
+        app = await self._logins.identify(exchange.caller, client_id, client_secret)
+        return await self._clients.issue(exchange.caller, app, wanted, services)
 
     async def _exchange(self, exchange: Exchange, form: Form) -> IssuedToken:
         """RFC 8693 §2.1, for delegation: an actor token is needed, and so is a scope."""
@@ -172,6 +186,8 @@ def _scopes(text: str | None) -> tuple[str, ...]:
     """A `scope` parameter, taken apart (RFC 6749 §3.3)."""
     if text is None:
         return ()
+    if text.count(" ") >= scope.MAX_SCOPES:  # before they are taken apart
+        raise OAuthError("invalid_scope", f"scope holds more than {scope.MAX_SCOPES} scopes")
     try:
         return scope.parse_list(text.split(" "), field="scope")
     except InvalidRequest as error:

@@ -7,6 +7,7 @@ from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, 
 from agentwrit.broker.http.launching import launch_token_answer
 from agentwrit.broker.http.rate_limits import RateLimiter
 from agentwrit.broker.http.routing import Resource
+from agentwrit.broker.passwords import TooManyLogins
 from agentwrit.broker.services.apps import AppService
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.launch_tokens import LaunchTokenService
@@ -57,7 +58,11 @@ class OperatorRoutes:
         retry_after = self._attempts.take(client)
         if retry_after is not None:
             raise RateLimited("too many failed logins from this address", retry_after=retry_after)
-        issued = await self._operators.authenticate(exchange.caller, request.secret, request.name)
+        try:
+            issued = await self._operators.authenticate(exchange.caller, request.secret, request.name)
+        except TooManyLogins:
+            self._attempts.give_back(client)  # nothing was tried
+            raise
         self._attempts.give_back(client)
         return json_answer(
             {"access_token": issued.access_token, "expires_in": issued.expires_in, "token_type": "Bearer"}

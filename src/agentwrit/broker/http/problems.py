@@ -5,10 +5,12 @@ from typing import Final
 
 import msgspec
 
-from agentwrit.domain import errors
+from agentwrit.domain import errors, jwk
 from agentwrit.domain.errors import Refusal
 
 MEDIA_TYPE: Final = "application/problem+json"
+
+_ALGORITHMS: Final = f'algs="{" ".join(jwk.proof_algorithms())}"'
 
 STATUS: Final[dict[str, HTTPStatus]] = {
     errors.InvalidRequest.error_code: HTTPStatus.BAD_REQUEST,
@@ -60,10 +62,10 @@ def headers(refusal: Refusal) -> dict[str, str]:
     """The header fields that a refusal is answered with, besides those of every answer."""
     match refusal:
         case errors.ProofNonceNeeded():
-            challenge = 'DPoP error="use_dpop_nonce", algs="EdDSA"'  # RFC 9449 §8, §5.1
+            challenge = f'DPoP error="use_dpop_nonce", {_ALGORITHMS}'  # RFC 9449 §8, §7.1
             return {"www-authenticate": challenge, "dpop-nonce": refusal.nonce}
         case errors.ProofNeeded():
-            return {"www-authenticate": f'DPoP error="{refusal.code}", algs="EdDSA"'}  # RFC 9449 §7.1
+            return {"www-authenticate": f'DPoP error="{refusal.code}", {_ALGORITHMS}'}  # RFC 9449 §7.1
         case errors.Unauthorized() | errors.TokenRevoked():
             return {"www-authenticate": 'Bearer error="invalid_token"'}  # RFC 6750 §3
         case errors.InsufficientScope():

@@ -1,11 +1,11 @@
 """What agents and resource servers do: registering, validating, renewing, delegating and releasing."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
 from agentwrit.broker.http import wire
-from agentwrit.broker.http.exchange import Answer, Exchange, json_answer
+from agentwrit.broker.http.exchange import MAX_USUAL_BODY_BYTES, Answer, Exchange, json_answer
+from agentwrit.broker.http.http1 import MAX_BODY_BYTES
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.authentication import Principal
@@ -13,6 +13,9 @@ from agentwrit.broker.services.delegation import DelegationRequest, DelegationSe
 from agentwrit.broker.services.registration import LaunchedApplication, RegistrationService
 from agentwrit.broker.services.tokens import ShownProof, TokenService
 from agentwrit.domain import challenge
+from agentwrit.domain.errors import PayloadTooLarge
+from agentwrit.domain.target_uri import KnownNames
+from agentwrit.recent import Recent
 
 VALID_BODIES_REMEMBERED: Final = 4096
 
@@ -21,7 +24,7 @@ _INVALID: Final = json_answer({"valid": False, "error": "token is invalid or exp
 
 
 class TokenRoutes:
-    """The life of an agent's token. `public_url`: how clients reach the broker, if that is set."""
+    """The life of an agent's token. `names`: by which the broker is known."""
 
     def __init__(
         self,
@@ -30,19 +33,19 @@ class TokenRoutes:
         delegation: DelegationService,
         metrics: Metrics,
         *,
-        public_url: str | None,
+        names: KnownNames,
     ) -> None:
         self._registration = registration
         self._delegation = delegation
         self._tokens = tokens
-        self._public_url = public_url
+        self._names = names
         self._validations = metrics.validations
         # What a token says does not change, nor does the answer that repeats it. Whether it is still alive does.
-        self._known_valid: OrderedDict[bytes, tuple[Principal, Answer]] = OrderedDict()
+        self._known_valid: Recent[bytes, tuple[Principal, Answer]] = Recent(VALID_BODIES_REMEMBERED)
 
     def resources(self) -> Sequence[Resource]:
         return [
-            Resource("/v1/token/validate", {"POST": self.validate}),
+            Resource("/v1/token/validate", {"POST": self.validate}, max_body=MAX_BODY_BYTES),
             Resource("/v1/challenge", {"GET": self.challenge}),
             Resource("/v1/register", {"POST": self.register}, is_bounded=True),
             Resource("/v1/token/renew", {"POST": self.renew}, is_bounded=True),
@@ -52,6 +55,8 @@ class TokenRoutes:
 
     async def validate(self, exchange: Exchange) -> Answer:
         body = await exchange.read()
+        if len(body) > MAX_USUAL_BODY_BYTES:
+            body = _without_white_space(body)
         known = self._known_valid.get(body)
         if known is None:
             asked = wire.decode(body, wire.Validate)
@@ -60,11 +65,9 @@ class TokenRoutes:
             if principal is not None:
                 known = principal, json_answer({"valid": True, "claims": wire.claims(principal.claims)})
                 if principal.claims.cnf is None:  # a proof is good once, and so is an answer that rests on one
-                    self._known_valid[body] = known
-                    if len(self._known_valid) > VALID_BODIES_REMEMBERED:
-                        self._known_valid.popitem(last=False)
+                    self._known_valid.put(body, known)
         elif not await self._tokens.is_alive(known[0]):
-            self._known_valid.pop(body, None)  # another request that asked the same may have been first
+            self._known_valid.drop(body)
             known = None
         self._validations["invalid" if known is None else "valid"] += 1
         return _INVALID if known is None else known[1]
@@ -89,11 +92,11 @@ class TokenRoutes:
         return json_answer(wire.registered(issued))
 
     async def renew(self, exchange: Exchange) -> Answer:
-        issued = await self._tokens.renew(exchange.caller, exchange.presented(self._public_url))
+        issued = await self._tokens.renew(exchange.caller, exchange.presented(self._names))
         return json_answer(wire.token(issued))
 
     async def delegate(self, exchange: Exchange) -> Answer:
-        delegator, proof = await self._delegation.delegator(exchange.caller, exchange.presented(self._public_url))
+        delegator, proof = await self._delegation.delegator(exchange.caller, exchange.presented(self._names))
         request = await exchange.body(wire.Delegate)
         issued = await self._delegation.delegate(
             exchange.caller,
@@ -106,8 +109,20 @@ class TokenRoutes:
             ),
             proof=proof,
         )
-        return json_answer({**wire.token(issued), "delegation_chain": issued.grant.chain})
+        return json_answer({**wire.token(issued), "delegation_chain": wire.delegation_chain(issued.grant.chain)})
 
     async def release(self, exchange: Exchange) -> Answer:
-        await self._tokens.release(exchange.caller, exchange.presented(self._public_url))
+        await self._tokens.release(exchange.caller, exchange.presented(self._names))
         return Answer(status=204)
+
+
+def _without_white_space(body: bytes) -> bytes:
+    """A large body without the white space around it, which is all that can make one so large.
+
+    Raises:
+        PayloadTooLarge: it is not.
+    """
+    stripped = body.strip()
+    if len(stripped) > MAX_USUAL_BODY_BYTES:
+        raise PayloadTooLarge(f"a body has at most {MAX_USUAL_BODY_BYTES} bytes here, besides white space around it")
+    return body if b"\v" in body or b"\f" in body else stripped  # those are no white space of JSON's (RFC 8259 §2)

@@ -11,16 +11,21 @@ from msgspec import UNSET, UnsetType
 
 from agentwrit.broker.services.agents import GrantTree
 from agentwrit.broker.services.issuing import IssuedToken
-from agentwrit.domain import access, base64url, delegation, launch_token, timestamps
+from agentwrit.domain import access, agent_key, audit, base64url, delegation, launch_token, timestamps
 from agentwrit.domain.app import App
+from agentwrit.domain.audit import Event
 from agentwrit.domain.claims import Claims
+from agentwrit.domain.delegation import Chain
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant
-from agentwrit.domain.jwk import PUBLIC_KEY_BYTES
+from agentwrit.domain.jwk import P256_KEY_BYTES, PUBLIC_KEY_BYTES
 from agentwrit.domain.operator import Operator
 from agentwrit.domain.signing_key import KeyPurpose, StoredKey
 
 B = TypeVar("B", bound=msgspec.Struct)
+
+MAX_STRINGS = 16_384
+"""In a body: many times what makes sense. A string takes longer to read than as many bytes of anything else."""
 
 # Times and counts that a caller sends stay where every part of the broker can compute with them.
 MAX_INTEGER = 2**31 - 1
@@ -164,6 +169,8 @@ def decode(body: bytes, schema: type[B]) -> B:
             Names the field.
     """
     plan = _plan(schema)
+    if body.count(b'"') > 2 * MAX_STRINGS:
+        raise InvalidRequest(f"the body has more than {MAX_STRINGS} strings")
     try:
         body.decode("utf-8")  # RFC 8259 §8.1; the decoder looks only at the fields that it knows
         request: B = plan.decode(body)
@@ -205,14 +212,16 @@ def decode_optional(body: bytes, schema: type[B]) -> B:
 
 
 def decode_public_key(text: str) -> bytes:
-    """The 32 bytes of an agent's public key.
+    """The bytes of an agent's public key (see `agentwrit.domain.agent_key`).
 
     Raises:
         InvalidRequest: it is none.
     """
     public_key = decode_base64(text, field="public_key")
-    if len(public_key) != PUBLIC_KEY_BYTES:
-        raise InvalidRequest(f"public_key is not the base64 of {PUBLIC_KEY_BYTES} raw Ed25519 bytes")
+    if not agent_key.is_key(public_key):
+        raise InvalidRequest(
+            f"public_key is not the base64 of {PUBLIC_KEY_BYTES} raw Ed25519 bytes, or of the {P256_KEY_BYTES} of P-256"
+        )
     return public_key
 
 
@@ -259,10 +268,25 @@ def operator(record: Operator) -> dict[str, object]:
 
 
 def claims(held: Claims) -> dict[str, object]:
-    """A token's claims as they are shown: `scope` is a list here."""
+    """A token's claims as they are shown: `scope` is a list here, and a hop's time RFC 3339."""
     shown = msgspec.to_builtins(held)
     shown["scope"] = held.scopes
+    if held.delegation_chain:
+        shown["delegation_chain"] = delegation_chain(held.delegation_chain)
     return shown  # type: ignore[no-any-return]  # a Struct becomes a dict
+
+
+def delegation_chain(chain: Chain) -> list[dict[str, object]]:
+    """A delegation chain as it is shown. In the records that are signed, `delegated_at` is Unix seconds."""
+    return [
+        {**msgspec.structs.asdict(record), "delegated_at": timestamps.rfc3339(record.delegated_at)} for record in chain
+    ]
+
+
+def event(recorded: Event) -> dict[str, object]:
+    """An event as it is shown. An id that it does not have is left out: in the form that is hashed it is ""."""
+    members = audit.record(recorded)
+    return {name: value for name, value in members.items() if value != "" or name == "detail"}
 
 
 def introspection(held: Claims) -> dict[str, object]:

@@ -7,9 +7,10 @@ import msgspec
 
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.denials import Denial, DenialLog
 from agentwrit.broker.services.issuing import holder
-from agentwrit.broker.storage.base import Store, Transaction
+from agentwrit.broker.services.log_budget import LogBudget
+from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain import access, app, idempotency, timestamps
 from agentwrit.domain.access import Access, Receipt, Refused
 from agentwrit.domain.audit import Draft, EventType, Outcome
@@ -22,10 +23,10 @@ from agentwrit.domain.revocation import RevocationKind
 class AccessService:
     """Records reports, as far as their reporter may be believed (see `agentwrit.domain.access`)."""
 
-    def __init__(self, store: Store, denials: DenialLog, authenticator: Authenticator) -> None:
-        self._store = store
+    def __init__(self, denials: DenialLog, authenticator: Authenticator, log_budget: LogBudget) -> None:
         self._denials = denials
         self._authenticator = authenticator
+        self._log_budget = log_budget
 
     async def authorize(self, caller: Caller, token: str | None) -> Principal:
         """The app that reports.
@@ -43,6 +44,7 @@ class AccessService:
         Raises:
             InvalidRequest: the key is none.
             Conflict: the idempotency key was used for another report.
+            RateLimited: the app writes more to the log than it may.
         """
         identity = _identify(caller, reporter, accesses, idempotency_key)
 
@@ -52,12 +54,17 @@ class AccessService:
             if identity is not None and first is not None and first.receipt is not None and now < first.expires_at:
                 identity.check_same(first)
                 return first.receipt, False
+            self._log_budget.check(caller, reporter.claims.client_id, who=reporter.who)
             receipt = _record(transaction, caller, reporter, accesses)
             if identity is not None:
                 transaction.put_first_answer(identity.answered(receipt, now))
             return receipt, True
 
-        receipt, is_new = await self._store.write(record)
+        receipt, is_new = await self._denials.write(record)
+        if is_new:
+            # Each stands beside the one that made it possible.
+            scopes = [used for one in accesses for used in one.scope]
+            self._log_budget.charge(reporter.claims.client_id, receipt.recorded, (*scopes, *scopes))
         if is_new and receipt.refused:
             await self._denials.record(_not_taken(caller, reporter, receipt))
         return receipt
@@ -68,7 +75,7 @@ class AccessService:
             EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many accesses were reported", **reporter.who
         )
         error = RateLimited("too many accesses are reported at once", retry_after=retry_after)
-        return await self._denials.record(StrangerDenied(error, caller, event))
+        return await self._denials.record(Denial(error, caller, event, by=reporter.claims.client_id))
 
 
 def _record(transaction: Transaction, caller: Caller, reporter: Principal, accesses: Sequence[Access]) -> Receipt:
@@ -108,7 +115,7 @@ def _event(caller: Caller, reporter: Principal, one: Access, grant: Grant) -> Dr
     return msgspec.structs.replace(event, resource=one.resource)
 
 
-def _not_taken(caller: Caller, reporter: Principal, receipt: Receipt) -> StrangerDenied:
+def _not_taken(caller: Caller, reporter: Principal, receipt: Receipt) -> Denial:
     reasons = Counter(refused.reason.value for refused in receipt.refused)
     event = caller.event(
         EventType.ACCESS_REPORT_DENIED,
@@ -117,7 +124,8 @@ def _not_taken(caller: Caller, reporter: Principal, receipt: Receipt) -> Strange
         **reporter.who,
         data={"reasons": sorted(reasons), "accesses_refused": len(receipt.refused)},
     )
-    return StrangerDenied(InvalidRequest("an access cannot be believed"), caller, event)
+    error = InvalidRequest("an access cannot be believed")
+    return Denial(error, caller, event, by=reporter.claims.client_id)
 
 
 def _identify(

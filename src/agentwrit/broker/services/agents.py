@@ -1,7 +1,7 @@
 """Looking at agents: who is alive, and what was made from what."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -77,9 +77,14 @@ class AgentService:
 
         def find(snapshot: Snapshot) -> Sequence[GrantTree]:
             held = snapshot.grants(query)
-            below = {grant.sid: snapshot.grants(GrantQuery(below=grant.sid)) for grant in held}
-            is_below_another = {other.sid for grants in below.values() for other in grants}
-            return [_tree(grant, below[grant.sid], now) for grant in held if grant.sid not in is_below_another]
+            roots = {grant.tree or grant.sid for grant in held}
+            below = [grant for root in roots for grant in snapshot.grants(GrantQuery(tree=root))]
+            children = defaultdict(list)
+            for grant in below:
+                children[grant.parent_sid].append(grant)
+            sids = {grant.sid for grant in held}
+            tops = [grant for grant in held if not any(record.sid in sids for record in grant.chain)]
+            return [_tree(grant, children, now) for grant in tops]
 
         trees = await self._store.read(find)
         if not trees:
@@ -96,12 +101,7 @@ def _seen_by(principal: Principal, query: GrantQuery) -> GrantQuery:
     return msgspec.structs.replace(query, kind=GrantKind.AGENT)
 
 
-def _tree(root: Grant, below: Sequence[Grant], now: float) -> GrantTree:
-    children: defaultdict[str, list[Grant]] = defaultdict(list)
-    for grant in below:
-        children[grant.parent_sid].append(grant)
-
-    def grow(grant: Grant) -> GrantTree:
-        return GrantTree(grant=grant, now=now, delegations=[grow(child) for child in children[grant.sid]])
-
-    return grow(root)
+def _tree(grant: Grant, children: Mapping[str, Sequence[Grant]], now: float) -> GrantTree:
+    """A grant and what was delegated from it: `children` by the sid of what they were delegated from."""
+    below = [_tree(child, children, now) for child in children.get(grant.sid, ())]
+    return GrantTree(grant=grant, now=now, delegations=below)

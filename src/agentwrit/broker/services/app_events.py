@@ -1,11 +1,15 @@
 """What the audit log is told of apps. `store verify` compares them with it (`state_check`)."""
 
+from collections.abc import Iterator
+
 import msgspec
 
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.context import Caller, EventData
+from agentwrit.broker.services.ending import said
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.ending import Ending
 from agentwrit.domain.limits import LIMIT_NAMES
 
 
@@ -35,13 +39,19 @@ def _limits_data(app: App) -> EventData:
     return {name: limit for name, limit in named.items() if limit is not None}
 
 
-def ending(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str, ended: int) -> Draft:
-    """The same, of a change that ended so many grants."""
+def ending(
+    caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str, ended: Ending | None
+) -> Draft:
+    """The same, of a change that ended grants."""
     changed = event(caller, operator, event_type, app, detail)
-    return msgspec.structs.replace(changed, data={**changed.data, "grants_ended": ended})
+    return msgspec.structs.replace(changed, data={**changed.data, **_grants_ended(ended)})
 
 
-def ceiling_changed(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
+def _grants_ended(ended: Ending | None) -> EventData:
+    return {"grants_ended": 0} if ended is None else {"grants_ended": ended.count, **said(ended)}
+
+
+def ceiling_changed(caller: Caller, operator: Principal, before: App, app: App, ended: Ending | None) -> Draft:
     """Its ceiling is another one."""
     return caller.event(
         EventType.SCOPES_CEILING_UPDATED,
@@ -53,19 +63,36 @@ def ceiling_changed(caller: Caller, operator: Principal, before: App, app: App, 
             "before": list(before.scopes),
             "after": list(app.scopes),
             "revision": app.revision,
-            "grants_ended": ended,
+            **_grants_ended(ended),
         },
     )
 
 
-def binding_changed(caller: Caller, operator: Principal, app: App, ended: int) -> Draft:
+def binding_changed(caller: Caller, operator: Principal, app: App, ended: Ending | None) -> Draft:
     """Whether its agents' tokens have to be bound has changed."""
     detail = f"an app's agents {'must' if app.requires_binding else 'need not'} have bound tokens from now on"
     return ending(caller, operator, EventType.APP_UPDATED, app, detail, ended)
 
 
-def audiences_changed(caller: Caller, operator: Principal, before: App, app: App, ended: int) -> Draft:
+def audiences_changed(caller: Caller, operator: Principal, before: App, app: App, ended: Ending | None) -> Draft:
     """Its audiences are others."""
     changed = event(caller, operator, EventType.APP_UPDATED, app, "an app's audiences were changed")
-    more: EventData = {"before": list(before.audiences), "after": list(app.audiences), "grants_ended": ended}
+    more: EventData = {"before": list(before.audiences), "after": list(app.audiences), **_grants_ended(ended)}
     return msgspec.structs.replace(changed, data={**changed.data, **more})
+
+
+def changes(caller: Caller, operator: Principal, before: App, app: App, ended: Ending | None) -> Iterator[Draft]:
+    """What is told of a change: an event for each kind of setting that is another one now."""
+    if app.scopes != before.scopes:
+        yield ceiling_changed(caller, operator, before, app, ended)
+    if app.audiences != before.audiences:
+        yield audiences_changed(caller, operator, before, app, ended)
+    if app.requires_binding != before.requires_binding:
+        yield binding_changed(caller, operator, app, ended)
+    for is_another, detail in (
+        (app.reports_for != before.reports_for, "what an app may report on was changed"),
+        (_limits_data(app) != _limits_data(before), "an app's limits changed"),
+        (app.token_ttl != before.token_ttl, "an app's token life changed"),
+    ):
+        if is_another:
+            yield event(caller, operator, EventType.APP_UPDATED, app, detail)

@@ -12,18 +12,21 @@ from agentwrit.broker.services import app_events
 from agentwrit.broker.services.authentication import Principal, app_subject
 from agentwrit.broker.services.clients import accepted
 from agentwrit.broker.services.context import Caller, scope_data
-from agentwrit.broker.services.denials import DenialLog
-from agentwrit.broker.services.ending import end_grants, revoke_grant
+from agentwrit.broker.services.denials import Denial, DenialLog
+from agentwrit.broker.services.ending import end_named
+from agentwrit.broker.services.endings import Endings
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
 from agentwrit.broker.services.launch_tokens import check_audience
-from agentwrit.broker.services.limits import begin_to_count
-from agentwrit.broker.storage.base import Denied, GrantQuery, Store, Transaction
+from agentwrit.broker.services.limits import begin_to_count, go_on_counting
+from agentwrit.broker.services.log_budget import LogBudget
+from agentwrit.broker.storage.base import Store, Transaction
 from agentwrit.domain import app as app_rules
 from agentwrit.domain import launch_token, scope
 from agentwrit.domain.app import App, AppStatus
 from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.ending import Ending, EndingLevel, Named
 from agentwrit.domain.errors import Conflict, InvalidRequest, InvalidTTL, NotFound, ScopeViolation
-from agentwrit.domain.grant import EndReason, Grant, GrantKind
+from agentwrit.domain.grant import EndReason, GrantKind
 from agentwrit.domain.limits import LIMIT_NAMES, NO_LIMITS, WantedLimits
 
 
@@ -40,8 +43,18 @@ class NewAppSecret(msgspec.Struct, frozen=True, kw_only=True):
 class AppService:
     """What the operator does with apps, and how apps log in."""
 
-    def __init__(self, store: Store, denials: DenialLog, issuer: TokenIssuer, config: Config) -> None:
+    def __init__(
+        self,
+        store: Store,
+        denials: DenialLog,
+        issuer: TokenIssuer,
+        config: Config,
+        log_budget: LogBudget,
+        endings: Endings,
+    ) -> None:
         self._store = store
+        self._log_budget = log_budget
+        self._endings = endings
         self._denials = denials
         self._issuer = issuer
         self._config = config
@@ -155,7 +168,7 @@ class AppService:
         allowed_audiences = None if audiences is None else check_audience(audiences, field="audiences")
         reported = None if reports_for is None else check_audience(reports_for, field="reports_for")
 
-        def update(transaction: Transaction) -> tuple[App, int]:
+        def update(transaction: Transaction) -> tuple[App, Ending | None]:
             before = _registered(transaction, app_id)
             app = _changed(
                 before,
@@ -170,33 +183,20 @@ class AppService:
             transaction.put_app(app)
             if app.max_live_agents is not None and before.max_live_agents is None:
                 begin_to_count(transaction, app)
-
-            exceeding = (
-                []
-                if keep_grants
-                else self._exceeding(transaction, app, audiences is not None, requires_binding is True)
-            )
-            ended = len(end_grants(transaction, caller, operator.name, exceeding, EndReason.CEILING_NARROWED))
-            if app.scopes != before.scopes:
-                transaction.record(app_events.ceiling_changed(caller, operator, before, app, ended))
-            if app.audiences != before.audiences:
-                transaction.record(app_events.audiences_changed(caller, operator, before, app, ended))
-            if app.requires_binding != before.requires_binding:
-                transaction.record(app_events.binding_changed(caller, operator, app, ended))
-            if app.reports_for != before.reports_for:
-                detail = "what an app may report on was changed"
-                transaction.record(app_events.event(caller, operator, EventType.APP_UPDATED, app, detail))
-            if any(limit != getattr(before, name) for name, limit in limits_asked.items()):
-                transaction.record(
-                    app_events.event(caller, operator, EventType.APP_UPDATED, app, "an app's limits changed")
+            ended: Ending | None = None
+            if not keep_grants:
+                beyond = self._beyond(
+                    app, are_audiences_given=audiences is not None, is_binding_given=requires_binding is True
                 )
-            if app.token_ttl != before.token_ttl:
-                transaction.record(
-                    app_events.event(caller, operator, EventType.APP_UPDATED, app, "an app's token life changed")
-                )
+                ended = end_named(transaction, caller, operator.name, beyond, EndReason.CEILING_NARROWED)
+            for event in app_events.changes(caller, operator, before, app, ended):
+                transaction.record(event)
             return app, ended
 
-        return await self._store.write(update)
+        app, ended = await self._finished(*await self._store.write(update))
+        while await self._store.write(lambda transaction: go_on_counting(transaction, app_id)):
+            pass
+        return app, ended
 
     async def rotate_secret(self, caller: Caller, operator: Principal, app_id: str, *, overlap: int) -> NewAppSecret:
         """Give an app a new secret; the old one, and tokens issued on it, work for `overlap` seconds more.
@@ -209,7 +209,7 @@ class AppService:
             raise InvalidRequest(f"overlap takes 0 to {app_rules.MAX_OVERLAP_SECONDS} seconds")
         secret = secrets.token_hex(launch_token.SECRET_BYTES)
 
-        def rotate(transaction: Transaction) -> NewAppSecret:
+        def rotate(transaction: Transaction) -> tuple[NewAppSecret, Ending]:
             before = _registered(transaction, app_id)
             now = int(transaction.now)
             app = _changed(
@@ -220,20 +220,28 @@ class AppService:
                 previous_secret_until=now + overlap if overlap else 0,
             )
             transaction.put_app(app)
-            logins = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app_id, kind=GrantKind.APP))
-            for grant in logins:
-                if overlap and grant.credential == before.secret_hash:
-                    revoke_grant(transaction, grant, effective_at=now + overlap)
-                else:
-                    end_grants(transaction, caller, operator.name, [grant], EndReason.SECRET_ROTATED)
+            logins = Named(
+                level=EndingLevel.SECRET,
+                target=app_id,
+                client_id=app.client_id,
+                credential=app.previous_secret_hash,
+                until=app.previous_secret_until,
+            )
+            ending = end_named(transaction, caller, operator.name, logins, EndReason.SECRET_ROTATED)
             transaction.record(
                 app_events.event(
-                    caller, operator, EventType.APP_SECRET_ROTATED, app, f"the old secret works for {overlap} s more"
+                    caller,
+                    operator,
+                    EventType.APP_SECRET_ROTATED,
+                    app,
+                    f"an app has a new secret, and the one before works for {overlap} s more",
                 )
             )
-            return NewAppSecret(app=app, client_secret=secret)
+            return NewAppSecret(app=app, client_secret=secret), ending
 
-        return await self._store.write(rotate)
+        new, ending = await self._store.write(rotate)
+        await self._endings.finish(ending)
+        return new
 
     async def suspend(self, caller: Caller, operator: Principal, app_id: str) -> tuple[App, int]:
         """Let nobody do anything as an app, and end all that came through it. Again it does nothing more.
@@ -246,10 +254,10 @@ class AppService:
             Conflict: it was removed.
         """
 
-        def suspend(transaction: Transaction) -> tuple[App, int]:
+        def suspend(transaction: Transaction) -> tuple[App, Ending | None]:
             before = _not_removed(transaction, app_id)
             if not before.is_active:
-                return before, 0
+                return before, None
             app = _changed(before, transaction.now, status=AppStatus.SUSPENDED, suspensions=before.suspensions + 1)
             transaction.put_app(app)
             ended = _end_all(transaction, caller, operator, app, EndReason.APP_SUSPENDED)
@@ -258,7 +266,7 @@ class AppService:
             )
             return app, ended
 
-        return await self._store.write(suspend)
+        return await self._finished(*await self._store.write(suspend))
 
     async def resume(self, caller: Caller, operator: Principal, app_id: str) -> App:
         """Let an app that is suspended log in again, with the secret that it has. Again it does nothing more.
@@ -286,21 +294,22 @@ class AppService:
             NotFound: there is none of this id.
         """
 
-        def deregister(transaction: Transaction) -> App:
+        def deregister(transaction: Transaction) -> tuple[App, Ending | None]:
             before = transaction.app(app_id)
             if before is None:
                 raise _no_such_app()
             if before.is_removed:
-                return before
+                return before, None
             now = transaction.now
             app = _changed(before, now, status=AppStatus.INACTIVE, deregistered_at=max(1, int(now)))
             transaction.put_app(app)
             ended = _end_all(transaction, caller, operator, app, EndReason.APP_DEREGISTERED)
             event = app_events.ending(caller, operator, EventType.APP_DEREGISTERED, app, "an app was removed", ended)
             transaction.record(event)
-            return app
+            return app, ended
 
-        return await self._store.write(deregister)
+        app, _ = await self._finished(*await self._store.write(deregister))
+        return app
 
     async def authenticate(
         self,
@@ -330,6 +339,7 @@ class AppService:
                 scopes,
                 ttl=app.token_ttl,
                 now=now,
+                born=transaction.head.sequence,
                 ends_at=None if is_current else app.previous_secret_until,
                 app=app,
                 audience=(self._config.issuer,),
@@ -337,26 +347,36 @@ class AppService:
             grant = msgspec.structs.replace(grant, credential=fingerprint)
             transaction.put_grant(grant)
             transaction.record(
-                caller.event(EventType.APP_AUTHENTICATED, principal=grant.subject, app_id=app.app_id, sid=grant.sid)
+                caller.event(
+                    EventType.APP_AUTHENTICATED,
+                    detail="an app logged in",
+                    principal=grant.subject,
+                    app_id=app.app_id,
+                    sid=grant.sid,
+                )
             )
             return self._issuer.token(grant, now)
 
-        return await self._denials.write(authenticate)
+        issued = await self._denials.write(authenticate)
+        self._log_budget.charge(issued.grant.client_id)
+        return issued
 
-    def _exceeding(
-        self, transaction: Transaction, app: App, are_audiences_given: bool, is_binding_given: bool
-    ) -> Sequence[Grant]:
+    async def _finished(self, app: App, ending: Ending | None) -> tuple[App, int]:
+        """A change of an app, when all that it ends has ended, and how many grants that is."""
+        return app, 0 if ending is None else await self._endings.finish(ending)
+
+    def _beyond(self, app: App, *, are_audiences_given: bool, is_binding_given: bool) -> Named:
         """The live agents' grants beyond the app's ceiling or its audiences, or not bound as they have to be."""
         # What only another AUDIENCE of the broker has put outside is not ended by a change of something else, and
         # neither is what was kept unbound.
-        grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT))
-        return [
-            grant
-            for grant in grants
-            if not scope.scope_is_subset(grant.scope, app.scopes)
-            or (are_audiences_given and self._issuer.uncovered_audience(app, grant.audience))
-            or (is_binding_given and not grant.is_bound)
-        ]
+        return Named(
+            level=EndingLevel.CEILING,
+            target=app.app_id,
+            client_id=app.client_id,
+            scopes=app.scopes,
+            audiences=self._issuer.allowed_audiences(app) if are_audiences_given else None,
+            must_be_bound=is_binding_given,
+        )
 
 
 def _registered(transaction: Transaction, app_id: str) -> App:
@@ -375,10 +395,10 @@ def _not_removed(transaction: Transaction, app_id: str) -> App:
     return app
 
 
-def _end_all(transaction: Transaction, caller: Caller, operator: Principal, app: App, reason: EndReason) -> int:
-    """End all that came through an app, its own logins included. Returns how many grants that are."""
-    grants = transaction.grants(GrantQuery(live_at=transaction.now, app_id=app.app_id))
-    return len(end_grants(transaction, caller, operator.name, grants, reason))
+def _end_all(transaction: Transaction, caller: Caller, operator: Principal, app: App, reason: EndReason) -> Ending:
+    """End all that came through an app, its own logins included."""
+    all_of_it = Named(level=EndingLevel.APP, target=app.app_id, client_id=app.client_id)
+    return end_named(transaction, caller, operator.name, all_of_it, reason)
 
 
 def _changed(app: App, now: float, **fields: Any) -> App:
@@ -407,4 +427,10 @@ def _check_wanted(caller: Caller, app: App, wanted: Sequence[str]) -> None:
             detail="an app asked for more than its tokens can have",
             data=scope_data(wanted, app.token_scopes, exceeding),
         )
-        raise Denied(ScopeViolation("scope exceeds what an app's token can have"), event)
+        error = ScopeViolation.beyond(
+            "scope",
+            "what an app's own token can have",
+            exceeding,
+            hint="what a service asks for, an agent's token covers: name the service as the resource (RFC 8707)",
+        )
+        raise Denial(error, caller, event, by=app.client_id, about=(app.app_id,))

@@ -1,7 +1,6 @@
 """Bearer tokens: who is calling, and may they."""
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
@@ -9,7 +8,7 @@ import msgspec
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services.context import Caller, Who
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.denials import Denial, DenialLog
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.services.possession import Possession, Presented
 from agentwrit.domain import claims as claims_rules
@@ -25,24 +24,16 @@ from agentwrit.domain.errors import (
     Unauthorized,
     Unproven,
 )
-from agentwrit.domain.grant import GrantKind
+from agentwrit.domain.grant import APP_PREFIX, GrantKind, kind_of_subject
 from agentwrit.domain.proof import Proof
+from agentwrit.recent import Recent
 
 GENUINE_TOKENS_REMEMBERED: Final = 4096
-
-_APP_PREFIX: Final = "app:"
-
-
-def kind_of(claims: Claims) -> GrantKind:
-    """Whose token it is. Scopes do not say: an agent's may look like an operator's."""
-    if claims.sub == operator.SUBJECT:
-        return GrantKind.OPERATOR
-    return GrantKind.APP if claims.sub.startswith(_APP_PREFIX) else GrantKind.AGENT
 
 
 def app_subject(app_id: str) -> str:
     """The `sub` of an app's own tokens."""
-    return _APP_PREFIX + app_id
+    return APP_PREFIX + app_id
 
 
 class Principal:
@@ -51,12 +42,12 @@ class Principal:
     def __init__(self, kid: str, claims: Claims) -> None:
         self.kid = kid
         self.claims = claims
-        self.kind = kind_of(claims)
+        self.kind = kind_of_subject(claims.sub)
 
     @property
     def app_id(self) -> str:
         """The app that this is, or empty."""
-        return self.claims.sub.removeprefix(_APP_PREFIX) if self.kind is GrantKind.APP else ""
+        return self.claims.sub.removeprefix(APP_PREFIX) if self.kind is GrantKind.APP else ""
 
     @property
     def name(self) -> str:
@@ -90,16 +81,23 @@ class NotTheHolder(Unproven):
     """A genuine token that is not accepted from whoever presents it: stolen, perhaps. `principal`: its holder."""
 
     def __init__(self, unproven: Unproven, principal: Principal) -> None:
-        super().__init__(unproven.reason, code=unproven.code)
+        super().__init__(unproven.reason, code=unproven.code, told=unproven.told)
         self.principal = principal
 
 
 def refusal(invalid: InvalidToken, detail: str) -> Unauthorized:
     """What to tell whoever presented a token that is not accepted: how to present it, and not why."""
-    return ProofNeeded(detail, code=invalid.code) if isinstance(invalid, Unproven) else Unauthorized(detail)
+    if not isinstance(invalid, Unproven):
+        return Unauthorized(detail)
+    return ProofNeeded(detail, code=invalid.code, hint=hint_for(invalid.told))
 
 
-def not_accepted(caller: Caller, invalid: InvalidToken) -> StrangerDenied:
+def hint_for(told: str) -> str | None:
+    """What to do about a proof that is for a name by which the broker is not known, if that is what is told."""
+    return f"{told}: use that URL, or have yours added to AGENTWRIT_PUBLIC_URL" if told else None
+
+
+def not_accepted(caller: Caller, invalid: InvalidToken) -> Denial:
     """The denial of a token that is not accepted, with the reason for the audit log."""
     event = caller.event(EventType.TOKEN_AUTH_FAILED, Outcome.DENIED, detail=invalid.reason)
     if isinstance(invalid, NotTheHolder):
@@ -107,8 +105,14 @@ def not_accepted(caller: Caller, invalid: InvalidToken) -> StrangerDenied:
         event = msgspec.structs.replace(event, **claimed.who, data={"presented_jti": claimed.claims.jti})
     is_unproven = isinstance(invalid, Unproven)
     detail = "a valid token and a proof by its key are needed" if is_unproven else "a valid bearer token is needed"
-    return StrangerDenied(refusal(invalid, detail), caller, event)
+    return Denial(refusal(invalid, detail), caller, event)
 
+
+# Whose tokens have scopes of the broker's own routes, by the action of the scope.
+_WHO_HOLDS: Final = {
+    "admin": "it takes the token of an operator, from POST /v1/admin/auth",
+    "app": "it takes the token of an app, from POST /v1/app/auth",
+}
 
 _BORNE: Final = Unproven("a bound token was presented as a bearer token", code=Unproven.TOKEN)
 REUSED_PROOF: Final = Unproven("the proof was used before", code=Unproven.PROOF)
@@ -133,7 +137,7 @@ class Authenticator:
         self._possession = possession
         self._denials = denials
         # What a signature says does not change, so it is checked once; everything else is checked each time.
-        self._read_genuine = lru_cache(GENUINE_TOKENS_REMEMBERED)(self._read)
+        self._genuine: Recent[str, Principal] = Recent(GENUINE_TOKENS_REMEMBERED)
 
     def genuine(self, token: str) -> Principal:
         """Who a token speaks for, if we issued it and its time is not over. It may have been revoked.
@@ -141,7 +145,10 @@ class Authenticator:
         Raises:
             InvalidToken: it is not.
         """
-        principal = self._read_genuine(token)
+        principal = self._genuine.get(token)
+        if principal is None:
+            principal = self._read(token)
+            self._genuine.put(token, principal)
         self._check_still_genuine(principal, self._clock.now())
         return principal
 
@@ -243,10 +250,17 @@ class Authenticator:
             Outcome.DENIED,
             detail="the token does not have the scope that this route needs",
             **principal.who,
-            data={"scope_required": [required], "scope_held": list(principal.claims.scopes)},
+            data={
+                **({"scope_required": [required]} if required else {}),
+                "scope_held": list(principal.claims.scopes),
+            },
         )
-        error = InsufficientScope("the token does not have the scope that this route needs", required=required)
-        return await self._denials.record(StrangerDenied(error, caller, event))
+        error = InsufficientScope(
+            f"the token does not have the scope that this route needs{f', {required}' if required else ''}",
+            required=required,
+            hint=_WHO_HOLDS.get(required.partition(":")[0], "it takes an agent's token"),
+        )
+        return await self._denials.record(Denial(error, caller, event, by=principal.claims.client_id))
 
     async def refused(self, caller: Caller, invalid: InvalidToken) -> Refusal:
         """Record that a token was not accepted, and why. Returns what to tell the caller: not why."""
@@ -261,7 +275,7 @@ class Authenticator:
             **principal.who,
             data={"jti": principal.claims.jti},
         )
-        return await self._denials.record(StrangerDenied(TokenRevoked(), caller, event))
+        return await self._denials.record(Denial(TokenRevoked(), caller, event, by=principal.claims.client_id))
 
     async def _require_life(self, caller: Caller, principal: Principal) -> None:
         if await self._liveness.is_dead(principal.kid, principal.claims):

@@ -5,6 +5,7 @@ disk before anybody sees it, so whatever was signed once is continued by all tha
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,10 +14,12 @@ import structlog
 
 from agentwrit.broker.keystore import SigningKeys
 from agentwrit.broker.services import archives
+from agentwrit.broker.services.background import Background, Work
 from agentwrit.broker.storage.base import Snapshot, Store, Transaction
 from agentwrit.domain import checkpoint, merkle, note, tiles
 from agentwrit.domain.checkpoint import Checkpoint
-from agentwrit.domain.errors import InvalidRequest, NotFound, Unavailable
+from agentwrit.domain.errors import InvalidRequest, NotFound, TamperedRecord
+from agentwrit.domain.merkle import TileReader
 from agentwrit.domain.note import VerifierKey
 from agentwrit.domain.signing_key import KeyPurpose, StoredKey
 from agentwrit.domain.tiles import EntryBundle, HashTile
@@ -49,16 +52,20 @@ class Checkpoints:
         self._store = store
         self._keys = keys
         self._origin = origin
+        self._unfinished: tuple[int, bytes] = (0, b"")
+        self._overdue_since: float | None = None
 
-    async def run(self) -> None:
+    async def run(self, background: Background) -> None:
         """Sign a checkpoint now and then, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
-            try:
-                if await self._store.is_in_charge():
-                    await self.make()
-            except Unavailable as error:
-                log.warning("a checkpoint has to wait", reason=error.detail)
+            await background.attempt(Work.CHECKPOINTS, self._make_in_charge)
+
+    async def _make_in_charge(self) -> None:
+        if await self._store.is_in_charge():
+            await self.make()
+        else:
+            await self._ends()  # whoever is in charge may fail to
 
     async def make(self) -> str:
         """The checkpoint of all that is in the log by now.
@@ -66,7 +73,7 @@ class Checkpoints:
         Raises:
             Unavailable: it cannot be stored.
         """
-        size, newest = await self._store.read(lambda snapshot: (snapshot.event_head(), snapshot.checkpoint()))
+        size, newest = await self._ends()
         if newest is not None and self._is_current(newest, size):
             return newest
 
@@ -79,7 +86,22 @@ class Checkpoints:
             transaction.put_checkpoint(made.size, signed)
             return signed
 
-        return await self._store.write(sign)
+        made = await self._store.write(sign)
+        self._overdue_since = None
+        return made
+
+    def overdue(self) -> float:
+        """For how many seconds no checkpoint has covered the whole log, as far as is known here; or 0."""
+        return 0.0 if self._overdue_since is None else time.monotonic() - self._overdue_since
+
+    async def _ends(self) -> tuple[int, str | None]:
+        """Where the log ends, and the newest checkpoint."""
+        size, newest = await self._store.read(lambda snapshot: (snapshot.event_head(), snapshot.checkpoint()))
+        if newest is not None and _covers(newest, size):
+            self._overdue_since = None
+        elif self._overdue_since is None:
+            self._overdue_since = time.monotonic()
+        return size, newest
 
     async def newest(self) -> str:
         """The newest checkpoint that there is, which may not cover the last events yet."""
@@ -107,7 +129,7 @@ class Checkpoints:
             raise NotFound("no checkpoint covers such an event", hint=hint)
 
         def find(snapshot: Snapshot) -> Sequence[bytes]:
-            return merkle.inclusion_proof(sequence - 1, size, snapshot.tile)
+            return merkle.inclusion_proof(sequence - 1, size, self._reader(snapshot))
 
         hashes = await self._store.read(find)
         return InclusionProof(index=sequence - 1, size=size, hashes=hashes, checkpoint=signed)
@@ -122,7 +144,7 @@ class Checkpoints:
         def find(snapshot: Snapshot) -> Sequence[bytes]:
             if not old <= new <= snapshot.event_head():
                 raise InvalidRequest("old and new are sizes of the log, the smaller one first")
-            return merkle.consistency_proof(old, new, snapshot.tile)
+            return merkle.consistency_proof(old, new, self._reader(snapshot))
 
         return await self._store.read(find)
 
@@ -134,7 +156,7 @@ class Checkpoints:
         """
 
         def find(snapshot: Snapshot) -> bytes:
-            return snapshot.tile(of.level, of.number)[: of.width * merkle.HASH_BYTES]
+            return self._reader(snapshot)(of.level, of.number)[: of.width * merkle.HASH_BYTES]
 
         hashes = await self._store.read(find)
         if len(hashes) != of.width * merkle.HASH_BYTES:
@@ -160,8 +182,42 @@ class Checkpoints:
             raise NotFound("there is no such bundle of entries")
         return tiles.bundle(found)
 
+    def _reader(self, snapshot: Snapshot) -> TileReader:
+        """What reads tiles, each of them once: strangers ask for proofs, and a proof asks for a tile many times."""
+        head = snapshot.event_head()
+        read: dict[tuple[int, int], bytes] = {}
+
+        def tile(level: int, number: int) -> bytes:
+            if (level, number) not in read:
+                is_unfinished = level == 0 and number == head // merkle.TILE_WIDTH
+                read[level, number] = (
+                    self._unfinished_tile(snapshot, head) if is_unfinished else snapshot.tile(level, number)
+                )
+            return read[level, number]
+
+        return tile
+
+    def _unfinished_tile(self, snapshot: Snapshot, head: int) -> bytes:
+        """The hashes of the last events, which no tile has yet. What was hashed stays so, and is not read again."""
+        number, width = divmod(head, merkle.TILE_WIDTH)
+        known, hashes = self._unfinished
+        if known != number:
+            hashes = b""
+        first = number * merkle.TILE_WIDTH + len(hashes) // merkle.HASH_BYTES + 1
+        if first <= head:
+            hashes += b"".join(map(merkle.leaf_hash, snapshot.entries(first, head)))
+            self._unfinished = number, hashes
+        return hashes[: width * merkle.HASH_BYTES]
+
     def _is_current(self, signed: str, size: int) -> bool:
         """Whether this is the checkpoint of `size` events by the key that signs now."""
         if checkpoint.unverified(signed).size != size:
             return False
         return note.is_signed_by(signed, VerifierKey(self._origin, self._keys.signer.public_key))
+
+
+def _covers(signed: str, size: int) -> bool:
+    try:
+        return checkpoint.unverified(signed).size >= size
+    except TamperedRecord:
+        return False

@@ -2,7 +2,7 @@
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.denials import Denial, DenialLog
 from agentwrit.broker.storage.base import Snapshot, Store
 from agentwrit.domain import launch_token
 from agentwrit.domain.app import App, AppStatus
@@ -28,20 +28,20 @@ class ClientService:
         now = self._clock.now()
         try:
             return await self._store.read(lambda snapshot: accepted(snapshot, caller, client_id, fingerprint, now))
-        except StrangerDenied as denied:
+        except Denial as denied:
             raise await self._denials.record(denied) from None
 
     async def rate_limited(self, caller: Caller) -> None:
         """Record that too many wrong secrets were tried from one place."""
         event = caller.event(EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many wrong secrets")
-        await self._denials.record(StrangerDenied(Unauthorized("too many attempts"), caller, event))
+        await self._denials.record(Denial(Unauthorized("too many attempts"), caller, event))
 
 
 def accepted(snapshot: Snapshot, caller: Caller, client_id: str, fingerprint: bytes, now: float) -> App:
     """The app of this id, if it is active and this is the fingerprint of a secret of its that works now.
 
     Raises:
-        StrangerDenied: it is not.
+        Denial: it is not.
     """
     app = snapshot.app_by_client_id(client_id)
     is_right = (app or _NOBODY).accepts(fingerprint, now)
@@ -64,7 +64,7 @@ _NOBODY = App(
 )
 
 
-def _login_failed(caller: Caller, app: App | None) -> StrangerDenied:
+def _login_failed(caller: Caller, app: App | None) -> Denial:
     # An id that is not ours is not recorded: people have been known to put the secret in its place.
     event = caller.event(
         EventType.APP_AUTH_FAILED,
@@ -72,4 +72,4 @@ def _login_failed(caller: Caller, app: App | None) -> StrangerDenied:
         detail="the client id is unknown" if app is None else "the secret is wrong, or the app is not active",
         app_id=app.app_id if app is not None else "",
     )
-    return StrangerDenied(Unauthorized("the client id or the client secret was not accepted"), caller, event)
+    return Denial(Unauthorized("the client id or the client secret was not accepted"), caller, event)

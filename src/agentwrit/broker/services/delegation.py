@@ -1,30 +1,38 @@
 """Delegation: an agent hands some of what it holds on to another agent of its app."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from agentwrit.broker.services.authentication import REUSED_PROOF, Authenticator, Presenter, Principal, not_accepted
 from agentwrit.broker.services.context import Caller, EventData, audience_data, scope_data
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.denials import Denial, DenialLog
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
+from agentwrit.broker.services.launch_tokens import WIDER_AUDIENCES, WIDER_CEILING
+from agentwrit.broker.services.log_budget import LogBudget
 from agentwrit.broker.services.possession import Presented, spend, spending
-from agentwrit.broker.storage.base import Denied, GrantQuery, Row, Transaction
-from agentwrit.domain import delegation, idempotency, scope, spiffe_id
+from agentwrit.broker.storage.base import GrantQuery, Row, Transaction
+from agentwrit.domain import delegation, idempotency, limits, scope, spiffe_id, text
 from agentwrit.domain.app import App
-from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.audit import Draft, EventType, Outcome
 from agentwrit.domain.errors import (
     AudienceViolation,
     BindingRequired,
     ChainTooLong,
     InvalidTTL,
     NotFound,
+    Refusal,
     ScopeViolation,
+    TooManyDelegations,
     Unauthorized,
 )
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import RequestIdentity
 from agentwrit.domain.proof import Proof
+
+NARROWER_SCOPE: Final = "an agent delegates what its own token covers, or less"
+NARROWER_AUDIENCE: Final = "an agent delegates for those whom its own token is for, or some of them"
 
 
 class DelegationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +53,13 @@ class DelegationRequest(msgspec.Struct, frozen=True, kw_only=True):
 class DelegationService:
     """Delegates."""
 
-    def __init__(self, denials: DenialLog, issuer: TokenIssuer, authenticator: Authenticator) -> None:
+    def __init__(
+        self, denials: DenialLog, issuer: TokenIssuer, authenticator: Authenticator, log_budget: LogBudget
+    ) -> None:
         self._denials = denials
         self._issuer = issuer
         self._authenticator = authenticator
+        self._log_budget = log_budget
 
     async def delegator(self, caller: Caller, presented: Presented | None) -> Presenter:
         """The agent that calls.
@@ -74,9 +85,11 @@ class DelegationService:
             Unauthorized: the proof was used before.
             TokenRevoked: the delegator's token is dead by now.
             NotFound: the delegate is not a live agent of the same app.
-            ScopeViolation: more is given than is held, or than the app may by now give.
+            ScopeViolation: more is given than is held, or than the app may by now give; or what is bound would go to
+                an agent without a key.
             AudienceViolation: likewise, of those whom the token is to be for.
             ChainTooLong: the chain has all the hops that it may have.
+            TooManyDelegations: as many delegations as may be are alive.
             Conflict: the idempotency key was used for another request.
         """
         granted = scope.parse_list(request.scope, field="scope")
@@ -95,15 +108,20 @@ class DelegationService:
             if identity is not None and first is not None and first.grant is not None and now < first.expires_at:
                 identity.check_same(first)
                 return self._issuer.token(first.grant, now)
+            self._log_budget.check(caller, parent.client_id, who=holder(parent))
             to = self._delegate(transaction, caller, parent, request.delegate_to)
+            _check_key(caller, parent, to)
             app = _app(transaction, caller, parent)
             _check_scope(caller, parent, app, granted)
             audience = tuple(request.audience) or parent.audience
             self._check_audience(caller, parent, app, audience)
             _check_depth(caller, parent)
+            _check_count(transaction, caller, parent)
             ttl = request.ttl if app is None else app.cut_ttl(request.ttl)
             ends_at = min(int(now) + ttl, parent.exp)
-            grant = self._issuer.delegated(parent, to, granted, ends_at=ends_at, now=now)
+            grant = self._issuer.delegated(
+                parent, to, granted, ends_at=ends_at, now=now, born=transaction.head.sequence
+            )
             grant = msgspec.structs.replace(grant, audience=audience, names_actors=request.names_actors)
             issued = self._issuer.token(grant, now, scope_field="scope")
             transaction.put_grant(grant)
@@ -117,6 +135,7 @@ class DelegationService:
         issued = await self._denials.write(delegate, reads=reads)
         if issued is None:
             raise await self._authenticator.revoked(caller, delegator)
+        self._log_budget.charge(issued.grant.client_id, 2, (*issued.grant.scope, *issued.grant.scope))
         return issued
 
     def _delegate(self, transaction: Transaction, caller: Caller, parent: Grant, agent_id: str) -> Grant:
@@ -130,17 +149,17 @@ class DelegationService:
                 Outcome.DENIED,
                 detail="the delegate is not a live agent of the same app",
                 **holder(parent),
-                data={"delegate": agent_id[: spiffe_id.MAX_LENGTH]},
+                data={"delegate": text.escaped(agent_id, spiffe_id.MAX_LENGTH)},
             )
-            raise StrangerDenied(NotFound("there is no such live agent in this app"), caller, event)
+            raise _denied(NotFound("there is no such live agent in this app"), caller, parent, event)
         return registrations[0]
 
     def _check_audience(self, caller: Caller, parent: Grant, app: App | None, audience: tuple[str, ...]) -> None:
         """Among those whom the delegator's token is for, and whom those of its app may by now be for."""
-        beyond = {"delegator's": [name for name in audience if name not in parent.audience]}
+        beyond = [("delegator's", NARROWER_AUDIENCE, [name for name in audience if name not in parent.audience])]
         if app is not None:
-            beyond["app's"] = list(self._issuer.uncovered_audience(app, audience))
-        for whose, exceeding in beyond.items():
+            beyond.append(("app's", WIDER_AUDIENCES, list(self._issuer.uncovered_audience(app, audience))))
+        for whose, hint, exceeding in beyond:
             if exceeding:
                 event = caller.event(
                     EventType.DELEGATION_ATTENUATION_VIOLATION,
@@ -149,7 +168,13 @@ class DelegationService:
                     **holder(parent),
                     data=audience_data(audience, parent.audience, exceeding),
                 )
-                raise Denied(AudienceViolation(f"audience exceeds the {whose}"), event)
+                error = AudienceViolation.beyond("audience", f"the {whose}", exceeding, hint=hint)
+                raise _denied(error, caller, parent, event)
+
+
+def _denied(error: Refusal, caller: Caller, parent: Grant, event: Draft) -> Denial:
+    """A refusal of what an agent may not hand on: it can ask again and again."""
+    return Denial(error, caller, event, by=parent.client_id, about=(parent.sid, event.detail))
 
 
 def _identify(caller: Caller, delegator: Principal, request: DelegationRequest) -> RequestIdentity | None:
@@ -168,25 +193,31 @@ def _app(transaction: Transaction, caller: Caller, parent: Grant) -> App | None:
         raise Unauthorized("the app is not active")
     if app.requires_binding and not parent.is_bound:
         detail = "the delegator's token is not bound, and by now the app's have to be"
-        raise Denied(
-            BindingRequired(),
-            caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=detail, **holder(parent)),
-        )
+        event = caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=detail, **holder(parent))
+        raise _denied(BindingRequired(), caller, parent, event)
     return app
+
+
+def _check_key(caller: Caller, parent: Grant, to: Grant) -> None:
+    """What is bound stays bound, and an OAuth client's agent has no key for it (see `client_credentials`)."""
+    if parent.is_bound and not to.public_key:
+        detail = "the delegate has no key that the token could be bound to"
+        event = caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=detail, **holder(parent))
+        raise _denied(ScopeViolation(detail), caller, parent, event)
 
 
 def _check_scope(caller: Caller, parent: Grant, app: App | None, granted: Sequence[str]) -> None:
     """Within what the delegator holds, and within the ceiling that its app has by now."""
-    ceilings = [(EventType.DELEGATION_ATTENUATION_VIOLATION, "delegator's scope", parent.scope)]
+    ceilings = [(EventType.DELEGATION_ATTENUATION_VIOLATION, "delegator's scope", NARROWER_SCOPE, parent.scope)]
     if app is not None:
-        ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", app.scopes))
-    for event_type, name, held in ceilings:
+        ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", WIDER_CEILING, app.scopes))
+    for event_type, name, hint, held in ceilings:
         exceeding = scope.uncovered(granted, held)
         if exceeding:
             detail = f"the delegated scope exceeds the {name}"
             data = scope_data(granted, held, exceeding)
             event = caller.event(event_type, Outcome.DENIED, detail=detail, **holder(parent), data=data)
-            raise Denied(ScopeViolation(f"scope exceeds the {name}"), event)
+            raise _denied(ScopeViolation.beyond("scope", f"the {name}", exceeding, hint=hint), caller, parent, event)
 
 
 def _check_depth(caller: Caller, parent: Grant) -> None:
@@ -195,7 +226,20 @@ def _check_depth(caller: Caller, parent: Grant) -> None:
         event = caller.event(
             EventType.DELEGATION_ATTENUATION_VIOLATION, Outcome.DENIED, detail=detail, **holder(parent)
         )
-        raise Denied(ChainTooLong(detail), event)
+        raise _denied(ChainTooLong(detail), caller, parent, event)
+
+
+def _check_count(transaction: Transaction, caller: Caller, parent: Grant) -> None:
+    """As many as may be alive at once: what is made can also be ended."""
+    root = parent.tree or parent.sid
+    for whose, sid, in_tree, most in (
+        ("from this grant", parent.sid, False, delegation.MAX_FROM_GRANT),
+        ("in this agent's chains", root, True, delegation.MAX_IN_TREE),
+    ):
+        if transaction.live_delegations(sid, in_tree=in_tree, now=transaction.now, limit=most) >= most:
+            reached = TooManyDelegations(whose, most, retry_after=limits.FULL_SECONDS)
+            event = caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=reached.detail, **holder(parent))
+            raise _denied(reached, caller, parent, event)
 
 
 def _record(transaction: Transaction, caller: Caller, parent: Grant, grant: Grant) -> None:

@@ -1,10 +1,13 @@
-"""Denials of strangers, recorded so that no stranger can fill the disk.
+"""Denials, recorded so that nobody can fill the disk with them: no stranger, and no agent and no app either.
 
-The first denial of its kind (event type, route, and as a rule address prefix and grant) is written before it is
-answered. Repeats within a minute are counted in memory, and the count is written as one more event when the minute is
-over. A crash may lose a count, never a first.
+The first denial of its kind (event type, route, and as a rule the address prefix and the grant of who asked) is
+written before it is answered. Repeats within a minute are counted in memory, and the count is written as one more event
+when the minute is over. A crash may lose a count, never a first.
+
+Whoever can vary what tells kinds apart has so many of them: beyond that, all of theirs are told apart by type alone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
@@ -13,7 +16,7 @@ import msgspec
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.storage.base import Row, Store, Transaction
-from agentwrit.domain import timestamps
+from agentwrit.domain import audit, timestamps
 from agentwrit.domain.audit import Draft
 from agentwrit.domain.errors import AgentWritError, Refusal
 
@@ -21,88 +24,129 @@ T = TypeVar("T")
 
 WINDOW_SECONDS: Final = 60
 MAX_WINDOWS: Final = 4096
+MAX_WINDOWS_OF_ONE: Final = 64
+FLUSHED_AT_ONCE: Final = 128  # counts in a unit of work, so that none keeps others waiting
+MAX_TEXT: Final = 1024  # characters of each text in the event's data; of a list a few items are kept
 
 _Key = tuple[str, ...]
 
 
-class StrangerDenied(AgentWritError):
+class Denial(AgentWritError):
     """Raised in a use case, or in its unit of work: record `event`, and tell the caller `error`.
 
-    `about`: what tells its kind from others of this type on this route, if not who called.
+    `by`: who is denied, as far as that is known: an app, with all its agents; else it is the address prefix. `about`:
+    what tells its kind from others of theirs of this type on this route, if not the address prefix and the grant.
     """
 
-    def __init__(self, error: Refusal, caller: Caller, event: Draft, *, about: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, error: Refusal, caller: Caller, event: Draft, *, by: str = "", about: tuple[str, ...] | None = None
+    ) -> None:
         super().__init__(error.detail)
         self.error = error
         self.event = event
+        self.by = by or caller.network
         self.about = (caller.network, event.sid) if about is None else about
 
 
 class _Window:
-    def __init__(self, event: Draft, now: float) -> None:
-        self.event = event
+    def __init__(self, event: Draft, by: str, now: float) -> None:
+        # What is kept until then is small; the lists stand in the first event.
+        few = {name: value for name, value in event.data.items() if not isinstance(value, list)}
+        self.event = msgspec.structs.replace(event, request_id="", trace_id="", data=few)
+        self.by = by
         self.opened_at = now
         self.last_at = now
         self.repeats = 0
 
 
 class DenialLog:
-    """Records what strangers were denied. Bounded in memory, whatever they do."""
+    """Records what callers were denied. Bounded in memory and on disk, whatever they do."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._windows: dict[_Key, _Window] = {}
+        self._open: Counter[str] = Counter()  # how many of the windows are whose
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
-        """`Store.write`, for a unit that may raise `StrangerDenied`."""
+        """`Store.write`, for a unit that may raise a `Denial`."""
         try:
             return await self._store.write(unit, reads=reads)
-        except StrangerDenied as denied:
-            raise await self.record(denied) from None
+        except Denial as denial:
+            raise await self.record(denial) from None
 
-    async def record(self, denied: StrangerDenied) -> Refusal:
+    async def record(self, denial: Denial) -> Refusal:
         """Record a denial, or count it. Returns what to tell the caller.
 
         Raises:
             Unavailable: it cannot be recorded.
         """
         now = self._clock.now()
-        key = self._key(denied)
+        key = self._key(denial)
         window = self._windows.get(key)
         if window is not None and now < window.opened_at + WINDOW_SECONDS:
             window.repeats += 1
             window.last_at = now
-            return denied.error
-        opened = self._windows[key] = _Window(denied.event, now)
+            return denial.error
+        event = msgspec.structs.replace(denial.event, data=audit.cut(denial.event.data, MAX_TEXT))
+        opened = _Window(event, denial.by, now)
+        self._put(key, opened)
         counted = [] if window is None or not window.repeats else [_summary(window)]
         try:
-            await self._write([*counted, denied.event])
+            await self._write([*counted, event])
         except BaseException:
             # Nothing was written: the next one is a first again, and the count is still owed.
             if window is None:
-                self._windows.pop(key, None)
+                self._close(key)
             else:
-                self._windows[key] = window
                 window.repeats += opened.repeats
+                self._put(key, window)
             raise
-        return denied.error
+        return denial.error
 
     async def flush(self, *, everything: bool = False) -> None:
         """Write the counts of the minutes that are over, or at the end those of all."""
         now = self._clock.now()
         over = [key for key, window in self._windows.items() if everything or now >= window.opened_at + WINDOW_SECONDS]
-        closed = [self._windows.pop(key) for key in over]
-        counted = [_summary(window) for window in closed if window.repeats]
-        if counted:
-            await self._write(counted)
+        for at in range(0, len(over), FLUSHED_AT_ONCE):
+            await self._flush(over[at : at + FLUSHED_AT_ONCE])
 
-    def _key(self, denied: StrangerDenied) -> _Key:
-        event = denied.event
-        key = (event.event_type.value, event.resource, *denied.about)
-        if key in self._windows or len(self._windows) < MAX_WINDOWS:
+    async def _flush(self, keys: Sequence[_Key]) -> None:
+        closed = {key: window for key in keys if (window := self._close(key)) is not None and window.repeats}
+        if not closed:
+            return
+        try:
+            await self._write([_summary(window) for window in closed.values()])
+        except BaseException:
+            for key, window in closed.items():  # the counts are still owed
+                newer = self._windows.get(key)
+                if newer is None:
+                    self._put(key, window)
+                else:
+                    newer.repeats += window.repeats
+            raise
+
+    def _key(self, denial: Denial) -> _Key:
+        event = denial.event
+        key = (event.event_type.value, event.resource, *denial.about)
+        if key in self._windows:
             return key
-        return (event.event_type.value,)  # too many kinds at once: told apart by type alone
+        if len(self._windows) >= MAX_WINDOWS:  # too many kinds at once
+            return (event.event_type.value,)
+        return key if self._open[denial.by] < MAX_WINDOWS_OF_ONE else (event.event_type.value, denial.by)
+
+    def _put(self, key: _Key, window: _Window) -> None:
+        self._close(key)
+        self._windows[key] = window
+        self._open[window.by] += 1
+
+    def _close(self, key: _Key) -> _Window | None:
+        window = self._windows.pop(key, None)
+        if window is not None:
+            self._open[window.by] -= 1
+            if not self._open[window.by]:
+                del self._open[window.by]
+        return window
 
     async def _write(self, events: list[Draft]) -> None:
         def record_all(transaction: Transaction) -> None:
@@ -116,8 +160,6 @@ def _summary(window: _Window) -> Draft:
     return msgspec.structs.replace(
         window.event,
         detail=f"{window.repeats} more like this",
-        request_id="",
-        trace_id="",
         data={
             **window.event.data,
             "count": window.repeats,

@@ -6,39 +6,57 @@ once, however many follow, and a heartbeat each second.
 
 import asyncio
 import contextlib
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import structlog
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.services.background import Background, Work
+from agentwrit.broker.services.feed_pages import Pages, Signed, SignedPage, log_end
+from agentwrit.broker.services.feed_places import Asker, Places
 from agentwrit.broker.storage.base import Snapshot, Store
 from agentwrit.domain import feed
-from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.revocation import Revocation
 
-MAX_FOLLOWERS: Final = 1024
 MAX_WAITING_PAGES: Final = 64  # of a follower; one that does not keep up is dropped
 COALESCE_SECONDS: Final = 0.01  # under load what is committed within it goes into one page
 SNAPSHOT_SECONDS: Final = 30  # how old a snapshot may be: its reader goes on from there
-SEALED_PAGES_KEPT: Final = 64
+SNAPSHOT_BYTES_A_SECOND: Final = 1024 * 1024  # a larger one may be older, so that it can be read meanwhile
 
 log = structlog.get_logger("agentwrit.feed")
 
 
-class SignedPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page, ready to be sent. `is_sealed`: it is full, and never changes again."""
+@dataclass(frozen=True, eq=False)
+class SignedSnapshot(Signed):
+    """A snapshot. `made_at`: Unix seconds; `epoch`: the feed's."""
 
-    token: str
-    first: int
-    last: int
-    is_sealed: bool
+    made_at: float
+    epoch: str
+
+    @property
+    def is_good_until(self) -> float:
+        return self.made_at + max(SNAPSHOT_SECONDS, len(self.body) / SNAPSHOT_BYTES_A_SECOND)
 
 
-_Follower = asyncio.Queue[SignedPage | None]
+class Follower:
+    """Someone who follows. `known`: the places in the audit log that pages for them have to speak of, if any."""
+
+    def __init__(self, known: Sequence[int]) -> None:
+        self.arriving: asyncio.Queue[SignedPage | None] = asyncio.Queue(MAX_WAITING_PAGES)
+        self.known = tuple(known)
+
+    def take(self, page: SignedPage) -> None:
+        """They have this page."""
+        if self.known:
+            self.known = (page.log.number,) if page.goes_on_from(self.known) else (*self.known, page.log.number)
+
+    def is_behind(self, page: SignedPage) -> bool:
+        """Whether the page, which others were sent, was read after what they have."""
+        return page.log.number >= max(self.known, default=0)
 
 
 class RevocationFeed:
@@ -52,19 +70,20 @@ class RevocationFeed:
         self._issuer = issuer
         self._clock = clock
         self._is_stopping = is_stopping
+        self._pages = Pages(store, keys, issuer, clock)
+        self._places = Places()
         self._news = asyncio.Event()
-        self._followers: set[_Follower] = set()
+        self._followers: set[Follower] = set()
         self._head: int | None = None  # of what all who follow were sent; None while nobody does
-        self._sealed: OrderedDict[tuple[str, int], SignedPage] = OrderedDict()
-        self._snapshot: tuple[float, str] = (0.0, "")
+        self._snapshot: SignedSnapshot | None = None
         self._snapshot_lock = asyncio.Lock()
         store.listen(self._announced)
 
     @property
     def follower_count(self) -> int:
-        return len(self._followers)
+        return len(self._places)
 
-    async def run(self) -> None:
+    async def run(self, background: Background) -> None:
         """Send what is new to all who follow, and heartbeats, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
@@ -72,56 +91,71 @@ class RevocationFeed:
                     await self._news.wait()
                     await asyncio.sleep(COALESCE_SECONDS)
             self._news.clear()
-            if self._is_stopping():
-                self._send(None)
-            elif not self._followers:
-                self._head = None
-            else:
-                try:
-                    await self._advance()
-                except Unavailable as error:
-                    # No heartbeat either: who follows learns by its absence that something may be missing.
-                    log.warning("the feed has to wait", reason=error.detail)
+            # Where it fails there is no heartbeat: who follows learns by its absence that something may be missing.
+            await background.attempt(Work.FEED, self._go_on)
 
-    async def page(self, after: int, *, wait: float = 0) -> SignedPage:
+    async def _go_on(self) -> None:
+        if self._is_stopping():
+            self._send(None)
+        elif not self._followers:
+            self._head = None
+        else:
+            await self._advance()
+
+    async def page(self, after: int, *, known: Sequence[int] = (), nonce: str | None = None) -> SignedPage:
         """The page after the number `after`: at the head of the feed, a heartbeat.
 
-        `wait`: how many seconds to wait for entries if there are none yet.
+        `known`: the places in the audit log that the page is to speak of. `nonce`: what the page is the answer to; else
+        it is shared by all who ask for the same within a second, until there is news.
 
         Raises:
-            Unavailable: the store cannot be read, or too many wait.
+            Unavailable: the store cannot be read.
         """
-        page = await self._page_after(after)
-        if not wait or page.last > after:
-            return page
-        with self._following() as arriving, contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                arrived: SignedPage | None = page
-                while arrived is not None and arrived.last <= after:
-                    arrived = await arriving.get()
-        return await self._page_after(after)
+        if nonce is None:
+            page = await self._pages.shared(after, tuple(known))
+        else:
+            page = await self._pages.make(after, known, nonce=nonce)
+        if self._snapshot is not None and self._snapshot.epoch != page.page.epoch:
+            self._snapshot = None
+        return page
 
-    async def follow(self, after: int) -> AsyncIterator[SignedPage]:
+    async def wait(self, after: int, asker: Asker, *, known: Sequence[int] = (), seconds: float) -> SignedPage:
+        """As `page`, after so many seconds at most, or as soon as there are entries behind `after`.
+
+        Raises:
+            Unavailable: the store cannot be read, or there is no place to wait.
+        """
+        page = await self.page(after, known=known)
+        if page.page.last > after:
+            return page
+        with self._following(asker, known) as follower, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                arrived: SignedPage | None = page
+                while arrived is not None and arrived.page.last <= after:
+                    arrived = await follower.arriving.get()
+        return await self.page(after, known=known)
+
+    async def follow(self, after: int, asker: Asker, *, known: Sequence[int] = ()) -> AsyncGenerator[SignedPage, None]:
         """All pages after the number `after`, and heartbeats, for as long as the reader keeps up.
 
-        Raises:
-            Unavailable: the store cannot be read, or too many follow.
-        """
-        with self._following() as arriving:
-            page = await self._page_after(after)
-            after = min(after, page.last)  # who is beyond the head knows another history, and learns so by the epoch
-            arrived: SignedPage | None = page
-            while arrived is not None:
-                while arrived.first > after + 1:
-                    missed = await self._page_after(after)
-                    yield missed
-                    after = missed.last
-                if arrived.last >= after:
-                    yield arrived
-                    after = arrived.last
-                arrived = await arriving.get()
+        The place is held from the first page on, and until this is closed.
 
-    async def snapshot(self) -> str:
+        Raises:
+            Unavailable: the store cannot be read, or there is no place to follow.
+        """
+        with self._following(asker, known) as follower:
+            page: SignedPage | None = await self.page(after, known=known)
+            while page is not None:
+                yield page
+                # Who is beyond the head knows another history, and learns so by the epoch or the log.
+                after = page.page.last
+                follower.take(page)
+                if after < page.page.head:
+                    page = await self._pages.shared(after, follower.known)
+                else:
+                    page = await self._next(after, follower)
+
+    async def snapshot(self) -> SignedSnapshot:
         """All that is dead and cannot be forgotten yet, signed. It may be some seconds old.
 
         Raises:
@@ -129,92 +163,73 @@ class RevocationFeed:
         """
         async with self._snapshot_lock:  # whoever comes meanwhile gets the same one
             now = self._clock.now()
-            made_at, token = self._snapshot
-            if not token or now >= made_at + SNAPSHOT_SECONDS:
+            if self._snapshot is None or now >= self._snapshot.is_good_until:
                 signer = self._keys.signer
 
-                def take(snapshot: Snapshot) -> str:
+                def take(snapshot: Snapshot) -> SignedSnapshot:
                     # Here and not on the event loop: there may be a great many.
-                    return feed.sign_snapshot(
-                        feed.Snapshot(
-                            iss=self._issuer,
-                            epoch=snapshot.feed_epoch(),
-                            head=snapshot.feed_head(),
-                            issued_at=int(now),
-                            entries=tuple(map(feed.entry, snapshot.revocations(now))),
-                        ),
-                        signer,
+                    content = feed.Snapshot(
+                        iss=self._issuer,
+                        epoch=snapshot.feed_epoch(),
+                        head=snapshot.feed_head(),
+                        issued_at=int(now),
+                        entries=feed.entries(snapshot.revocations(now)),
+                        log=log_end(snapshot),
                     )
+                    token = feed.sign_snapshot(content, signer)
+                    return SignedSnapshot(token.encode("ascii"), now, content.epoch)
 
-                self._snapshot = now, await self._store.read(take)
-            return self._snapshot[1]
+                self._snapshot = await self._store.read(take)
+            return self._snapshot
 
     def _announced(self, revocations: Sequence[Revocation]) -> None:
+        self._pages.forget_shared()
         self._news.set()
 
     @contextlib.contextmanager
-    def _following(self) -> Iterator[_Follower]:
-        if len(self._followers) >= MAX_FOLLOWERS:
-            raise Unavailable("too many follow the feed", hint="ask for pages instead, or follow a mirror")
-        follower: _Follower = asyncio.Queue(MAX_WAITING_PAGES)
-        self._followers.add(follower)
-        try:
-            yield follower
-        finally:
-            self._followers.discard(follower)
+    def _following(self, asker: Asker, known: Sequence[int]) -> Iterator[Follower]:
+        with self._places.place(asker):
+            follower = Follower(known)
+            self._followers.add(follower)
+            try:
+                yield follower
+            finally:
+                self._followers.discard(follower)
+
+    async def _next(self, after: int, follower: Follower) -> SignedPage | None:
+        """The next page for a follower who has all up to `after`; None at the end."""
+        while True:
+            arrived = await follower.arriving.get()
+            if arrived is None:
+                return None
+            if arrived.page.last >= after and follower.is_behind(arrived):
+                is_next = arrived.page.first == after + 1
+                # What was sent to all may be no continuation for one who has just come.
+                is_for_them = is_next and arrived.goes_on_from(follower.known)
+                return arrived if is_for_them else await self._pages.shared(after, follower.known)
 
     async def _advance(self) -> None:
         """Send the pages since the last time, or if there are none a heartbeat."""
         if self._head is None:
             self._head = await self._store.read(lambda snapshot: snapshot.feed_head())
         while True:
-            page = await self._page_after(self._head)
+            page = await self._pages.make(self._head, self._places_known())
             self._send(page)
-            if page.last <= self._head:
+            self._head = page.page.last
+            if self._head >= page.page.head:
                 return
-            self._head = page.last
-            if not page.is_sealed:
-                return
+
+    def _places_known(self) -> Sequence[int]:
+        """The places in the log that followers know: one, but for those who have just come."""
+        known = Counter(follower.known[0] for follower in self._followers if len(follower.known) == 1)
+        return [number for number, _ in known.most_common(feed.MAX_PLACES)]
 
     def _send(self, page: SignedPage | None) -> None:
         for follower in list(self._followers):
-            if page is None or follower.full():
+            if page is None or follower.arriving.full():
                 self._followers.discard(follower)
-                while not follower.empty():
-                    follower.get_nowait()
-                follower.put_nowait(None)
+                while not follower.arriving.empty():
+                    follower.arriving.get_nowait()
+                follower.arriving.put_nowait(None)
             else:
-                follower.put_nowait(page)
-
-    async def _page_after(self, after: int) -> SignedPage:
-        # Before the store is read: everything that was committed by then is in what it shows.
-        issued_at = int(self._clock.now())
-
-        def find(snapshot: Snapshot) -> feed.Page:
-            head = snapshot.feed_head()
-            first = min(after, head) + 1
-            last = min(feed.page_end(first), head)
-            entries = tuple(map(feed.entry, snapshot.feed(first, last)))
-            return feed.Page(
-                iss=self._issuer,
-                epoch=snapshot.feed_epoch(),
-                first=first,
-                last=last,
-                head=head,
-                issued_at=issued_at,
-                entries=entries,
-            )
-
-        known = self._sealed.get((self._keys.signer.kid, after + 1))
-        if known is not None:
-            self._sealed.move_to_end((self._keys.signer.kid, after + 1))
-            return known
-        page = await self._store.read(find)
-        signer = self._keys.signer
-        is_sealed = page.last == page.first - 1 + feed.PAGE_SIZE
-        signed = SignedPage(token=feed.sign_page(page, signer), first=page.first, last=page.last, is_sealed=is_sealed)
-        if is_sealed:
-            self._sealed[signer.kid, page.first] = signed
-            if len(self._sealed) > SEALED_PAGES_KEPT:
-                self._sealed.popitem(last=False)
-        return signed
+                follower.arriving.put_nowait(page)

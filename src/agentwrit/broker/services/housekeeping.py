@@ -2,24 +2,22 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
-
-import structlog
 
 from agentwrit.broker import memory
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.services.archives import ArchiveService
+from agentwrit.broker.services.background import Background, Work
 from agentwrit.broker.services.denials import DenialLog
+from agentwrit.broker.services.endings import Endings
 from agentwrit.broker.services.keys import KeyService
 from agentwrit.broker.services.liveness import Liveness
 from agentwrit.broker.storage.base import Store
-from agentwrit.domain.errors import Unavailable
 
 INTERVAL_SECONDS: Final = 5
 MANY_ENTRIES: Final = 10_000  # some megabytes
 PURGE_ROWS: Final = 100  # a batch, so that no purge keeps others waiting
-
-log = structlog.get_logger("agentwrit.housekeeping")
 
 
 class Housekeeping:
@@ -32,38 +30,60 @@ class Housekeeping:
         denials: DenialLog,
         keys: KeyService,
         archives: ArchiveService,
+        endings: Endings,
         metrics: Metrics,
+        background: Background,
     ) -> None:
         self._store = store
         self._liveness = liveness
         self._denials = denials
         self._keys = keys
         self._archives = archives
+        self._endings = endings
         self._metrics = metrics
+        self._background = background
+        self._parts: Sequence[tuple[Work, Callable[[], Awaitable[object]]]] = [
+            (Work.FOLLOWING, store.catch_up),  # a broker that nobody asks anything follows the others, and their time
+            (Work.FORGETTING, self._forget),
+            (Work.DENIALS, denials.flush),
+            (Work.KEYS, keys.keep),
+            (Work.RESUMING, endings.resume),
+            (Work.PURGING, self._purge),
+            (Work.ARCHIVES, self._prune),
+        ]
 
     async def run(self) -> None:
-        """Go on until cancelled. A store that is out of reach is tried again the next time."""
+        """Go on until cancelled. What fails keeps nothing else from being done, and is tried again the next time."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_SECONDS):
                     await self._keys.is_behind.wait()
             self._keys.is_behind.clear()  # before the round: one that fails is not tried again without a pause
-            try:
-                await self.round()
-            except Unavailable as error:
-                log.warning("housekeeping has to wait", reason=error.detail)
+            for work, part in self._parts:
+                if not await self._background.attempt(work, part) and not self._store.is_writable():
+                    break  # each would wait for the store as long again
 
     async def round(self) -> None:
-        """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it."""
-        await self._store.catch_up()  # a broker that nobody asks anything follows the others, and their time, too
-        forgotten, left = self._liveness.forget()
+        """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it.
+
+        Raises:
+            Exception: whatever the first part that failed raised. The others were not done.
+        """
+        for _, part in self._parts:
+            await part()
+
+    async def _forget(self) -> None:
+        forgotten, left = await self._liveness.forget()
         if forgotten >= MANY_ENTRIES:
             await asyncio.to_thread(memory.give_back)
         self._metrics.revocation_entries = left
-        await self._denials.flush()
-        await self._keys.keep()
-        if not await self._store.is_in_charge():
-            return
-        while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
-            pass
-        await self._archives.prune()
+
+    async def _purge(self) -> None:
+        # Whoever could not write is sent nothing more, and learns here that it can again.
+        if await self._store.is_in_charge() or not self._store.is_writable():
+            while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
+                pass
+
+    async def _prune(self) -> None:
+        if await self._store.is_in_charge():
+            await self._archives.prune()

@@ -13,6 +13,7 @@ from agentwrit.domain import claims, delegation, jwk, jws, operator
 from agentwrit.domain import grant as grant_rules
 from agentwrit.domain.app import App
 from agentwrit.domain.claims import Claims, Confirmation
+from agentwrit.domain.ending import about
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant, GrantKind
 
@@ -58,11 +59,15 @@ class TokenIssuer:
         *,
         ttl: int,
         now: float,
+        born: int,
         ends_at: int | None = None,
         app: App | None = None,
         audience: Sequence[str] = (),
     ) -> Grant:
-        """A grant with its first token. `ttl`: seconds; `ends_at`: its end, whatever its tokens' (Unix seconds)."""
+        """A grant with its first token. `ttl`: seconds; `ends_at`: its end, whatever its tokens' (Unix seconds).
+
+        `born`: where the audit log ends (a sequence number).
+        """
         at = int(now)
         end = at + ttl if ends_at is None else ends_at
         return Grant(
@@ -80,13 +85,16 @@ class TokenIssuer:
             iat=at,
             exp=min(at + ttl, end),
             kid=self._keys.signer.kid,
+            born=born,
         )
 
-    def delegated(self, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float) -> Grant:
+    def delegated(
+        self, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float, born: int
+    ) -> Grant:
         """A grant made from `parent` for the agent whose registration is `to`, with its first token.
 
         It is for the parent's task and audience, and by the delegate's key: bound to it where either of the two grants
-        is bound, so that binding is not lost on the way. `ends_at`: Unix seconds.
+        is bound, so that binding is not lost on the way. `ends_at`: Unix seconds; `born`: where the audit log ends.
         """
         at = int(now)
         chain = delegation.extend(
@@ -116,13 +124,23 @@ class TokenIssuer:
             exp=ends_at,
             previous_jti="",
             renewed_at=0,
+            renewals_until=0.0,
             is_counted=False,
             is_bound=parent.is_bound or to.is_bound,
+            born=born,
         )
+
+    def allowed_audiences(self, app: App) -> tuple[str, ...]:
+        """Whom the app's agents may be given tokens for."""
+        return (*app.audiences, *self._config.default_audience)
 
     def uncovered_audience(self, app: App, audience: Sequence[str]) -> tuple[str, ...]:
         """Those in `audience` whom the app's agents may not be given a token for."""
         return app.uncovered_audience(audience, self._config.default_audience)
+
+    def listed_audience(self, app: App, audience: Sequence[str]) -> tuple[str, ...]:
+        """`audience` as it stands among those whom the app's agents may be given a token for, as far as it does."""
+        return app.listed_audience(audience, self._config.default_audience)
 
     def renewed(self, of: Grant, app: App | None, now: float) -> Grant:
         """The grant with a new current token, which lives no longer than its app's may by now."""
@@ -170,13 +188,14 @@ class TokenIssuer:
 
 def holder(of: Grant) -> Who:
     """Whoever holds a grant, in the fields of an event."""
+    app_id, agent_id, task_id, orch_id, sid, deleg_depth, deleg_chain_hash = about(of)
     return Who(
         principal=operator.principal(of.operator) if of.kind is GrantKind.OPERATOR else of.subject,
-        app_id=of.app_id,
-        agent_id=of.subject if of.kind is GrantKind.AGENT else "",
-        task_id=of.task_id,
-        orch_id=of.orch_id,
-        sid=of.sid,
-        deleg_depth=len(of.chain),
-        deleg_chain_hash=delegation.chain_hash(of.chain),
+        app_id=app_id,
+        agent_id=agent_id,
+        task_id=task_id,
+        orch_id=orch_id,
+        sid=sid,
+        deleg_depth=deleg_depth,
+        deleg_chain_hash=deleg_chain_hash,
     )

@@ -11,11 +11,13 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap, SigningKeys, new_seed
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.context import Caller, EventData
-from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.ending import end_named, said
+from agentwrit.broker.services.endings import Endings
 from agentwrit.broker.services.revocation import check_reason
-from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
+from agentwrit.broker.storage.base import Store, Transaction
 from agentwrit.domain import app, signing_key
 from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.ending import Ending, EndingLevel, Named
 from agentwrit.domain.errors import Conflict, NotFound
 from agentwrit.domain.grant import EndReason
 from agentwrit.domain.revocation import Revocation, RevocationKind
@@ -61,8 +63,11 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True):
 class KeyService:
     """Keeps the signing keys."""
 
-    def __init__(self, store: Store, rings: KeyRings, wrap: KeyWrap, config: Config, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, rings: KeyRings, wrap: KeyWrap, config: Config, clock: Clock, endings: Endings
+    ) -> None:
         self._store = store
+        self._endings = endings
         self._rings = rings
         self._wrap = wrap
         self._clock = clock
@@ -110,37 +115,36 @@ class KeyService:
         """
         check_reason(reason)
 
-        def revoke(transaction: Transaction) -> int:
+        def revoke(transaction: Transaction) -> Ending | None:
             key = next((key for key in transaction.signing_keys() if key.kid == kid), None)
             if key is None:
                 raise NotFound("no such key", hint="`agentwrit keys list` shows the keys that there are")
             if key.revoked_at:
-                return 0
+                return None
             end_key(transaction, key, self._config)
             if key.state is KeyState.ACTIVE:
                 self._activate_next(transaction, key.purpose)
             complete(transaction, self._wrap)
-            signed = transaction.grants(GrantQuery(live_at=transaction.now, signed_by=key.kid))
-            is_access_key = key.purpose is KeyPurpose.ACCESS_TOKEN
-            why: EventData = {"kid": key.kid}
-            ended = end_grants(
-                transaction, caller, operator.name, signed if is_access_key else [], EndReason.KEY_REVOKED, why
-            )
+            ending: Ending | None = None
+            if key.purpose is KeyPurpose.ACCESS_TOKEN:
+                signed = Named(level=EndingLevel.KEY, target=key.kid)
+                ending = end_named(transaction, caller, operator.name, signed, EndReason.KEY_REVOKED, {"kid": key.kid})
+            more: EventData = {"count": 0} if ending is None else {"count": ending.count, **said(ending)}
             transaction.record(
                 caller.event(
                     EventType.SIGNING_KEY_REVOKED,
                     detail="a signing key was revoked, with all that it signed",
                     principal=operator.name,
                     sid=operator.claims.sid,
-                    data={**key_data(key), "revocation_reason": reason, "count": len(ended)},
+                    data={**key_data(key), "revocation_reason": reason, **more},
                 )
             )
-            return len(ended)
+            return ending
 
         async with self._lock:
-            count = await self._store.write(revoke)
+            ending = await self._store.write(revoke)
             await self._follow()
-        return count
+        return 0 if ending is None else await self._endings.finish(ending)
 
     async def keep(self) -> None:
         """Do what is due, and follow what other brokers did.
@@ -154,7 +158,12 @@ class KeyService:
             for key in expired:
                 transaction.put_signing_key(signing_key.gone(key))
                 transaction.record(
-                    Draft(event_type=EventType.SIGNING_KEY_EXPIRED, principal=BROKER, data=key_data(key))
+                    Draft(
+                        event_type=EventType.SIGNING_KEY_EXPIRED,
+                        detail="a signing key that has retired verifies no more",
+                        principal=BROKER,
+                        data=key_data(key),
+                    )
                 )
             for purpose in aged:
                 if _key(transaction, purpose, KeyState.NEXT).is_known_to_verifiers(transaction.now):
@@ -222,7 +231,12 @@ def complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
                 key = wrap.wrap(new_seed(), purpose=purpose, state=state, created_at=now)
                 transaction.put_signing_key(key)
                 transaction.record(
-                    Draft(event_type=EventType.SIGNING_KEY_CREATED, principal=BROKER, data=key_data(key))
+                    Draft(
+                        event_type=EventType.SIGNING_KEY_CREATED,
+                        detail=f"a signing key was made, and is the {key.state.value} one",
+                        principal=BROKER,
+                        data=key_data(key),
+                    )
                 )
     return transaction.signing_keys()
 

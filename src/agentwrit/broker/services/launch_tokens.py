@@ -2,30 +2,38 @@
 
 import secrets
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.context import Caller, audience_data, scope_data
-from agentwrit.broker.storage.base import Denied, Store, Transaction
-from agentwrit.domain import launch_token, scope
+from agentwrit.broker.services.denials import Denial, DenialLog
+from agentwrit.broker.services.log_budget import LogBudget
+from agentwrit.broker.storage.base import Transaction
+from agentwrit.domain import launch_token, scope, text
 from agentwrit.domain.app import App
-from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.audit import Draft, EventType, Outcome
 from agentwrit.domain.errors import (
     AudienceViolation,
     BindingRequired,
     InvalidRequest,
     InvalidTTL,
+    Refusal,
     ScopeViolation,
     Unauthorized,
 )
 from agentwrit.domain.grant import GrantKind
 from agentwrit.domain.launch_token import LaunchToken
 
+WIDER_CEILING: Final = "ask for less, or have the operator widen the app's ceiling: `agentwrit app update --scope`"
+WIDER_AUDIENCES: Final = "ask for others, or have the operator add to the app's: `agentwrit app update --audience`"
+
 MAX_AGENT_NAME_LENGTH = 256
 MAX_USES = 1_000_000
 MAX_AUDIENCES = 16
+MAX_AUDIENCE_LENGTH = 256
 
 
 class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +65,9 @@ class NewLaunchToken(msgspec.Struct, frozen=True, kw_only=True):
 class LaunchTokenService:
     """Issues launch tokens, to apps within their ceiling and to the operator."""
 
-    def __init__(self, store: Store, config: Config) -> None:
-        self._store = store
+    def __init__(self, denials: DenialLog, config: Config, log_budget: LogBudget) -> None:
+        self._denials = denials
+        self._log_budget = log_budget
         self._config = config
 
     async def issue(self, caller: Caller, principal: Principal, policy: LaunchPolicy) -> NewLaunchToken:
@@ -80,6 +89,7 @@ class LaunchTokenService:
         def issue(transaction: Transaction) -> NewLaunchToken:
             app = self._app(transaction, principal)
             if app is not None:
+                self._log_budget.check(caller, app.client_id, who=principal.who)
                 _check_binding(caller, principal, app, policy)
                 _check_ceiling(caller, principal, app, allowed)
                 self._check_audience(caller, principal, app, audience)
@@ -119,7 +129,10 @@ class LaunchTokenService:
             )
             return NewLaunchToken(secret=secret, record=record)
 
-        return await self._store.write(issue)
+        new = await self._denials.write(issue)
+        if new.record.app_id:
+            self._log_budget.charge(new.record.client_id, 1, allowed)
+        return new
 
     def _app(self, transaction: Transaction, principal: Principal) -> App | None:
         """The app that asks, or None for the operator."""
@@ -143,9 +156,8 @@ class LaunchTokenService:
                 data=audience_data(audience, app.audiences, exceeding),
             )
             # Well formed, and more than the app may give: a ceiling was hit, as with a scope.
-            raise Denied(
-                AudienceViolation("audience exceeds the app's audiences", hint="the operator can add to them"), event
-            )
+            error = AudienceViolation.beyond("audience", "the app's audiences", exceeding, hint=WIDER_AUDIENCES)
+            raise _denied(error, caller, app, event)
 
     def _lifetimes(self, policy: LaunchPolicy) -> tuple[int, int]:
         if policy.ttl < 1:
@@ -159,9 +171,9 @@ def check_audience(audience: Sequence[str], *, field: str = "audience") -> tuple
     Raises:
         InvalidRequest: they cannot.
     """
-    if len(audience) > MAX_AUDIENCES or any(not 0 < len(item) <= 256 or not item.isprintable() for item in audience):
-        raise InvalidRequest(f"{field} takes up to {MAX_AUDIENCES} printable names of 1 to 256 characters")
-    return tuple(audience)
+    if len(audience) > MAX_AUDIENCES:
+        raise InvalidRequest(f"{field} takes up to {MAX_AUDIENCES} names")
+    return tuple(text.check(name, MAX_AUDIENCE_LENGTH, field=field) for name in audience)
 
 
 def check_max_ttl(max_ttl: int | None, config: Config) -> int:
@@ -181,9 +193,7 @@ def check_agent_name(name: str) -> str:
     Raises:
         InvalidRequest: it cannot.
     """
-    if len(name) > MAX_AGENT_NAME_LENGTH or not name.isprintable():
-        raise InvalidRequest(f"agent_name takes 1 to {MAX_AGENT_NAME_LENGTH} printable characters")
-    return name
+    return text.check(name, MAX_AGENT_NAME_LENGTH, field="agent_name")
 
 
 def _max_uses(policy: LaunchPolicy) -> int:
@@ -204,7 +214,7 @@ def _check_binding(caller: Caller, principal: Principal, app: App, policy: Launc
             sid=principal.claims.sid,
             detail="the launch token would lead to tokens that are not bound, and the app's have to be",
         )
-        raise Denied(BindingRequired(), event)
+        raise _denied(BindingRequired(), caller, app, event)
 
 
 def _check_ceiling(caller: Caller, principal: Principal, app: App, allowed: Sequence[str]) -> None:
@@ -219,7 +229,10 @@ def _check_ceiling(caller: Caller, principal: Principal, app: App, allowed: Sequ
             detail="the launch token would allow more than the app's ceiling",
             data=scope_data(allowed, app.scopes, exceeding),
         )
-        raise Denied(
-            ScopeViolation("allowed_scope exceeds the app's ceiling", hint="the operator can widen the app's scopes"),
-            event,
-        )
+        error = ScopeViolation.beyond("allowed_scope", "the app's ceiling", exceeding, hint=WIDER_CEILING)
+        raise _denied(error, caller, app, event)
+
+
+def _denied(error: Refusal, caller: Caller, app: App, event: Draft) -> Denial:
+    """A refusal of what an app may not hand out: it can ask again and again."""
+    return Denial(error, caller, event, by=app.client_id, about=(app.app_id, event.detail))

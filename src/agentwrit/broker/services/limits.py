@@ -5,7 +5,7 @@ since it was last counted, whom an index finds. So nobody goes through all of an
 limits does is not looked at.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -13,17 +13,19 @@ import msgspec
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.denials import StrangerDenied
+from agentwrit.broker.services.denials import Denial
 from agentwrit.broker.storage.base import GrantQuery, Row, Transaction
 from agentwrit.domain import limits
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
-from agentwrit.domain.errors import LimitReached
+from agentwrit.domain.errors import LimitReached, Unavailable
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.limits import AppUsage
 from agentwrit.domain.revocation import RETENTION_SECONDS
 
 MAX_APPS_REMEMBERED: Final = 4096
+COUNTED_AT_ONCE: Final = 256
+"""Agents that one unit of work counts, when an app is given a limit of them: some milliseconds of the event loop."""
 
 
 class LimitedApps:
@@ -48,7 +50,7 @@ class LimitedApps:
         """Refuse what time alone has to make possible first.
 
         Raises:
-            StrangerDenied: the app has no permit to create an agent, and will have none before it has waited.
+            Denial: the app has no permit to create an agent, and will have none before it has waited.
         """
         reached = self._reached.get(app_id)
         if reached is None:
@@ -64,7 +66,7 @@ def use(transaction: Transaction, caller: Caller, app: App, *, orch_id: str, tas
     """Take of an app's limits what one more agent takes.
 
     Raises:
-        StrangerDenied: there is not as much.
+        Denial: there is not as much.
     """
     now = transaction.now
     usage = transaction.app_usage(app.app_id) or AppUsage(app_id=app.app_id)
@@ -79,6 +81,8 @@ def use(transaction: Transaction, caller: Caller, app: App, *, orch_id: str, tas
             raise _denied(caller, app.app_id, reached, orch_id, task_id)
     if app.max_live_agents is not None:
         agents = 1
+        if usage.counted_behind is not None:
+            raise Unavailable("the app's agents are being counted", retry_after=1, cause="busy")
         usage = _recounted(transaction, usage, app.max_live_agents)
         if usage.live_agents >= app.max_live_agents:
             reached = LimitReached("max_live_agents", app.max_live_agents, retry_after=limits.FULL_SECONDS, until=now)
@@ -87,28 +91,54 @@ def use(transaction: Transaction, caller: Caller, app: App, *, orch_id: str, tas
 
 
 def begin_to_count(transaction: Transaction, app: App) -> None:
-    """Count the agents that live when the app is given a limit of them. Each remembers it, for its own end."""
-    registrations = GrantQuery(live_at=transaction.now, app_id=app.app_id, kind=GrantKind.AGENT, parent="")
-    live = transaction.grants(registrations)
-    for grant in live:
+    """Begin to count the agents that live when the app is given a limit of them: `go_on_counting` counts them."""
+    usage = transaction.app_usage(app.app_id) or AppUsage(app_id=app.app_id)
+    counted = limits.counted(usage, 0, transaction.now)
+    transaction.put_app_usage(msgspec.structs.replace(counted, counted_behind=0))
+    go_on_counting(transaction, app.app_id)
+
+
+def go_on_counting(transaction: Transaction, app_id: str) -> bool:
+    """Count some more of an app's agents, if they are being counted. Each remembers it, for its own end.
+
+    Returns whether there may be more to count.
+    """
+    usage = transaction.app_usage(app_id)
+    if usage is None or usage.counted_behind is None:
+        return False
+    registrations = GrantQuery(live_at=transaction.now, app_id=app_id, kind=GrantKind.AGENT, parent="")
+    page = transaction.grant_page(registrations, behind=usage.counted_behind, limit=COUNTED_AT_ONCE)
+    # Some may be counted already, from an earlier limit. None is counted twice: those that are new have to wait.
+    for grant in page.grants:
         if not grant.is_counted:
             transaction.put_grant(msgspec.structs.replace(grant, is_counted=True))
-    usage = transaction.app_usage(app.app_id) or AppUsage(app_id=app.app_id)
-    transaction.put_app_usage(limits.counted(usage, len(live), transaction.now))
+    transaction.put_app_usage(
+        msgspec.structs.replace(
+            usage,
+            live_agents=usage.live_agents + len(page.grants),
+            counted_behind=None if page.is_last else page.place,
+            counted_born=page.grants[-1].born if page.grants else usage.counted_born,
+        )
+    )
+    return not page.is_last
 
 
 def make_room(transaction: Transaction, ended: Iterable[Grant]) -> None:
     """Count the agents no more that have just ended: `ended`, as they were before."""
-    by_app: Counter[str] = Counter()
+    by_app: defaultdict[str, list[Grant]] = defaultdict(list)
     for grant in ended:
         if grant.is_counted:
-            usage = transaction.app_usage(grant.app_id)
-            if usage is not None and grant.exp > usage.counted_at:  # else it was taken away when it expired
-                by_app[grant.app_id] += 1
+            by_app[grant.app_id].append(grant)
     for app_id, agents in by_app.items():
         usage = transaction.app_usage(app_id)
         if usage is not None:
-            transaction.put_app_usage(limits.without(usage, agents))
+            transaction.put_app_usage(limits.without(usage, sum(_is_in(usage, agent) for agent in agents)))
+
+
+def _is_in(usage: AppUsage, grant: Grant) -> bool:
+    """Whether a grant that counts has been counted: not if it was taken away when it expired, or is still to come."""
+    is_to_come = usage.counted_behind is not None and grant.born > usage.counted_born
+    return grant.exp > usage.counted_at and not is_to_come
 
 
 def _recounted(transaction: Transaction, usage: AppUsage, allowed: int) -> AppUsage:
@@ -126,7 +156,7 @@ def _recounted(transaction: Transaction, usage: AppUsage, allowed: int) -> AppUs
     return usage
 
 
-def _denied(caller: Caller, app_id: str, reached: LimitReached, orch_id: str, task_id: str) -> StrangerDenied:
+def _denied(caller: Caller, app_id: str, reached: LimitReached, orch_id: str, task_id: str) -> Denial:
     event = caller.event(
         EventType.APP_RATE_LIMITED,
         Outcome.DENIED,
@@ -137,4 +167,4 @@ def _denied(caller: Caller, app_id: str, reached: LimitReached, orch_id: str, ta
         data={"limit": reached.limit, "allowed": reached.allowed},
     )
     # However many of its machines ask: the app has one limit, and fills the log no faster for them.
-    return StrangerDenied(reached, caller, event, about=(app_id, reached.limit))
+    return Denial(reached, caller, event, by=app_id, about=(app_id, reached.limit))

@@ -1,9 +1,18 @@
 """Whether a genuine token is still alive: the one place where every check of a token ends."""
 
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage.base import Store
+from agentwrit.broker.storage.base import GrantQuery, Snapshot, Store
 from agentwrit.domain.claims import Claims
-from agentwrit.domain.revocation import RevocationIndex
+from agentwrit.domain.ending import Announced, Ending
+from agentwrit.domain.grant import Grant
+from agentwrit.domain.revocation import Revocation, RevocationIndex, RevocationKind
+
+FORGOTTEN_AT_ONCE: Final = 4096
+"""Entries that are dropped before anybody else has a turn: some milliseconds."""
 
 
 class Liveness:
@@ -11,20 +20,28 @@ class Liveness:
 
     For the commits of others there is a barrier in front of each answer: `Store.catch_up`. The time is read behind it,
     because what another broker has just revoked is dead from its time on.
+
+    While many grants are ended, what is to end is dead already. Of a token that may be meant the store is asked for the
+    grants that it stands on.
     """
 
     def __init__(self, store: Store, clock: Clock, index: RevocationIndex) -> None:
         self._store = store
         self._clock = clock
         self._index = index
+        self._under_way: dict[str, Announced] = {}  # endings, by their ids
 
     @classmethod
     async def load(cls, store: Store, clock: Clock) -> "Liveness":
         """Follow the store's commits, and catch up with those before."""
-        index = RevocationIndex()
-        store.listen(index.add)
-        index.add(await store.read(lambda snapshot: list(snapshot.revocations(clock.now()))))
-        return cls(store, clock, index)
+        liveness = cls(store, clock, RevocationIndex())
+        store.listen(liveness._take)
+        revocations, endings = await store.read(
+            lambda snapshot: (list(snapshot.revocations(clock.now())), snapshot.endings())
+        )
+        liveness._index.add(revocations)
+        liveness.know(endings)
+        return liveness
 
     async def is_dead(self, kid: str, claims: Claims) -> bool:
         """Whether the token has been revoked.
@@ -33,7 +50,8 @@ class Liveness:
             Unavailable: it cannot be known.
         """
         await self._store.catch_up()
-        return self._index.is_dead(kid, claims, self._clock.now())
+        is_dead = self._index.is_dead(kid, claims, self._clock.now())
+        return is_dead or (bool(self._under_way) and await self._is_named(claims))
 
     async def is_grant_dead(self, kid: str, claims: Claims) -> bool:
         """Whether the token's grant has been revoked: false for one that was merely superseded.
@@ -42,10 +60,55 @@ class Liveness:
             Unavailable: it cannot be known.
         """
         await self._store.catch_up()
-        return self._index.is_grant_dead(kid, claims, self._clock.now())
+        is_dead = self._index.is_grant_dead(kid, claims, self._clock.now())
+        return is_dead or (bool(self._under_way) and await self._is_named(claims))
 
-    def forget(self) -> tuple[int, int]:
+    def know(self, endings: Sequence[Ending]) -> None:
+        """Know what is under way, as the store says."""
+        for ending in endings:
+            self._index.add(ending.barred(self._clock.now()))
+            announced = Announced.of(ending)
+            if announced is not None:
+                self._under_way[ending.id] = announced
+
+    def is_over(self, ending_id: str) -> None:
+        """An ending is over: all that it named is known by name."""
+        self._under_way.pop(ending_id, None)
+
+    async def forget(self) -> tuple[int, int]:
         """Drop what no unexpired token can meet any more. Returns how many entries that were, and how many are left."""
-        before = len(self._index)
-        self._index.forget(self._clock.now())
-        return before - len(self._index), len(self._index)
+        forgotten = 0
+        while dropped := self._index.forget(self._clock.now(), limit=FORGOTTEN_AT_ONCE):
+            forgotten += dropped
+            await asyncio.sleep(0)  # a great many may end in one second
+        return forgotten, len(self._index)
+
+    def _take(self, revocations: Sequence[Revocation]) -> None:
+        self._index.add(entry for entry in revocations if entry.kind is not RevocationKind.ENDING)
+        for entry in revocations:
+            if entry.kind is RevocationKind.ENDING:
+                announced = Announced.parse(entry)
+                self._under_way[announced.id] = announced
+
+    async def _is_named(self, claims: Claims) -> bool:
+        """Whether an ending under way names the token's grant, or one that it falls with."""
+        if not any(announced.may_name(claims) for announced in self._under_way.values()):
+            return False
+
+        def find(snapshot: Snapshot) -> tuple[Sequence[Ending], Sequence[Grant]]:
+            return snapshot.endings(), _standing_on(snapshot, claims)
+
+        known = list(self._under_way)
+        endings, grants = await self._store.read(find)
+        for ending_id in set(known).difference(ending.id for ending in endings):
+            self.is_over(ending_id)  # another broker saw it through; what it ended was announced before
+        return any(grant.is_ended or any(ending.names(grant) for ending in endings) for grant in grants)
+
+
+def _standing_on(snapshot: Snapshot, claims: Claims) -> Sequence[Grant]:
+    """The grants that a token falls with: its own, its chain's, and the registrations of whoever was given one."""
+    found = [snapshot.grant(sid) for sid in (claims.sid, *(record.sid for record in claims.delegation_chain))]
+    if claims.delegation_chain:
+        for agent in {claims.sub, *(record.agent for record in claims.delegation_chain[1:])}:
+            found += snapshot.grants(GrantQuery(subject=agent, parent=""))
+    return [grant for grant in found if grant is not None]

@@ -11,10 +11,13 @@ from agentwrit.broker.config import Config
 from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services.authentication import Principal
 from agentwrit.broker.services.context import Caller, EventData
+from agentwrit.broker.services.ending import said
+from agentwrit.broker.services.endings import Endings
 from agentwrit.broker.services.operators import end_logins
 from agentwrit.broker.storage.base import Store, Transaction
 from agentwrit.domain import operator
 from agentwrit.domain.audit import EventType
+from agentwrit.domain.ending import Ending
 from agentwrit.domain.errors import Conflict, InvalidRequest, NotFound, TokenRevoked
 from agentwrit.domain.grant import EndReason
 from agentwrit.domain.operator import Operator
@@ -35,8 +38,9 @@ class NewOperatorSecret(msgspec.Struct, frozen=True, kw_only=True):
 class OperatorAccounts:
     """Keeps the operators."""
 
-    def __init__(self, store: Store, checker: PasswordChecker, config: Config) -> None:
+    def __init__(self, store: Store, checker: PasswordChecker, config: Config, endings: Endings) -> None:
         self._store = store
+        self._endings = endings
         self._checker = checker
         self._is_first_set_by_config = config.admin_secret is not None
 
@@ -85,7 +89,7 @@ class OperatorAccounts:
         """
         made, password_hash = await self._hashed(secret)
 
-        def rotate(transaction: Transaction) -> NewOperatorSecret:
+        def rotate(transaction: Transaction) -> tuple[NewOperatorSecret, Ending]:
             _check_standing(transaction, by)
             self._check_not_set_elsewhere(name)
             known = transaction.operator(name)
@@ -95,12 +99,14 @@ class OperatorAccounts:
                 known, password_hash=password_hash, updated_at=int(transaction.now), revision=known.revision + 1
             )
             transaction.put_operator(rotated)
-            ended = end_logins(transaction, caller, by.name, name, EndReason.SECRET_ROTATED)
+            ending = end_logins(transaction, caller, by.name, name, EndReason.SECRET_ROTATED)
             detail = "an operator was given a new secret"
-            _record(transaction, caller, by, EventType.OPERATOR_SECRET_ROTATED, rotated, detail, ended)
-            return NewOperatorSecret(operator=rotated, secret=made)
+            _record(transaction, caller, by, EventType.OPERATOR_SECRET_ROTATED, rotated, detail, ending)
+            return NewOperatorSecret(operator=rotated, secret=made), ending
 
-        return await self._store.write(rotate)
+        new, ending = await self._store.write(rotate)
+        await self._endings.finish(ending)
+        return new
 
     async def remove(self, caller: Caller, by: Principal, name: str) -> Operator:
         """Remove an operator, and end what was granted to them. Removing them again changes nothing.
@@ -110,13 +116,13 @@ class OperatorAccounts:
             Conflict: it is the last one, or one that another place sets.
         """
 
-        def remove(transaction: Transaction) -> Operator:
+        def remove(transaction: Transaction) -> tuple[Operator, Ending | None]:
             _check_standing(transaction, by)
             known = transaction.operator(name)
             if known is None:
                 raise _no_such_operator()
             if not known.is_active:
-                return known
+                return known, None
             self._check_not_set_elsewhere(name)
             if operator.is_last(name, transaction.operators()):
                 raise Conflict("the last operator cannot be removed", hint="add another one first")
@@ -125,11 +131,14 @@ class OperatorAccounts:
                 known, password_hash="", updated_at=now, removed_at=max(1, now), revision=known.revision + 1
             )
             transaction.put_operator(removed)
-            ended = end_logins(transaction, caller, by.name, name, EndReason.OPERATOR_REMOVED)
-            _record(transaction, caller, by, EventType.OPERATOR_REMOVED, removed, "an operator was removed", ended)
-            return removed
+            ending = end_logins(transaction, caller, by.name, name, EndReason.OPERATOR_REMOVED)
+            _record(transaction, caller, by, EventType.OPERATOR_REMOVED, removed, "an operator was removed", ending)
+            return removed, ending
 
-        return await self._store.write(remove)
+        removed, ending = await self._store.write(remove)
+        if ending is not None:
+            await self._endings.finish(ending)
+        return removed
 
     async def _hashed(self, secret: str | None) -> tuple[str | None, str]:
         """The secret if it was made here, and the form that it is stored in."""
@@ -144,8 +153,10 @@ class OperatorAccounts:
                     hint=f"make it with the parameters {passwords.COST}, or give the secret itself",
                 )
             return None, secret
-        if len(secret) < operator.MIN_SECRET_LENGTH:
-            raise InvalidRequest(f"secret takes {operator.MIN_SECRET_LENGTH} characters or more")
+        if not operator.MIN_SECRET_LENGTH <= len(secret) <= operator.MAX_SECRET_LENGTH:
+            raise InvalidRequest(
+                f"secret takes {operator.MIN_SECRET_LENGTH} characters or more, up to {operator.MAX_SECRET_LENGTH}"
+            )
         return None, await self._checker.hash(secret)
 
     def _check_not_set_elsewhere(self, name: str) -> None:
@@ -163,7 +174,7 @@ def _check_standing(transaction: Transaction, by: Principal) -> None:
         TokenRevoked: they were. Of two who remove each other one stays.
     """
     grant = transaction.grant(by.claims.sid)
-    if grant is None or grant.is_ended:
+    if grant is None or grant.is_ended or any(ending.names(grant) for ending in transaction.endings()):
         raise TokenRevoked
 
 
@@ -178,9 +189,9 @@ def _record(
     event_type: EventType,
     of: Operator,
     detail: str,
-    ended: int | None = None,
+    ending: Ending | None = None,
 ) -> None:
     data: EventData = {"name": of.name, "revision": of.revision}
-    if ended is not None:
-        data["grants_ended"] = ended
+    if ending is not None:
+        data |= {"grants_ended": ending.count, **said(ending)}
     transaction.record(caller.event(event_type, detail=detail, principal=by.name, sid=by.claims.sid, data=data))

@@ -6,12 +6,13 @@ from agentwrit.broker import passwords
 from agentwrit.broker.config import Config
 from agentwrit.broker.passwords import PasswordChecker
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
-from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.denials import Denial, DenialLog
+from agentwrit.broker.services.ending import end_named
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer
-from agentwrit.broker.storage.base import GrantQuery, Store, Transaction
+from agentwrit.broker.storage.base import EventQuery, Store, Transaction
 from agentwrit.domain import operator
 from agentwrit.domain.audit import Draft, EventType, Outcome
+from agentwrit.domain.ending import Ending, EndingLevel, Named
 from agentwrit.domain.errors import ConfigurationError, Unauthorized
 from agentwrit.domain.grant import EndReason, GrantKind
 from agentwrit.domain.operator import Operator
@@ -32,6 +33,12 @@ class OperatorService:
         self._config = config
         self._unmatched = passwords.unmatched_hash()
 
+    async def recall(self) -> None:
+        """Take from the log from where operators have logged in, so that a restart puts them behind no stranger."""
+        query = EventQuery(event_type=EventType.ADMIN_AUTH.value, is_newest_first=True, limit=passwords.MAX_FAMILIAR)
+        for event in reversed(await self._store.read(lambda snapshot: snapshot.events(query))):
+            self._checker.make_familiar(Caller(address=event.client_address).network)
+
     async def authenticate(self, caller: Caller, secret: str, name: str = "") -> IssuedToken:
         """A token for an operator's secret; `name` empty for the first one.
 
@@ -42,8 +49,12 @@ class OperatorService:
         name = name or operator.SUBJECT
         known = await self._store.read(lambda snapshot: snapshot.operator(name))
         password_hash = known.password_hash if known is not None and known.is_active else self._unmatched
-        if not await self._checker.matches(password_hash, secret) or known is None:
+        is_right = len(secret) <= operator.MAX_SECRET_LENGTH and await self._checker.matches(
+            password_hash, secret, caller.network
+        )
+        if not is_right or known is None:
             raise await self._denials.record(_login_failed(caller, known))
+        self._checker.make_familiar(caller.network)
 
         def issue(transaction: Transaction) -> IssuedToken:
             # Set anew since it was checked: then this is the old one, and it is too late.
@@ -55,24 +66,31 @@ class OperatorService:
                 operator.TOKEN_SCOPES,
                 ttl=self._config.admin_token_ttl,
                 now=transaction.now,
+                born=transaction.head.sequence,
                 audience=(self._config.issuer,),
             )
             grant = msgspec.structs.replace(grant, operator=_as_in_grants(name))
             transaction.put_grant(grant)
-            transaction.record(caller.event(EventType.ADMIN_AUTH, principal=operator.principal(name), sid=grant.sid))
+            transaction.record(
+                caller.event(
+                    EventType.ADMIN_AUTH,
+                    detail="an operator logged in",
+                    principal=operator.principal(name),
+                    sid=grant.sid,
+                )
+            )
             return self._issuer.token(grant, transaction.now)
 
         return await self._store.write(issue)
 
 
-def end_logins(transaction: Transaction, caller: Caller, actor: str, name: str, reason: EndReason) -> int:
-    """End what was granted to the operator of this name. `actor`: the principal of whoever does it. Returns how many.
+def end_logins(transaction: Transaction, caller: Caller, actor: str, name: str, reason: EndReason) -> Ending:
+    """End what was granted to the operator of this name. `actor`: the principal of whoever does it.
 
     Nothing else hangs on such a grant: the apps that an operator registered, and their agents, are the broker's.
     """
-    logins = transaction.grants(GrantQuery(live_at=transaction.now, kind=GrantKind.OPERATOR))
-    theirs = [grant for grant in logins if grant.operator == _as_in_grants(name)]
-    return len(end_grants(transaction, caller, actor, theirs, reason, {"operator": name}))
+    logins = Named(level=EndingLevel.OPERATOR, target=_as_in_grants(name))
+    return end_named(transaction, caller, actor, logins, reason, {"operator": name})
 
 
 async def set_secret(store: Store, secret: str) -> bool:
@@ -81,19 +99,22 @@ async def set_secret(store: Store, secret: str) -> bool:
     A new secret ends what was granted on the old one. An operator who was removed is one again.
 
     Raises:
-        ConfigurationError: the secret is too short to be one.
+        ConfigurationError: the secret is too short to be one, or is another operator's.
     """
     if not passwords.is_password_hash(secret) and len(secret) < operator.MIN_SECRET_LENGTH:
         raise ConfigurationError(
             f"the operator's secret has fewer than {operator.MIN_SECRET_LENGTH} characters:"
             " make one with `agentwrit init`"
         )
+    if len(secret) > operator.MAX_SECRET_LENGTH:
+        raise ConfigurationError(f"the operator's secret has more than {operator.MAX_SECRET_LENGTH} characters")
     password_hash: str | None = None
     while True:
         known = await store.read(lambda snapshot: snapshot.operator(operator.SUBJECT))
         if known is not None and known.is_active and _is_secret_of(known, secret):
             return False
         if password_hash is None:
+            await _check_nobody_elses(store, secret)
             password_hash = secret if passwords.is_password_hash(secret) else passwords.hash_password(secret)
         if await _replace_secret(store, known, password_hash):
             return True
@@ -105,7 +126,7 @@ def _as_in_grants(name: str) -> str:
     return "" if name == operator.SUBJECT else name
 
 
-def _login_failed(caller: Caller, known: Operator | None) -> StrangerDenied:
+def _login_failed(caller: Caller, known: Operator | None) -> Denial:
     # A name that is not ours is not recorded: people have been known to put the secret in its place.
     if known is None:
         detail = "the operator is unknown"
@@ -118,13 +139,23 @@ def _login_failed(caller: Caller, known: Operator | None) -> StrangerDenied:
         data={} if known is None else {"name": known.name},
     )
     about = (caller.network, "" if known is None else known.name)  # guesses at one do not hide in another's
-    return StrangerDenied(Unauthorized(REFUSED), caller, event, about=about)
+    return Denial(Unauthorized(REFUSED), caller, event, about=about)
 
 
 def _is_secret_of(known: Operator, secret: str) -> bool:
     if passwords.is_password_hash(secret):
         return known.password_hash == secret
     return passwords.matches(known.password_hash, secret)
+
+
+async def _check_nobody_elses(store: Store, secret: str) -> None:
+    """Refuse a secret that an operator with a name has: whoever knows it would be two, and the log could not tell."""
+    for other in await store.read(lambda snapshot: snapshot.operators()):
+        if other.name != operator.SUBJECT and other.is_active and _is_secret_of(other, secret):
+            raise ConfigurationError(
+                f"AGENTWRIT_ADMIN_SECRET is the secret of the operator {other.name}, and is not made the first"
+                " operator's as well: unset it where the broker is started"
+            )
 
 
 async def _replace_secret(store: Store, known: Operator | None, password_hash: str) -> bool:
@@ -134,14 +165,12 @@ async def _replace_secret(store: Store, known: Operator | None, password_hash: s
         if transaction.operator(operator.SUBJECT) != known:
             return False
         now = int(transaction.now)
-        revision = 1 if known is None else known.revision + 1
+        before = known or Operator(name=operator.SUBJECT, password_hash="", created_at=now, updated_at=now)
+        revision = before.revision + 1
+        # Replaced and not made anew: what a newer version has put into the row stays there.
         transaction.put_operator(
-            Operator(
-                name=operator.SUBJECT,
-                password_hash=password_hash,
-                created_at=now if known is None else known.created_at,
-                updated_at=now,
-                revision=revision,
+            msgspec.structs.replace(
+                before, password_hash=password_hash, updated_at=now, revision=revision, removed_at=0
             )
         )
         end_logins(transaction, Caller(), "broker", operator.SUBJECT, EndReason.SECRET_ROTATED)

@@ -1,7 +1,7 @@
 """Proof of possession (RFC 9449): that whoever presents a token, or asks for one, holds a key."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -10,6 +10,7 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import MasterKey
 from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.domain import challenge, jwk, proof
+from agentwrit.domain import p256 as _p256  # noqa: F401  # or the first who needs it waits, and all with them
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidChallenge, InvalidProof, ProofNonceNeeded, Unproven
 from agentwrit.domain.proof import Proof
@@ -18,13 +19,16 @@ MEMORY_SECONDS: Final = 2 * proof.WINDOW_SECONDS + 1
 
 
 class Presented(msgspec.Struct, frozen=True, kw_only=True):
-    """A token as a request of this method and URL presents it. `proofs`: all its DPoP header fields."""
+    """A token as a request of this method presents it. `proofs`: all its DPoP header fields.
+
+    `urls`: the request's URL, under each name by which the broker is known.
+    """
 
     token: str
     is_dpop: bool
     proofs: tuple[str, ...]
     method: str
-    url: str
+    urls: tuple[str, ...]
 
     def __repr__(self) -> str:
         return f"Presented(is_dpop={self.is_dpop}, method={self.method!r})"
@@ -49,14 +53,15 @@ class Possession:
         """
         return challenge.verify(self._nonce_key, text, now)
 
-    def proof(self, text: str, *, htm: str, htu: str, token: str) -> Proof:
+    def proof(self, text: str, *, htm: str, urls: Collection[str], token: str) -> Proof:
         """The proof that `text` is, checked for a request to the broker itself but for its being new (`spend`).
 
         Raises:
+            WrongTarget: it is for none of these URLs.
             InvalidProof: it is none for this request.
             ProofNonceNeeded: its time is not ours.
         """
-        checked = proof.check(text, htm=htm, htu=htu, token=token)
+        checked = proof.check(text, htm=htm, htu=urls, token=token)
         now = self._clock.now()
         if not (self._is_fresh(checked.nonce, now) if checked.nonce else checked.is_timely(now)):
             raise ProofNonceNeeded(self.challenge())  # RFC 9449 §8, §9
@@ -91,9 +96,9 @@ class Possession:
         if len(presented.proofs) != 1:  # RFC 9449 §4.3, 1
             raise Unproven("there is not one proof, but none or several", code=Unproven.PROOF)
         try:
-            checked = self.proof(presented.proofs[0], htm=presented.method, htu=presented.url, token=presented.token)
+            checked = self.proof(presented.proofs[0], htm=presented.method, urls=presented.urls, token=presented.token)
         except InvalidProof as invalid:
-            raise Unproven(invalid.reason, code=Unproven.PROOF) from None
+            raise Unproven(invalid.reason, code=Unproven.PROOF, told=invalid.told) from None
         if not is_holder(checked, claims):
             raise Unproven("the proof is by another key", code=Unproven.TOKEN)  # as in RFC 9449 §7.1
         return checked

@@ -1,41 +1,50 @@
 """Registration: an agent proves its key and gets its identity, its grant and its first token."""
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
 from agentwrit.broker.config import Config
 from agentwrit.broker.services import limits
-from agentwrit.broker.services.authentication import Principal
+from agentwrit.broker.services.authentication import Principal, hint_for
 from agentwrit.broker.services.context import Caller, EventData, audience_data, scope_data
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
+from agentwrit.broker.services.denials import Denial, DenialLog
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
-from agentwrit.broker.services.launch_tokens import check_agent_name, check_audience, check_max_ttl
+from agentwrit.broker.services.launch_tokens import (
+    WIDER_AUDIENCES,
+    WIDER_CEILING,
+    check_agent_name,
+    check_audience,
+    check_max_ttl,
+)
 from agentwrit.broker.services.limits import LimitedApps
+from agentwrit.broker.services.log_budget import LogBudget
 from agentwrit.broker.services.possession import Possession, spend, spending
-from agentwrit.broker.storage.base import Denied, Row, Transaction
+from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.domain import challenge, idempotency, launch_token, scope, spiffe_id
+from agentwrit.domain.agent_key import is_signature
 from agentwrit.domain.app import App
-from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.audit import Draft, EventType, Outcome
 from agentwrit.domain.errors import (
     AudienceViolation,
     BindingRequired,
     InvalidChallenge,
     InvalidProof,
     LimitReached,
+    Refusal,
     ScopeViolation,
     Unauthorized,
 )
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import RequestIdentity
-from agentwrit.domain.jws import is_signature
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.proof import Proof
 
 
 class Application(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for an agent. `public_key`: 32 bytes."""
+    """What is asked for an agent. `public_key`: see `agentwrit.domain.agent_key`."""
 
     public_key: bytes
     orch_id: str
@@ -54,8 +63,10 @@ class LaunchedApplication(Application, frozen=True, kw_only=True):
 class DirectApplication(Application, frozen=True, kw_only=True):
     """What an app asks for one of its agents, in one go. `proof`: by the agent's key, with the app's token.
 
-    `url`: where it was asked; `max_ttl`: seconds; `is_bound`: whether its tokens are to be bound to the key;
-    `idempotency_key` None for none.
+    An agent without a key (`public_key` empty) proves nothing, and cannot be bound.
+
+    `urls`: where it was asked, under each name by which the broker is known; `max_ttl`: seconds; `is_bound`: whether
+    its tokens are to be bound to the key; `idempotency_key` None for none.
     """
 
     agent_name: str
@@ -63,28 +74,51 @@ class DirectApplication(Application, frozen=True, kw_only=True):
     audience: tuple[str, ...]
     is_bound: bool
     proof: str
-    url: str
+    urls: tuple[str, ...]
     idempotency_key: str | None
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is made by, as its app or a launch token says. `max_ttl`: seconds that its tokens live.
+
+    `app_id` and `client_id` are empty for the operator's agents. `launch_token`: the one that was shown, if one was.
+    """
+
+    app_id: str
+    client_id: str
+    agent_name: str
+    audience: tuple[str, ...]
+    max_ttl: int
+    is_bound: bool
+    launch_token: LaunchToken | None = None
 
 
 _HINTS: Final[dict[type[Application], str]] = {
     LaunchedApplication: "it takes a live launch token, a fresh nonce and a signature over its 32 bytes",
-    DirectApplication: "it takes a new proof by the agent's key, for this URL and with the app's token (RFC 9449);"
-    " behind a proxy the broker has to know the URL: set AGENTWRIT_PUBLIC_URL",
+    DirectApplication: "it takes a new proof by the agent's key, for this URL and with the app's token (RFC 9449)",
 }
+_LAUNCHED_WITH: Final = "ask for less, or for a launch token that allows more"
+_LAUNCHED_FOR: Final = "ask for another launch token, or have the operator add to the app's audiences"
 
 
 class RegistrationService:
     """Registers agents."""
 
     def __init__(
-        self, denials: DenialLog, issuer: TokenIssuer, config: Config, possession: Possession, limited: LimitedApps
+        self,
+        denials: DenialLog,
+        issuer: TokenIssuer,
+        config: Config,
+        possession: Possession,
+        limited: LimitedApps,
+        log_budget: LogBudget,
     ) -> None:
         self._denials = denials
         self._issuer = issuer
         self._config = config
         self._possession = possession
         self._limited = limited
+        self._log_budget = log_budget
 
     def challenge(self) -> str:
         """A fresh nonce to sign."""
@@ -103,12 +137,12 @@ class RegistrationService:
             LimitReached: the app has all the agents that it may have, or has them made too fast.
             Conflict: the idempotency key was used for another request.
         """
-        requested = _check_fields(application)
-        policy = self._policy(by, application)
+        application = msgspec.structs.replace(application, requested_scope=_check_fields(application))
+        terms = self.terms(by.app_id, by.claims.client_id, application)
         try:
             self._limited.check(caller, by.app_id, orch_id=application.orch_id, task_id=application.task_id)
             proof = self._proof(caller, app_token, application)
-        except StrangerDenied as denied:
+        except Denial as denied:
             raise await self._denials.record(denied) from None
         identity = _identify(caller, by, application)
 
@@ -123,53 +157,73 @@ class RegistrationService:
             if identity is not None and first is not None and first.grant is not None and now < first.expires_at:
                 identity.check_same(first)
                 return self._issuer.token(first.grant, now), app
-            of_app = msgspec.structs.replace(policy, client_id=app.client_id)
-            _check_binding(caller, application, of_app, app)
-            _check_scope(caller, application, of_app, app)
-            self._check_audience(caller, application, of_app, app)
-            _check_limits(transaction, caller, application, app)
-            grant = self._grant(application, requested, of_app, app, now)
-            transaction.put_grant(grant)
-            issued = self._issuer.token(grant, now)
-            _record(transaction, caller, grant)
+            self._log_budget.check(caller, app.client_id, who=by.who)
+            issued = self.admit(transaction, caller, application, terms, app)
             if identity is not None:
-                transaction.put_first_answer(identity.answered(grant, now))
+                transaction.put_first_answer(identity.answered(issued.grant, now))
             return issued, app
 
         first_answer = () if identity is None else (Row("first_answers", identity.key),)
-        reads = (Row("apps", by.app_id), *self._limited.reads(by.app_id), *spending(proof), *first_answer)
+        return await self.write(create, by.app_id, reads=(*spending(proof), *first_answer))
+
+    async def write(
+        self, create: Callable[[Transaction], tuple[IssuedToken, App]], app_id: str, *, reads: Sequence[Row] = ()
+    ) -> IssuedToken:
+        """Carry out what makes one more agent of an app, and remember what was learned of the app's limits."""
+        reads = (Row("apps", app_id), *self._limited.reads(app_id), *reads)
         try:
             issued, app = await self._denials.write(create, reads=reads)
         except LimitReached as reached:
-            self._limited.remember(by.app_id, reached)
+            self._limited.remember(app_id, reached)
             raise
         if app.is_limited:
-            self._limited.remember(by.app_id)
+            self._limited.remember(app_id)
+        self._charge(issued.grant)
         return issued
 
-    def _policy(self, by: Principal, application: DirectApplication) -> LaunchToken:
-        """What a launch token for this agent alone would say."""
-        return LaunchToken(
-            token_hash=b"",
-            app_id=by.app_id,
-            client_id="",
+    def admit(
+        self, transaction: Transaction, caller: Caller, application: DirectApplication, terms: Terms, app: App
+    ) -> IssuedToken:
+        """Make one more agent of an app, if the app may have it. `terms`: see `terms`.
+
+        Raises:
+            InvalidRequest: the token would be too large.
+            ScopeViolation: more is asked for than the app may give.
+            LimitReached: the app has all the agents that it may have, or has them made too fast.
+        """
+        _check_binding(caller, application, terms, app)
+        _check_scope(caller, application, terms, app)
+        self._check_audience(caller, application, terms, app)
+        _check_limits(transaction, caller, application, app)
+        grant = self._grant(application, application.requested_scope, terms, app, transaction)
+        if not grant.public_key:  # nobody could say later that the token is theirs: it is not renewed
+            grant = msgspec.structs.replace(grant, ends_at=grant.exp)
+        transaction.put_grant(grant)
+        issued = self._issuer.token(grant, transaction.now)
+        _record(transaction, caller, grant)
+        return issued
+
+    def terms(self, app_id: str, client_id: str, application: DirectApplication) -> Terms:
+        """What an app asks for says of its agent.
+
+        Raises:
+            InvalidRequest, InvalidTTL: a field is not what it should be.
+        """
+        return Terms(
+            app_id=app_id,
+            client_id=client_id,
             agent_name=check_agent_name(application.agent_name),
-            allowed_scope=application.requested_scope,
             audience=check_audience(application.audience),
             max_ttl=check_max_ttl(application.max_ttl, self._config),
-            max_uses=1,
-            uses=0,
-            created_at=0,
-            expires_at=0,
             is_bound=application.is_bound,
         )
 
     def _proof(self, caller: Caller, app_token: str, application: DirectApplication) -> Proof:
         """The proof, checked but for its being new."""
         try:
-            checked = self._possession.proof(application.proof, htm="POST", htu=application.url, token=app_token)
+            checked = self._possession.proof(application.proof, htm="POST", urls=application.urls, token=app_token)
         except InvalidProof as invalid:
-            raise _refused(caller, application, invalid.reason) from None
+            raise _refused(caller, application, invalid.reason, hint=hint_for(invalid.told)) from None
         if checked.public_key != application.public_key:
             raise _refused(caller, application, "the proof is by another key")
         return checked
@@ -196,36 +250,48 @@ class RegistrationService:
                 raise _refused(caller, application, "the app that the launch token is from is not active")
             if app is not None and app.suspensions != token.suspensions:
                 raise _refused(caller, application, "the launch token is from before its app was suspended")
-            _check_binding(caller, application, token, app)
-            _check_scope(caller, application, token, app)
-            self._check_audience(caller, application, token, app)
+            terms = _terms_of(token)
+            _check_binding(caller, application, terms, app)
+            _check_scope(caller, application, terms, app)
+            self._check_audience(caller, application, terms, app)
+            self._log_budget.check(caller, token.client_id, app_id=token.app_id)
             self._spend_nonce(transaction, caller, application)
             if not is_proven:
                 raise _refused(caller, application, "the signature is not by that key over that nonce")
             _check_limits(transaction, caller, application, app)
             transaction.put_launch_token(launch_token.used(token))
-            grant = self._grant(application, requested, token, app, now)
+            grant = self._grant(application, requested, terms, app, transaction)
             transaction.put_grant(grant)
             issued = self._issuer.token(grant, now)
             _record(transaction, caller, grant)
             return issued
 
-        return await self._denials.write(register)
+        issued = await self._denials.write(register)
+        self._charge(issued.grant)
+        return issued
 
-    def _check_audience(self, caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:
+    def _charge(self, grant: Grant) -> None:
+        """For what `_record` wrote."""
+        self._log_budget.charge(grant.client_id, 2, (*grant.scope, *grant.scope))
+
+    def _check_audience(self, caller: Caller, application: Application, terms: Terms, app: App | None) -> None:
         """For whom the app's agents may by now be given tokens."""
-        exceeding = () if app is None else self._issuer.uncovered_audience(app, token.audience)
+        exceeding = () if app is None else self._issuer.uncovered_audience(app, terms.audience)
         if app is not None and exceeding:
+            is_launched = terms.launch_token is not None
+            whose = "the launch token's" if is_launched else "the requested"
             event = caller.event(
                 EventType.SCOPE_CEILING_EXCEEDED,
                 Outcome.DENIED,
-                detail="the launch token is for others than the app's audiences",
-                app_id=token.app_id,
+                detail=f"{whose} audience exceeds the app's audiences",
+                app_id=terms.app_id,
                 orch_id=application.orch_id,
                 task_id=application.task_id,
-                data=audience_data(token.audience, app.audiences, exceeding),
+                data=audience_data(terms.audience, app.audiences, exceeding),
             )
-            raise Denied(AudienceViolation("the launch token's audience exceeds the app's audiences"), event)
+            field, hint = (f"{whose} audience", _LAUNCHED_FOR) if is_launched else ("audience", WIDER_AUDIENCES)
+            error = AudienceViolation.beyond(field, "the app's audiences", exceeding, hint=hint)
+            raise _denied(error, caller, terms, event)
 
     def _spend_nonce(self, transaction: Transaction, caller: Caller, application: LaunchedApplication) -> None:
         try:
@@ -239,31 +305,45 @@ class RegistrationService:
         self,
         application: Application,
         requested: tuple[str, ...],
-        token: LaunchToken,
+        terms: Terms,
         app: App | None,
-        now: float,
+        transaction: Transaction,
     ) -> Grant:
+        now = transaction.now
         instance = os.urandom(spiffe_id.INSTANCE_BYTES)
         agent_id = spiffe_id.for_agent(self._config.trust_domain, application.orch_id, application.task_id, instance)
         grant = self._issuer.new_grant(
             GrantKind.AGENT,
             agent_id,
             requested,
-            ttl=token.max_ttl if app is None else app.cut_ttl(token.max_ttl),
+            ttl=terms.max_ttl if app is None else app.cut_ttl(terms.max_ttl),
             now=now,
+            born=transaction.head.sequence,
             ends_at=int(now) + self._config.max_lifetime,
             app=app,
-            audience=token.audience,
+            audience=terms.audience,
         )
         return msgspec.structs.replace(
             grant,
             orch_id=application.orch_id,
             task_id=application.task_id,
-            agent_name=token.agent_name,
+            agent_name=terms.agent_name,
             public_key=application.public_key,
-            is_bound=token.is_bound,
+            is_bound=terms.is_bound,
             is_counted=app is not None and app.max_live_agents is not None,
         )
+
+
+def _terms_of(token: LaunchToken) -> Terms:
+    return Terms(
+        app_id=token.app_id,
+        client_id=token.client_id,
+        agent_name=token.agent_name,
+        audience=token.audience,
+        max_ttl=token.max_ttl,
+        is_bound=token.is_bound,
+        launch_token=token,
+    )
 
 
 def _check_fields(application: Application) -> tuple[str, ...]:
@@ -291,6 +371,8 @@ def _identify(caller: Caller, by: Principal, application: DirectApplication) -> 
 
 def _is_proven(application: LaunchedApplication) -> bool:
     """Whether the signature is right. The nonce's own merits are another question."""
+    if len(application.nonce) != challenge.LENGTH:
+        return False
     try:
         message = bytes.fromhex(application.nonce)
     except ValueError:
@@ -298,8 +380,8 @@ def _is_proven(application: LaunchedApplication) -> bool:
     return is_signature(application.signature, message, application.public_key)
 
 
-def _refused(caller: Caller, application: Application, reason: str) -> StrangerDenied:
-    """A refusal that tells the caller the same, whatever the reason: that goes to the audit log."""
+def _refused(caller: Caller, application: Application, reason: str, *, hint: str | None = None) -> Denial:
+    """A refusal that tells the caller the same, whatever the reason, which goes to the audit log; but for a `hint`."""
     event = caller.event(
         EventType.REGISTRATION_POLICY_VIOLATION,
         Outcome.DENIED,
@@ -307,23 +389,28 @@ def _refused(caller: Caller, application: Application, reason: str) -> StrangerD
         orch_id=application.orch_id,
         task_id=application.task_id,
     )
-    return StrangerDenied(
-        Unauthorized("the registration was not accepted", hint=_HINTS[type(application)]), caller, event
-    )
+    refusal = Unauthorized("the registration was not accepted", hint=hint or _HINTS[type(application)])
+    return Denial(refusal, caller, event)
 
 
-def _check_binding(caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:
+def _denied(error: Refusal, caller: Caller, terms: Terms, event: Draft) -> Denial:
+    """A refusal of what goes beyond a launch token or an app: whoever holds its token can ask again and again."""
+    shown = "" if terms.launch_token is None else terms.launch_token.token_hash.hex()
+    return Denial(error, caller, event, by=terms.client_id, about=(terms.client_id, shown, event.detail))
+
+
+def _check_binding(caller: Caller, application: Application, terms: Terms, app: App | None) -> None:
     """Bound, where the app's agents by now have to be."""
-    if app is not None and app.requires_binding and not token.is_bound:
+    if app is not None and app.requires_binding and not terms.is_bound:
         event = caller.event(
             EventType.REGISTRATION_POLICY_VIOLATION,
             Outcome.DENIED,
             detail="the agent's tokens would not be bound, and the app's have to be",
-            app_id=token.app_id,
+            app_id=terms.app_id,
             orch_id=application.orch_id,
             task_id=application.task_id,
         )
-        raise Denied(BindingRequired(), event)
+        raise _denied(BindingRequired(), caller, terms, event)
 
 
 def _check_limits(transaction: Transaction, caller: Caller, application: Application, app: App | None) -> None:
@@ -332,24 +419,28 @@ def _check_limits(transaction: Transaction, caller: Caller, application: Applica
         limits.use(transaction, caller, app, orch_id=application.orch_id, task_id=application.task_id)
 
 
-def _check_scope(caller: Caller, application: Application, token: LaunchToken, app: App | None) -> None:
-    """Within the launch token, and within the ceiling that the app has by now."""
-    ceilings = [(EventType.REGISTRATION_POLICY_VIOLATION, "launch token", token.allowed_scope)]
+def _check_scope(caller: Caller, application: Application, terms: Terms, app: App | None) -> None:
+    """Within the launch token, if there is one, and within the ceiling that the app has by now."""
+    ceilings = []
+    if terms.launch_token is not None:
+        allowed = terms.launch_token.allowed_scope
+        ceilings.append((EventType.REGISTRATION_POLICY_VIOLATION, "launch token", _LAUNCHED_WITH, allowed))
     if app is not None:
-        ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", app.scopes))
-    for event_type, name, held in ceilings:
+        ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", WIDER_CEILING, app.scopes))
+    for event_type, name, hint, held in ceilings:
         exceeding = scope.uncovered(application.requested_scope, held)
         if exceeding:
             event = caller.event(
                 event_type,
                 Outcome.DENIED,
                 detail=f"the requested scope exceeds the {name}",
-                app_id=token.app_id,
+                app_id=terms.app_id,
                 orch_id=application.orch_id,
                 task_id=application.task_id,
                 data=scope_data(application.requested_scope, held, exceeding),
             )
-            raise Denied(ScopeViolation(f"requested_scope exceeds the {name}"), event)
+            error = ScopeViolation.beyond("requested_scope", f"the {name}", exceeding, hint=hint)
+            raise _denied(error, caller, terms, event)
 
 
 def _record(transaction: Transaction, caller: Caller, grant: Grant) -> None:

@@ -19,9 +19,11 @@ The rules:
 - The time goes on from the highest that the backup knows, as it does at every start.
 - Apps, their secrets and operators are as they were in the backup, whatever was changed since: that is for the
   operator to see, with its last change, and to do again.
-- All of it is one unit of work: a store has done it or has not. A data directory that is made from a backup gets its
-  store only when that has.
+- All of it is in force with one unit of work: a store has done it or has not. Where there are many grants, recording
+  the end of each goes on after that (see `agentwrit.domain.ending`). A data directory that is made from a backup gets
+  its store only when all is done.
 - Doing it again ends what was granted since, and harms nothing else.
+- It is not done until it has been seen: whoever restores a store looks at it anew after the commit (`check`).
 """
 
 from collections.abc import Sequence
@@ -32,48 +34,75 @@ import msgspec
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.context import Caller
-from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.ending import end_named
 from agentwrit.broker.services.keys import BROKER, complete, end_key, key_data
-from agentwrit.broker.storage.base import EventQuery, GrantQuery, Transaction
+from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.domain import audit
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.ending import Ending, EndingLevel, Named
+from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import EndReason
 from agentwrit.domain.operator import Operator
+from agentwrit.domain.revocation import RevocationKind
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
 
-REASON: Final = "the store was restored from a backup"
+# Why a store is treated so: what is said of it, and of each key that is revoked.
+_SAID: Final = {
+    EndReason.STORE_RESTORED: "the store was restored from a backup",
+    EndReason.STORE_PROMOTED: "commits may have been lost when a database server was promoted",
+}
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
     """What a backup was, what of it ended, and what of it goes on as it was then.
 
-    `last_event` and `last_event_at` (RFC 3339) say where its log ended; the counts are of what ended; `checkpoint_key`
-    is the key that signs checkpoints.
+    `last_event` and `last_event_at` (RFC 3339) say where its log ended; the counts are of what ended, `kids` names the
+    keys among it; `epoch` is the feed's, and `at` the time (Unix seconds) from then on. `checkpoint_key` is the key
+    that signs checkpoints; `ending` is that of the grants, which may have to be gone on with.
     """
 
     last_event: str
     last_event_at: str
+    at: float
+    epoch: str
     grants: int
     launch_tokens: int
-    keys: int
+    kids: Sequence[str]
     apps: Sequence[App]
     operators: Sequence[Operator]
     checkpoint_key: StoredKey | None
+    ending: Ending
+
+    @property
+    def keys(self) -> int:
+        """How many keys were revoked."""
+        return len(self.kids)
 
 
-def end_everything(transaction: Transaction, wrap: KeyWrap, config: Config, *, epoch: str) -> Restored:
-    """End all that a restored store revives, by the rules above. `epoch`: the feed's new one, a random name."""
+def end_everything(
+    transaction: Transaction,
+    wrap: KeyWrap,
+    config: Config,
+    *,
+    epoch: str,
+    why: EndReason = EndReason.STORE_RESTORED,
+    detail: str = "",
+) -> Restored:
+    """End all that a restored store revives, by the rules above. `epoch`: the feed's new one, a random name.
+
+    `detail`: what the audit log says of it, if not what follows from `why`.
+    """
     head = transaction.head
     newest = transaction.events(EventQuery(is_newest_first=True, limit=1))
     grants = transaction.grants(GrantQuery(live_at=transaction.now))
     keys = transaction.signing_keys()
-    ending = [key for key in keys if key.is_published and key.purpose is not KeyPurpose.AUDIT_CHECKPOINT]
+    revoked = [key for key in keys if key.is_published and key.purpose is not KeyPurpose.AUDIT_CHECKPOINT]
     launch_tokens, first_answers = transaction.drop_launch_tokens(), transaction.drop_first_answers()
     transaction.record(
         Draft(
             event_type=EventType.STORE_RESTORED,
-            detail="the store was restored from a backup: all that was granted before ends",
+            detail=detail or f"{_SAID[why]}: all that was granted before ends",
             principal=BROKER,
             data={
                 "backup_last": audit.event_id(head.sequence),
@@ -82,33 +111,60 @@ def end_everything(transaction: Transaction, wrap: KeyWrap, config: Config, *, e
                 "grants": len(grants),
                 "launch_tokens": launch_tokens,
                 "first_answers": first_answers,
-                "kids": [key.kid for key in ending],
+                "kids": [key.kid for key in revoked],
             },
         )
     )
     transaction.begin_feed_epoch(epoch)
-    end_grants(transaction, Caller(), BROKER, grants, EndReason.STORE_RESTORED)
-    for key in ending:
+    ending = end_named(transaction, Caller(), BROKER, Named(level=EndingLevel.ALL), why)
+    for key in revoked:
         end_key(transaction, key, config)
         transaction.record(
             Draft(
                 event_type=EventType.SIGNING_KEY_REVOKED,
                 detail="a signing key was revoked, with all that it signed",
                 principal=BROKER,
-                data={**key_data(key), "revocation_reason": REASON},
+                data={**key_data(key), "revocation_reason": _SAID[why]},
             )
         )
     complete(transaction, wrap)
     return Restored(
         last_event=audit.event_id(head.sequence),
         last_event_at=newest[0].timestamp if newest else "",
+        at=transaction.now,
+        epoch=epoch,
         grants=len(grants),
         launch_tokens=launch_tokens,
-        keys=len(ending),
+        kids=[key.kid for key in revoked],
         apps=transaction.apps(),
         operators=[operator for operator in transaction.operators() if operator.is_active],
         checkpoint_key=next((key for key in keys if _signs_checkpoints(key)), None),
+        ending=ending,
     )
+
+
+def check(snapshot: Snapshot, restored: Restored) -> None:
+    """Look whether all that was to end has ended, in a state that was read after the commit and by a connection of its
+    own: what was written may not be what there is.
+
+    Raises:
+        TamperedRecord: something lives on. Names it.
+    """
+    keys = {key.kid: key for key in snapshot.signing_keys()}
+    for kid in restored.kids:
+        key = keys.get(kid)
+        if key is None or key.state is not KeyState.GONE or snapshot.revocation(RevocationKind.KEY, kid) is None:
+            raise TamperedRecord(f"the signing key {kid} was not revoked")
+        alive = snapshot.grants(GrantQuery(live_at=restored.at, signed_by=kid))
+        if alive:
+            raise TamperedRecord(f"{len(alive)} grants did not end, {alive[0].sid} among them")
+    if snapshot.launch_token_count() or snapshot.first_answer_count():
+        raise TamperedRecord("launch tokens, or answers to be repeated, were not forgotten")
+    if snapshot.feed_epoch() != restored.epoch:
+        raise TamperedRecord("the feed did not begin another epoch")
+    told = snapshot.events(EventQuery(event_type=EventType.STORE_RESTORED, is_newest_first=True, limit=1))
+    if not told or told[0].data.get("feed_epoch") != restored.epoch:
+        raise TamperedRecord("the audit log does not tell of it")
 
 
 def _signs_checkpoints(key: StoredKey) -> bool:

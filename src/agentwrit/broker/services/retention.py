@@ -16,13 +16,13 @@ from agentwrit import archive_files
 from agentwrit.archive_files import NewArchive
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.services.archives import ArchiveService
+from agentwrit.broker.services.background import Background, Work
 from agentwrit.broker.services.checkpoints import Checkpoints
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.storage.base import EventQuery, Snapshot, Store
 from agentwrit.domain import audit_archive, audit_export, checkpoint, merkle, timestamps
 from agentwrit.domain.audit import Head
 from agentwrit.domain.audit_export import Ending
-from agentwrit.domain.errors import Refusal, TamperedRecord
 from agentwrit.domain.note import VerifierKey
 
 INTERVAL_SECONDS: Final = 60
@@ -46,15 +46,19 @@ class Retention:
         self._directory = directory
         self._seconds = days * DAY_SECONDS
 
-    async def run(self) -> None:
+    async def run(self, background: Background) -> None:
         """Go on until cancelled. What fails is tried again; nothing leaves the store meanwhile."""
         while True:
-            try:
-                while await self.round():
-                    pass
-            except (Refusal, OSError, TamperedRecord) as error:
-                log.error("the audit log cannot be archived", directory=str(self._directory), reason=str(error))
+            await background.attempt(Work.RETENTION, self._archive)
             await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def _archive(self) -> None:
+        try:
+            while await self.round():
+                pass
+        except Exception as error:
+            log.error("the audit log cannot be archived", directory=str(self._directory), reason=str(error))
+            raise
 
     async def round(self) -> bool:
         """Write one archive, if one is due. Returns whether it was."""

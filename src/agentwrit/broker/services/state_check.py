@@ -12,7 +12,8 @@ The rules:
   removal. So are operators.
 - An app with a limit of live agents has as many as are counted.
 - A key is in the store, and gone if it was revoked or has expired.
-- The feed's epoch is the one that the last restore gave it, if there was one.
+- An ending that began is over, or is in the store to be gone on with.
+- The feed's epoch is the one that the last restore, or the last promotion of the database, gave it, if there was one.
 - As many events of each type are counted as there are.
 
 The log itself is taken to be genuine: check it first.
@@ -75,7 +76,8 @@ class _Comparison:
         self._tokens: dict[str, _Token] = {}  # by the grant's sid
         self._last_word_on_apps: dict[str, Event] = {}
         self._last_word_on_operators: dict[str, Event] = {}
-        self._restored: Event | None = None
+        self._last_epoch: Event | None = None
+        self._endings: dict[str, Event] = {}  # those that are not over
         self._seen: Counter[str] = Counter()  # events of each type
         self._takers: Mapping[str, Callable[[Event], None]] = {
             EventType.TOKEN_ISSUED: self._issued,
@@ -96,7 +98,10 @@ class _Comparison:
             EventType.SIGNING_KEY_CREATED: self._key_made,
             EventType.SIGNING_KEY_EXPIRED: self._key_ended,
             EventType.SIGNING_KEY_REVOKED: self._key_ended,
-            EventType.STORE_RESTORED: self._was_restored,
+            EventType.STORE_RESTORED: self._epoch_began,
+            EventType.STORE_PROMOTED: self._epoch_began,
+            EventType.ENDING_BEGUN: self._ending_begun,
+            EventType.ENDING_COMPLETED: self._ending_completed,
         }
 
     def take(self, event: Event) -> None:
@@ -123,8 +128,9 @@ class _Comparison:
             self._check_usage(app)
         for name, event in self._last_word_on_operators.items():
             self._check_operator(name, event)
-        if self._restored is not None:
-            self._check_epoch(self._restored)
+        if self._last_epoch is not None:
+            self._check_epoch(self._last_epoch)
+        self._check_endings()
         self._check_counts()
 
     def _check_counts(self) -> None:
@@ -147,6 +153,8 @@ class _Comparison:
         self._issued(event)
 
     def _ended(self, event: Event) -> None:
+        if "count" in event.data:
+            return  # what an operator did, by the operator's own login: each grant that ended has an event besides
         token = self._tokens.pop(event.sid, None)
         grant = self._snapshot.grant(event.sid)
         if grant is not None and not grant.is_ended:
@@ -166,7 +174,7 @@ class _Comparison:
         if app.max_live_agents is None:
             return
         usage = self._snapshot.app_usage(app.app_id)
-        if usage is None or usage.counted_at <= self._now - RETENTION_SECONDS:
+        if usage is None or usage.counted_behind is not None or usage.counted_at <= self._now - RETENTION_SECONDS:
             return  # it is counted anew by whoever needs to know: some that were counted may be forgotten
         query = GrantQuery(live_at=usage.counted_at, is_counted=True, app_id=app.app_id)
         live = len(self._snapshot.grants(query))
@@ -175,8 +183,23 @@ class _Comparison:
                 f"{usage.live_agents} live agents of the app {app.app_id} are counted, and there are {live}"
             )
 
-    def _was_restored(self, event: Event) -> None:
-        self._restored = event
+    def _epoch_began(self, event: Event) -> None:
+        self._last_epoch = event
+
+    def _ending_begun(self, event: Event) -> None:
+        self._endings[str(event.data.get("ending"))] = event
+
+    def _ending_completed(self, event: Event) -> None:
+        self._endings.pop(str(event.data.get("ending")), None)
+
+    def _check_endings(self) -> None:
+        left = {ending.id: ending for ending in self._snapshot.endings()}
+        for ending_id, event in self._endings.items():
+            if ending_id not in left:
+                raise TamperedRecord(f"the ending that began with {event.id} was deleted: it is not over")
+        for ending_id in left:
+            if ending_id not in self._endings:
+                raise TamperedRecord(f"the ending {ending_id} was put back: it is over")
 
     def _check_epoch(self, event: Event) -> None:
         if event.data.get("feed_epoch") != self._snapshot.feed_epoch():

@@ -11,9 +11,9 @@ import msgspec
 from agentwrit.broker.services.authentication import Authenticator, Principal, app_subject
 from agentwrit.broker.services.context import Caller
 from agentwrit.broker.services.delegation import DelegationRequest, DelegationService
+from agentwrit.broker.services.denials import Denial, DenialLog
 from agentwrit.broker.services.issuing import IssuedToken
 from agentwrit.broker.services.launch_tokens import check_audience
-from agentwrit.broker.storage.base import Store
 from agentwrit.domain import delegation
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
@@ -37,8 +37,8 @@ class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class TokenExchangeService:
     """Exchanges tokens."""
 
-    def __init__(self, store: Store, authenticator: Authenticator, delegations: DelegationService) -> None:
-        self._store = store
+    def __init__(self, denials: DenialLog, authenticator: Authenticator, delegations: DelegationService) -> None:
+        self._denials = denials
         self._authenticator = authenticator
         self._delegations = delegations
 
@@ -83,8 +83,8 @@ class TokenExchangeService:
                 app_id=app.app_id,
                 data={} if principal is None else {"presented_jti": principal.claims.jti},
             )
-            await self._store.write(lambda transaction: transaction.record(event))
-            raise _not_accepted(field) from None
+            denial = Denial(_not_accepted(field), caller, event, by=app.client_id, about=(app.app_id, event.detail))
+            raise await self._denials.record(denial) from None
         return principal
 
 

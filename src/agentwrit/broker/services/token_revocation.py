@@ -2,19 +2,24 @@
 
 from agentwrit.broker.services.authentication import Authenticator, Principal, app_subject
 from agentwrit.broker.services.context import Caller
+from agentwrit.broker.services.denials import Denial, DenialLog
 from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.endings import Endings
 from agentwrit.broker.storage.base import Store, Transaction
 from agentwrit.domain.app import App
-from agentwrit.domain.audit import Draft, EventType, Outcome
-from agentwrit.domain.errors import InvalidToken
+from agentwrit.domain.audit import EventType, Outcome
+from agentwrit.domain.ending import Ending
+from agentwrit.domain.errors import InvalidToken, NotFound
 from agentwrit.domain.grant import EndReason
 
 
 class TokenRevocationService:
     """Revokes what is shown to it."""
 
-    def __init__(self, store: Store, authenticator: Authenticator) -> None:
+    def __init__(self, store: Store, denials: DenialLog, authenticator: Authenticator, endings: Endings) -> None:
         self._store = store
+        self._denials = denials
+        self._endings = endings
         self._authenticator = authenticator
 
     async def revoke(self, caller: Caller, app: App, token: str) -> None:
@@ -31,19 +36,22 @@ class TokenRevocationService:
         except InvalidToken:
             return
         if principal.claims.client_id != app.client_id:
-            await self._store.write(lambda transaction: transaction.record(_another_apps(caller, app, principal)))
+            await self._denials.record(_another_apps(caller, app, principal))
             return
 
-        def revoke(transaction: Transaction) -> None:
+        def revoke(transaction: Transaction) -> Ending | None:
             grant = transaction.grant(principal.claims.sid)
-            if grant is not None and not grant.is_ended:
-                end_grants(transaction, caller, app_subject(app.app_id), [grant], EndReason.REVOKED)
+            if grant is None or grant.is_ended:
+                return None
+            return end_grants(transaction, caller, app_subject(app.app_id), [grant], EndReason.REVOKED)
 
-        await self._store.write(revoke)
+        ending = await self._store.write(revoke)
+        if ending is not None:
+            await self._endings.finish(ending)
 
 
-def _another_apps(caller: Caller, app: App, principal: Principal) -> Draft:
-    return caller.event(
+def _another_apps(caller: Caller, app: App, principal: Principal) -> Denial:
+    event = caller.event(
         EventType.TOKEN_REVOCATION_DENIED,
         Outcome.DENIED,
         detail="the token is not the app's to revoke",
@@ -51,3 +59,5 @@ def _another_apps(caller: Caller, app: App, principal: Principal) -> Draft:
         app_id=app.app_id,
         data={"presented_jti": principal.claims.jti},
     )
+    # It is not told, or everybody could ask whose a token is.
+    return Denial(NotFound(event.detail), caller, event, by=app.client_id, about=(app.app_id, principal.claims.sid))

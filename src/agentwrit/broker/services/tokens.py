@@ -1,5 +1,6 @@
 """Tokens in use: validating, renewing and releasing them."""
 
+import math
 from collections.abc import Awaitable
 from typing import Final
 
@@ -15,17 +16,20 @@ from agentwrit.broker.services.authentication import (
     refusal,
 )
 from agentwrit.broker.services.context import Caller, EventData
-from agentwrit.broker.services.denials import DenialLog, StrangerDenied
-from agentwrit.broker.services.ending import end_grants
+from agentwrit.broker.services.denials import Denial, DenialLog
+from agentwrit.broker.services.ending import end_grants, end_named
+from agentwrit.broker.services.endings import Endings
 from agentwrit.broker.services.issuing import IssuedToken, TokenIssuer, holder
+from agentwrit.broker.services.log_budget import LogBudget
 from agentwrit.broker.services.possession import Possession, Presented, spend, spending
-from agentwrit.broker.storage.base import GrantQuery, Row, Transaction
+from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.domain import scope
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.claims import Claims
-from agentwrit.domain.errors import InvalidProof, InvalidToken, Unauthorized
-from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal
+from agentwrit.domain.ending import Ending, EndingLevel, Named
+from agentwrit.domain.errors import InvalidProof, InvalidToken, RateLimited, Unauthorized
+from agentwrit.domain.grant import EndReason, Grant, GrantKind, Renewal, decide_renewal, permit_used, renewable_at
 from agentwrit.domain.revocation import Revocation, RevocationKind
 
 RENEWAL_FAILED: Final = "token renewal failed"
@@ -43,12 +47,20 @@ class TokenService:
     """What can be done with a token by whoever has it."""
 
     def __init__(
-        self, denials: DenialLog, issuer: TokenIssuer, authenticator: Authenticator, possession: Possession
+        self,
+        denials: DenialLog,
+        issuer: TokenIssuer,
+        authenticator: Authenticator,
+        possession: Possession,
+        log_budget: LogBudget,
+        endings: Endings,
     ) -> None:
         self._denials = denials
         self._issuer = issuer
+        self._log_budget = log_budget
         self._authenticator = authenticator
         self._possession = possession
+        self._endings = endings
 
     async def validate(self, token: str, shown: ShownProof) -> Principal | None:
         """Whom a token speaks for, or None if it does not hold, or is bound and was not shown by its holder.
@@ -89,10 +101,12 @@ class TokenService:
 
         Raises:
             Unauthorized: for whatever reason it is not renewed.
+            RateLimited: it was renewed too often, or its app writes more to the log than it may.
         """
         principal, proof = await self._renewable(caller, presented)
 
-        def renew(transaction: Transaction) -> IssuedToken | None:
+        def renew(transaction: Transaction) -> tuple[IssuedToken | None, Ending | None]:
+            ending: Ending | None = None
             if proof is not None and not spend(transaction, proof):
                 raise _renewal_failed(caller, REUSED_PROOF, principal)
             grant = transaction.grant(principal.claims.sid)
@@ -103,17 +117,23 @@ class TokenService:
                 raise _renewal_failed(caller, InvalidToken("the grant has ended or is about to"), principal)
             if decision is Renewal.REUSE:
                 presented: EventData = {"jti": principal.claims.jti}
-                end_grants(transaction, caller, grant.subject, [grant], EndReason.RENEWAL_REUSE, presented)
-                return None
+                ending = end_grants(transaction, caller, grant.subject, [grant], EndReason.RENEWAL_REUSE, presented)
+                return None, ending
+            if decision is Renewal.TOO_SOON:
+                raise _renewed_too_often(caller, principal, renewable_at(grant, transaction.now) - transaction.now)
             if decision is Renewal.SUCCEED:
+                self._log_budget.check(caller, grant.client_id, who=holder(grant))
                 app = self._app(transaction, caller, principal, grant)
-                grant = self._succeed(transaction, caller, grant, app)
-            return self._issuer.token(grant, transaction.now)
+                grant, ending = self._succeed(transaction, caller, grant, app)
+            return self._issuer.token(grant, transaction.now), ending
 
         reads = (*spending(proof), Row("grants", principal.claims.sid))
-        issued = await self._denials.write(renew, reads=reads)
+        issued, ending = await self._denials.write(renew, reads=reads)
+        if ending is not None:
+            await self._endings.finish(ending)
         if issued is None:
             raise Unauthorized(RENEWAL_FAILED)
+        self._log_budget.charge(issued.grant.client_id)
         return issued
 
     async def release(self, caller: Caller, presented: Presented | None) -> None:
@@ -128,34 +148,38 @@ class TokenService:
         except InvalidToken as invalid:
             raise await self._authenticator.refused(caller, invalid) from None
 
-        def release(transaction: Transaction) -> bool:
+        def release(transaction: Transaction) -> Ending | None:
             if proof is not None and not spend(transaction, proof):
                 raise not_accepted(caller, REUSED_PROOF)
             grant = transaction.grant(principal.claims.sid)
             if grant is None or grant.is_ended:
-                return False
-            end_grants(transaction, caller, grant.subject, [grant], EndReason.RELEASED)
-            return True
+                return None
+            return end_grants(transaction, caller, grant.subject, [grant], EndReason.RELEASED)
 
         reads = (*spending(proof), Row("grants", principal.claims.sid))
         already_dead = await self._authenticator.is_grant_dead(principal)
-        if already_dead or not await self._denials.write(release, reads=reads):
+        ending = None if already_dead else await self._denials.write(release, reads=reads)
+        if ending is None:
             raise await self._authenticator.revoked(caller, principal)
+        await self._endings.finish(ending)
 
-    def _succeed(self, transaction: Transaction, caller: Caller, grant: Grant, app: App | None) -> Grant:
-        """Replace the grant's token; the one before is dead with the commit."""
+    def _succeed(
+        self, transaction: Transaction, caller: Caller, grant: Grant, app: App | None
+    ) -> tuple[Grant, Ending | None]:
+        """Replace the grant's token; the one before is dead with the commit. Also what ended because of it."""
+        ending: Ending | None = None
         transaction.revoke(
             Revocation(kind=RevocationKind.TOKEN, id=grant.jti, effective_at=int(transaction.now), last_exp=grant.exp)
         )
-        successor = self._issuer.renewed(grant, app, transaction.now)
+        successor = self._issuer.renewed(permit_used(grant, transaction.now), app, transaction.now)
         if successor.exp < grant.exp:
-            _end_what_outlives(transaction, caller, successor)
+            ending = _end_what_outlives(transaction, caller, successor)
         transaction.put_grant(successor)
         data: EventData = {"jti": successor.jti, "previous_jti": grant.jti, "exp": successor.exp}
         transaction.record(
             caller.event(EventType.TOKEN_RENEWED, detail="a token was renewed", **holder(grant), data=data)
         )
-        return successor
+        return successor, ending
 
     async def _renewable(self, caller: Caller, presented: Presented | None) -> Presenter:
         principal: Principal | None = None
@@ -191,21 +215,32 @@ class TokenService:
         return app
 
 
-def _end_what_outlives(transaction: Transaction, caller: Caller, grant: Grant) -> None:
+def _end_what_outlives(transaction: Transaction, caller: Caller, grant: Grant) -> Ending:
     """End what was delegated from a grant and would live on when its current token is over.
 
-    Whoever revokes an agent could not find it then: it would be below nobody who is alive.
+    Whoever revokes an agent could not find it then: it would be below nobody who is alive. What was delegated further
+    lives no longer than what it was delegated from.
     """
-    below = transaction.grants(GrantQuery(live_at=transaction.now, below=grant.sid))
-    outliving = [other for other in below if other.exp > grant.exp]
-    end_grants(transaction, caller, grant.subject, outliving, EndReason.ANCESTOR_SHORTENED, {"ended_with": grant.sid})
+    outliving = Named(level=EndingLevel.OUTLIVING, target=grant.sid, exp=grant.exp)
+    why: EventData = {"ended_with": grant.sid}
+    return end_named(transaction, caller, grant.subject, outliving, EndReason.ANCESTOR_SHORTENED, why)
 
 
-def _renewal_failed(caller: Caller, invalid: InvalidToken, principal: Principal | None) -> StrangerDenied:
+def _renewed_too_often(caller: Caller, principal: Principal, wait: float) -> Denial:
+    detail = "the token was renewed too often"
+    event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=detail, **principal.who)
+    error = RateLimited(
+        detail, retry_after=max(1, math.ceil(wait)), hint="a token is renewed when most of its life is over"
+    )
+    return Denial(error, caller, event, by=principal.claims.client_id, about=(principal.claims.sid, detail))
+
+
+def _renewal_failed(caller: Caller, invalid: InvalidToken, principal: Principal | None) -> Denial:
     reason = invalid.reason
     if principal is None:
         event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason)
     else:
         data: EventData = {"jti": principal.claims.jti}
         event = caller.event(EventType.TOKEN_RENEWAL_FAILED, Outcome.DENIED, detail=reason, **principal.who, data=data)
-    return StrangerDenied(refusal(invalid, RENEWAL_FAILED), caller, event)
+    by = "" if principal is None else principal.claims.client_id
+    return Denial(refusal(invalid, RENEWAL_FAILED), caller, event, by=by)

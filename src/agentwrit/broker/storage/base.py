@@ -23,14 +23,16 @@ A unit may run more than once if its commit fails before it is durable, so it mu
 transaction; and it may run on any thread, so it must not wait for anything.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from agentwrit.broker.measures import Measures
 from agentwrit.domain.app import App
 from agentwrit.domain.audit import Draft, Event, Head
 from agentwrit.domain.audit_archive import Archive
+from agentwrit.domain.ending import End, Ending
 from agentwrit.domain.errors import AgentWritError, Refusal
 from agentwrit.domain.grant import Grant, GrantKind
 from agentwrit.domain.idempotency import FirstAnswer
@@ -116,8 +118,10 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
     Then a `limit` is of those that were over first.
     `is_counted`: only what counts for a limit of live agents, if that is what is asked for.
     `signed_by`: only what the key of this kid may have signed.
-    `parent`: only what was delegated from the grant of this sid; "": only what was not delegated. `below`: as `parent`,
-    at whatever depth. `after`: only grants made after the one of this sid (keyset paging).
+    `parent`: only what was delegated from the grant of this sid; "": only what was not delegated. `falling_with`: only
+    what was delegated from a grant of one of the first names, or to an agent of one of the others, in any order.
+    `is_delegated`: only what was delegated. `tree`: only what is in a chain that begins with the grant of this sid.
+    `after`: only grants made after the one of this sid (keyset paging).
     """
 
     live_at: float | None = None
@@ -132,7 +136,9 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
     sid: str | None = None
     signed_by: str | None = None
     parent: str | None = None
-    below: str | None = None
+    falling_with: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    is_delegated: bool = False
+    tree: str | None = None
     after: str | None = None
     limit: int | None = None
 
@@ -151,8 +157,26 @@ class GrantQuery(msgspec.Struct, frozen=True, kw_only=True):
             and self.sid in (None, grant.sid)
             and (self.signed_by is None or grant.is_signed_by(self.signed_by))
             and self.parent in (None, grant.parent_sid)
-            and (self.below is None or any(record.sid == self.below for record in grant.chain))
+            and (self.falling_with is None or self._falls(grant))
+            and (self.tree is None or (grant.tree != "" and grant.tree == self.tree))
+            and (not self.is_delegated or grant.parent_sid != "")
         )
+
+    def _falls(self, grant: Grant) -> bool:
+        sids, agents = self.falling_with or ((), ())
+        return grant.parent_sid != "" and (grant.parent_sid in sids or grant.subject in agents)
+
+
+class GrantPage(NamedTuple):
+    """Grants that were found behind a place in the order in which they were made, up to the place `place`.
+
+    `looked_at`: how many rows were read for it; `is_last`: whether there are no more behind.
+    """
+
+    grants: Sequence[Grant]
+    place: int
+    looked_at: int
+    is_last: bool
 
 
 class Expired(NamedTuple):
@@ -166,9 +190,19 @@ EXPIRED_AT_ONCE: Final = 256
 """How many agents that expired `Snapshot.expired` looks at, or those of one second where they are more."""
 
 
+class Cluster(NamedTuple):
+    """What the brokers of one store have in common, besides the master key."""
+
+    issuer: str
+    trust_domain: str
+
+    def __str__(self) -> str:
+        return f"{self.issuer} in {self.trust_domain}"
+
+
 class Row(NamedTuple):
-    """A row that a unit of work is known to read: of apps, app_usage, launch_tokens, grants, first_answers or
-    nonces.
+    """A row that a unit of work is known to read: of apps, app_usage, launch_tokens, grants, first_answers, nonces or
+    endings.
     """
 
     table: str
@@ -202,9 +236,31 @@ class Snapshot(Protocol):
 
     def launch_token(self, token_hash: bytes) -> LaunchToken | None: ...
 
+    def launch_token_count(self) -> int: ...
+
     def grant(self, sid: str) -> Grant | None: ...
 
     def grants(self, query: GrantQuery) -> Sequence[Grant]: ...
+
+    def grant_page(self, query: GrantQuery, *, behind: int, limit: int) -> GrantPage:
+        """The grants that match behind a place (0 for all), of `limit` rows. The query's own paging counts for nothing.
+
+        The last page may have more: what is so new that it has no place yet.
+        """
+        ...
+
+    def live_delegations(self, sid: str, *, in_tree: bool, now: float, limit: int) -> int:
+        """How many delegations were made from the grant of this sid and are alive at this time (Unix seconds).
+
+        `in_tree`: in all chains that begin with it. Counts no further than `limit`.
+        """
+        ...
+
+    def ending(self, ending_id: str) -> Ending | None: ...
+
+    def endings(self) -> Sequence[Ending]:
+        """Those that are not over."""
+        ...
 
     def expired(self, app_id: str, after: int, until: int) -> Expired:
         """How many that count for the app's limit of live agents, and had not ended, were over after a time.
@@ -220,6 +276,8 @@ class Snapshot(Protocol):
     def first_answer(self, key: bytes) -> FirstAnswer | None:
         """What the request of this key was answered with, which may be too long ago to count."""
         ...
+
+    def first_answer_count(self) -> int: ...
 
     def signing_keys(self) -> Sequence[StoredKey]:
         """All keys, the newest first."""
@@ -241,6 +299,14 @@ class Snapshot(Protocol):
         """The number of the newest entry; 0 when there has been none. It never goes back."""
         ...
 
+    def cluster(self) -> str:
+        """The name of the brokers of this store: whoever has another name is refused it. "" if it has none yet."""
+        ...
+
+    def settings(self) -> str:
+        """What the broker that was started last was started with, as it said; empty if none has."""
+        ...
+
     def feed_epoch(self) -> str:
         """What history the feed's numbers belong to."""
         ...
@@ -253,6 +319,10 @@ class Snapshot(Protocol):
 
     def event_head(self) -> int:
         """The sequence number of the newest event; 0 when there is none."""
+        ...
+
+    def event_hash(self, sequence: int) -> str | None:
+        """The hash of the event of this number, 0 for before the first; None where the log does not say it any more."""
         ...
 
     def pruned(self) -> int:
@@ -294,6 +364,8 @@ class Transaction(Snapshot, Protocol):
 
     def put_grant(self, grant: Grant) -> None: ...
 
+    def put_ending(self, ending: Ending) -> None: ...
+
     def put_first_answer(self, answer: FirstAnswer) -> None: ...
 
     def put_signing_key(self, key: StoredKey) -> None: ...
@@ -302,11 +374,16 @@ class Transaction(Snapshot, Protocol):
         """Remember that `nonce` was used, until it expires. False when it had been used before."""
         ...
 
-    def revoke(self, revocation: Revocation) -> None:
+    def revoke(self, revocation: Revocation, *, replaces: bool = False) -> None:
         """Announced when committed, and put at the feed's head.
 
         A second entry for one thing adds to the first (see `RevocationIndex`), and takes its place in the feed anew.
+        `replaces`: where there may be a first one, this one says all that both would: it is not looked for.
         """
+        ...
+
+    def end(self, ends: Iterable[End]) -> None:
+        """End grants that are alive: each with an entry that revokes it, and an event."""
         ...
 
     def record(self, draft: Draft) -> None:
@@ -334,6 +411,14 @@ class Transaction(Snapshot, Protocol):
         """Let the feed belong to another history. Its numbers go on; whoever follows it begins with a snapshot."""
         ...
 
+    def put_settings(self, text: str) -> None:
+        """Keep what a broker was started with, in place of what the one before it said."""
+        ...
+
+    def name_cluster(self, name: str) -> None:
+        """Let the store be that of the brokers of this name."""
+        ...
+
     def put_archive(self, archive: Archive) -> None:
         """Keep in mind that these events were archived. They go with `prune`."""
         ...
@@ -345,8 +430,9 @@ class Transaction(Snapshot, Protocol):
     def purge(self, limit: int) -> int:
         """Forget up to `limit` rows that time has made meaningless. Returns how many: fewer than `limit` is the end.
 
-        These are nonces, launch tokens and first answers that expired, and grants and revocations an hour after the
-        last token that they can touch. The newest revocation stays: the feed's numbers go on after its.
+        These are nonces, launch tokens and first answers that expired, grants and revocations an hour after the last
+        token that they can touch, and endings an hour after they were over. The newest revocation stays: the feed's
+        numbers go on after its.
         """
         ...
 
@@ -354,8 +440,28 @@ class Transaction(Snapshot, Protocol):
 RevocationListener = Callable[[Sequence[Revocation]], None]
 
 
+class Promotion(NamedTuple):
+    """A database server ended a recovery and goes on by itself: its timeline before, and its timeline since.
+
+    `is_lossless`: whether it is known that nothing that was acknowledged before is missing since.
+    """
+
+    before: int
+    since: int
+    is_lossless: bool
+
+
+GoOn = Callable[[Transaction, Promotion], object]
+"""The unit of work that a store begins with after a promotion."""
+
+
 class Store(Protocol):
     """A store, open. Safe to use from many tasks of one event loop."""
+
+    @property
+    def measures(self) -> Measures:
+        """What it measures of itself."""
+        ...
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         """Run one unit of work and wait until it is durable.
@@ -397,6 +503,12 @@ class Store(Protocol):
 
         Raises:
             Unavailable: it cannot be known.
+        """
+        ...
+
+    def log_bytes(self) -> int:
+        """How much the store has written to a log beside its database, and not yet folded in, as far as that is its own
+        to do.
         """
         ...
 

@@ -2,17 +2,19 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from agentwrit.broker.clock import Clock
+from agentwrit.broker.measures import Measures
 from agentwrit.broker.storage.base import (
     DATA_FIELDS,
     EQUAL_FIELDS,
     Denied,
     EventQuery,
     Expired,
+    GrantPage,
     GrantQuery,
     RevocationListener,
     Row,
@@ -22,6 +24,7 @@ from agentwrit.broker.storage.base import (
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
 from agentwrit.domain.audit_archive import Archive
+from agentwrit.domain.ending import End, Ending
 from agentwrit.domain.errors import Unavailable
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
@@ -46,6 +49,8 @@ class MemoryStore:
         self._fault = fault
         self._tables = _Tables()
         self._listeners: list[RevocationListener] = []
+        self._measures = Measures()
+        self._measures.is_in_charge = True
         self._is_writable = True
         self._is_closed = False
 
@@ -81,8 +86,16 @@ class MemoryStore:
         self._check_open()
         self._fault("catch_up")
 
+    @property
+    def measures(self) -> Measures:
+        self._measures.log_head = self._tables.log["head"].sequence
+        return self._measures
+
     async def is_in_charge(self) -> bool:
         return True
+
+    def log_bytes(self) -> int:
+        return 0
 
     def is_writable(self) -> bool:
         return self._is_writable and not self._is_closed
@@ -112,7 +125,7 @@ class MemoryStore:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise Unavailable("the broker is stopping")
+            raise Unavailable("the broker is stopping", cause="stopping")
 
 
 class _Tables:
@@ -122,12 +135,14 @@ class _Tables:
         self.app_usage: dict[str, AppUsage] = {}
         self.launch_tokens: dict[bytes, LaunchToken] = {}
         self.grants: dict[str, Grant] = {}
+        self.endings: dict[str, Ending] = {}
         self.first_answers: dict[bytes, FirstAnswer] = {}
         self.signing_keys: dict[str, StoredKey] = {}
         self.nonces: dict[bytes, int] = {}
         self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
         self.feed: dict[tuple[RevocationKind, str], int] = {}
         self.epoch = {"feed": secrets.token_hex(16)}
+        self.names: dict[str, str] = {}
         self.events: dict[int, audit.Event] = {}
         self.tiles: dict[tuple[int, int], bytes] = {}
         self.log = {"head": audit.Head()}
@@ -166,6 +181,9 @@ class _MemorySnapshot:
     def launch_token(self, token_hash: bytes) -> LaunchToken | None:
         return self._tables.launch_tokens.get(token_hash)
 
+    def launch_token_count(self) -> int:
+        return len(self._tables.launch_tokens)
+
     def grant(self, sid: str) -> Grant | None:
         return self._tables.grants.get(sid)
 
@@ -176,6 +194,25 @@ class _MemorySnapshot:
             made = made[places[0] + 1 :] if places else []
         return [grant for grant in made if query.matches(grant)][: query.limit]
 
+    def grant_page(self, query: GrantQuery, *, behind: int, limit: int) -> GrantPage:
+        rows = [
+            (place, grant)
+            for place, grant in enumerate(self._tables.grants.values(), start=1)
+            if place > behind and query.matches(grant)
+        ][:limit]
+        place = rows[-1][0] if rows else behind
+        return GrantPage([grant for _, grant in rows], place, len(rows), len(rows) < limit)
+
+    def live_delegations(self, sid: str, *, in_tree: bool, now: float, limit: int) -> int:
+        live = (grant for grant in self._tables.grants.values() if grant.chain and grant.is_live(now))
+        return min(limit, sum(sid == (grant.tree if in_tree else grant.parent_sid) for grant in live))
+
+    def ending(self, ending_id: str) -> Ending | None:
+        return self._tables.endings.get(ending_id)
+
+    def endings(self) -> Sequence[Ending]:
+        return [ending for _, ending in sorted(self._tables.endings.items()) if not ending.is_over]
+
     def expired(self, app_id: str, after: int, until: int) -> Expired:
         return Expired(len(self.grants(GrantQuery(over_in=(after, until), is_counted=True, app_id=app_id))), until)
 
@@ -184,6 +221,9 @@ class _MemorySnapshot:
 
     def first_answer(self, key: bytes) -> FirstAnswer | None:
         return self._tables.first_answers.get(key)
+
+    def first_answer_count(self) -> int:
+        return len(self._tables.first_answers)
 
     def signing_keys(self) -> Sequence[StoredKey]:
         return sorted(self._tables.signing_keys.values(), key=lambda key: (-key.created_at, key.kid))
@@ -200,6 +240,12 @@ class _MemorySnapshot:
 
     def feed_head(self) -> int:
         return max(self._tables.feed.values(), default=0)
+
+    def cluster(self) -> str:
+        return self._tables.names.get("cluster", "")
+
+    def settings(self) -> str:
+        return self._tables.names.get("settings", "")
 
     def feed_epoch(self) -> str:
         return self._tables.epoch["feed"]
@@ -218,6 +264,12 @@ class _MemorySnapshot:
 
     def event_head(self) -> int:
         return self._tables.log["head"].sequence
+
+    def event_hash(self, sequence: int) -> str | None:
+        events = self._tables.events
+        if sequence in events:
+            return events[sequence].hash
+        return events[sequence + 1].prev_hash if sequence + 1 in events else None
 
     def pruned(self) -> int:
         return min(self._tables.events, default=1) - 1
@@ -275,6 +327,9 @@ class _MemoryTransaction(_MemorySnapshot):
     def put_grant(self, grant: Grant) -> None:
         self._put(self._tables.grants, grant.sid, grant)
 
+    def put_ending(self, ending: Ending) -> None:
+        self._put(self._tables.endings, ending.id, ending)
+
     def put_first_answer(self, answer: FirstAnswer) -> None:
         self._put(self._tables.first_answers, answer.key, answer)
 
@@ -287,13 +342,19 @@ class _MemoryTransaction(_MemorySnapshot):
         self._put(self._tables.nonces, nonce, expires_at)
         return True
 
-    def revoke(self, revocation: Revocation) -> None:
+    def revoke(self, revocation: Revocation, *, replaces: bool = False) -> None:
         key = (revocation.kind, revocation.id)
-        known = self._tables.revocations.get(key)
+        known = None if replaces else self._tables.revocations.get(key)
         joined = revocation if known is None else known.joined(revocation)
         self._put(self._tables.revocations, key, joined)
         self._put(self._tables.feed, key, self.feed_head() + 1)
         self.revoked.append(joined)
+
+    def end(self, ends: Iterable[End]) -> None:
+        for end in ends:
+            self.put_grant(end.ended(self.now))
+            self.revoke(end.revocation(self.now), replaces=True)
+            self.record(end.draft())
 
     def record(self, draft: audit.Draft) -> None:
         appended = audit.append(draft, self.head, now=self.now)
@@ -317,6 +378,12 @@ class _MemoryTransaction(_MemorySnapshot):
 
     def begin_feed_epoch(self, epoch: str) -> None:
         self._put(self._tables.epoch, "feed", epoch)
+
+    def put_settings(self, text: str) -> None:
+        self._put(self._tables.names, "settings", text)
+
+    def name_cluster(self, name: str) -> None:
+        self._put(self._tables.names, "cluster", name)
 
     def put_archive(self, archive: Archive) -> None:
         self._put(self._tables.archives, archive.last, archive)
@@ -348,6 +415,7 @@ class _MemoryTransaction(_MemorySnapshot):
             for key, row in tables.revocations.items()
             if row.last_exp <= kept_until and tables.feed[key] != self.feed_head()
         ]
+        forgettable += [(tables.endings, key) for key, row in tables.endings.items() if 0 < row.done_at <= kept_until]
         for table, key in forgettable[:limit]:
             self._undo_log.append(partial(table.__setitem__, key, table.pop(key)))
             if table is tables.revocations:

@@ -5,16 +5,13 @@ they are run again; which of those that wait together goes first was open anyway
 table writes all that units have written. So a batch takes a few round trips, however many units it has.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
-import msgspec
-
 from agentwrit.broker.storage.base import Row
-from agentwrit.broker.storage.postgres_link import ESCAPE, Link, escaped
+from agentwrit.broker.storage.postgres_link import Link
 from agentwrit.broker.storage.postgres_rows import PostgresSnapshot, PostgresTransaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Rows
@@ -23,17 +20,13 @@ from agentwrit.broker.storage.sql_batch import (
     Batch,
     BatchTransaction,
     Changes,
-    Columns,
     Question,
     Unread,
-    replaced_by,
 )
-from agentwrit.broker.storage.sql_rows import Key, on_conflict
+from agentwrit.broker.storage.sql_rows import COLUMNS, Key, on_conflict
 from agentwrit.domain import audit
 
-_ESCAPE: Final = ESCAPE.encode()
-_UNUSUAL: Final = re.compile(rb"\\u0000|" + _ESCAPE)  # what PostgreSQL's texts do not have
-_KINDS: Final = {str: "text", int: "bigint", bytes: "text"}
+_KINDS: Final = {str: "text", int: "bigint", bytes: "bytea"}
 
 
 class PostgresBatchTransaction(BatchTransaction, PostgresSnapshot):
@@ -68,12 +61,14 @@ class PostgresBatch(Batch):
         return PostgresTransaction(self._session, self._sealer, self.head, self.now, self.feed_head())
 
     def _writing(self, changes: Changes) -> Callable[[], object]:
-        statements = []
+        return partial(self._write, changes)
+
+    def _write(self, changes: Changes) -> None:
+        """Within a pipeline no statement waits for the one before."""
         for table, rows in changes.rows.items():
-            columns = list(rows.values())
-            statements.append((_put_all(table, columns[0]), (_form(columns),)))
-        # Within a pipeline none of them waits.
-        return lambda: [self._session.execute(sql, values) for sql, values in statements]
+            columns = list(zip(*rows.values(), strict=True))
+            kinds = tuple(type(values[0]) for values in columns)
+            self._session.execute(_put_all(table, kinds), [_array(values) for values in columns])
 
 
 class Reading:
@@ -107,25 +102,21 @@ def _lookup(table: str) -> str:
     return f"SELECT {key}, {columns} FROM {table} WHERE {key} = ANY(?)"
 
 
-def _form(rows: Sequence[Columns]) -> str:
-    """Rows as one value: a list of objects, with bytes in base64."""
-    form = msgspec.json.encode(rows)
-    if _UNUSUAL.search(form):  # seldom enough to look at each value only now
-        form = msgspec.json.encode([{name: escaped(value) for name, value in row.items()} for row in rows])
-    return form.replace(_ESCAPE, rb"\ufdd0").decode()  # or it would be escaped once more, with the whole
-
-
-def _put_all(table: str, first: Columns) -> str:
-    """What puts rows like this one: inserts them, or replaces those that have the same key."""
-    return _put_all_of(table, tuple((name, type(value)) for name, value in first.items()))
+def _array(values: Sequence[Any]) -> str:
+    """The values of a column as one value: the text of an array (PostgreSQL manual, section 8.15)."""
+    match values[0]:
+        case bytes():
+            items = [f'"\\\\x{value.hex()}"' for value in values]
+        case str():
+            items = ['"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values]
+        case _:
+            items = [str(value) for value in values]
+    return "{" + ",".join(items) + "}"
 
 
 @cache
-def _put_all_of(table: str, columns: tuple[tuple[str, type], ...]) -> str:
-    names = [name for name, _ in columns]
-    values = ", ".join(f"decode({name}, 'base64')" if kind is bytes else name for name, kind in columns)
-    types = ", ".join(f"{name} {_KINDS[kind]}" for name, kind in columns)
-    return (
-        f"INSERT INTO {table} ({', '.join(names)}) SELECT {values}"
-        f" FROM json_to_recordset(?::json) AS new ({types}) {on_conflict(replaced_by(table), names)}"
-    )
+def _put_all(table: str, kinds: tuple[type, ...]) -> str:
+    """What puts rows, an array for each of their columns: inserts them, or replaces those that have the same key."""
+    arrays = ", ".join(f"?::{_KINDS[kind]}[]" for kind in kinds)
+    columns = ", ".join(COLUMNS[table])
+    return f"INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays}) {on_conflict(table)}"

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from agentwrit.broker.storage import postgres_schema, sql_log, sql_rows, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.postgres_link import Link, escaped
+from agentwrit.broker.storage.postgres_migration import prepare
 from agentwrit.broker.storage.postgres_rows import SELECT_STATE, State
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain import audit
@@ -32,6 +33,7 @@ TABLES: Final = (
     _Table("operators", ("name", *_SEALED), "name"),
     _Table("apps", ("app_id", "client_id", "name", "status", *_SEALED), "position"),
     _Table("app_usage", ("app_id", *_SEALED), "app_id"),
+    _Table("endings", ("id", "done_at", *_SEALED), "id"),
     _Table("launch_tokens", ("token_hash", "expires_at", *_SEALED), "token_hash"),
     _Table("nonces", ("nonce", "expires_at"), "nonce"),
     _Table("grants", (*sql_rows.GRANT_COLUMNS, *_SEALED), "rowid"),
@@ -56,10 +58,9 @@ def copy(
     """
     link = postgres_schema.connect(url)
     try:
-        with link.connection.transaction():
-            postgres_schema.prepare(link, sealer, cluster)
-            link.execute("SET LOCAL statement_timeout = 0")
-            link.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        with link.transaction():
+            prepare(link, sealer, cluster)
+            link.take_time()
             if State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), sealer) != State():
                 raise ConfigurationError("the database is in use already: copy into one that no broker was started on")
             counts = {table.name: _copy_table(source, link, table) for table in TABLES}

@@ -22,9 +22,10 @@ _GOOD: Final = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
 
 class QueryConnection:
-    """Owned by one event loop, and by one who asks."""
+    """Owned by one event loop, and by one who asks. `mark` is what its session is told by."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], mark: str = "") -> None:
+        self.mark = mark.encode("ascii")
         self._connection = connection
         self._pgconn = connection.pgconn
         self._loop = asyncio.get_running_loop()
@@ -43,7 +44,8 @@ class QueryConnection:
         Raises:
             psycopg.Error: there is none to be had.
         """
-        return cls(await postgres_link.connect_async(url))
+        mark = postgres_link.new_mark()
+        return cls(await postgres_link.connect_async(url, mark), mark)
 
     async def query(self, sql: bytes, *values: bytes) -> Sequence[tuple[Any, ...]]:
         """Ask, and wait for the rows. `values`: as texts, for `$1` and so on.

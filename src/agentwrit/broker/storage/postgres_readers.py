@@ -3,17 +3,22 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 
 from agentwrit.broker.storage.base import Snapshot
+from agentwrit.broker.storage.postgres_lineage import GLANCE, Lineage, Seen, Stale
 from agentwrit.broker.storage.postgres_link import Link
 from agentwrit.broker.storage.postgres_rows import PostgresSnapshot
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.domain.errors import Unavailable
+from agentwrit.domain.errors import TamperedRecord, Unavailable
+
+CANNOT_READ: Final = "the store cannot be read"
+
+_GLANCE: Final = GLANCE.format("?", "?")
 
 T = TypeVar("T")
 
@@ -49,9 +54,10 @@ class _Call:
 class Readers:
     """Answers queries, each from one committed state."""
 
-    def __init__(self, url: str, sealer: Sealer) -> None:
+    def __init__(self, url: str, sealer: Sealer, lineage: Lineage) -> None:
         self._url = url
         self._sealer = sealer
+        self._lineage = lineage
         self._threads = ThreadPoolExecutor(READERS, "postgres-read")
         self._own = threading.local()
         self._links: set[Link] = set()
@@ -60,7 +66,8 @@ class Readers:
         """What `query` makes of the state as it is.
 
         Raises:
-            Unavailable: the database does not answer, or too many read.
+            Unavailable: the database does not answer, is not the one to ask, or too many read.
+            Unsettled: nobody may ask it yet.
         """
         call = _Call()
         loop = asyncio.get_running_loop()
@@ -75,7 +82,7 @@ class Readers:
         try:
             return await asyncio.shield(answer)  # who is gone leaves the thread at work, and the timer with it
         except psycopg.Error as error:
-            raise Unavailable("the store cannot be read") from error
+            raise Unavailable(CANNOT_READ, cause="store_read") from error
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -87,8 +94,8 @@ class Readers:
         if link is not None:
             try:
                 return self._ask(link, call, query)
-            except psycopg.Error:
-                if not link.is_lost or call.is_given_up:
+            except psycopg.Error as error:
+                if not (link.is_lost or isinstance(error, Stale)) or call.is_given_up:
                     raise
         # There was none yet, or the server was restarted since it was used.
         if call.is_given_up:
@@ -98,21 +105,38 @@ class Readers:
     def _ask(self, link: Link, call: _Call, query: Callable[[Snapshot], T]) -> T:
         call.use(link)
         try:
+            seen = self._lineage.seen
             with link.pipeline():
                 link.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                return query(PostgresSnapshot(link, self._sealer))
+                glance = link.execute(_GLANCE, (self._lineage.text, link.mark))
+                answer = query(PostgresSnapshot(link, self._sealer))
+            self._look(glance.fetchone(), seen)  # before anybody is told of it
+            return answer
         finally:
             call.done()
             with contextlib.suppress(psycopg.Error):  # a connection that is lost has no transaction either
                 link.execute("ROLLBACK")
 
     def _connect(self) -> Link:
+        self._let_go()
+        try:
+            link = self._lineage.connect(self._url)
+        except TamperedRecord as error:
+            raise Unavailable(CANNOT_READ, cause="store_read") from error
+        self._own.link = link
+        self._links.add(link)
+        return link
+
+    def _look(self, row: Sequence[Any] | None, seen: Seen | None) -> None:
+        try:
+            self._lineage.glance(row, seen)
+        except TamperedRecord as error:
+            self._let_go()
+            raise Unavailable(CANNOT_READ, cause="store_read") from error
+
+    def _let_go(self) -> None:
         before: Link | None = getattr(self._own, "link", None)
         if before is not None:
             self._own.link = None
             self._links.discard(before)
             before.close()
-        link = Link.connect(self._url)
-        self._own.link = link
-        self._links.add(link)
-        return link

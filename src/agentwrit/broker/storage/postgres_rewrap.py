@@ -5,8 +5,9 @@ from typing import Final
 
 import psycopg
 
-from agentwrit.broker.storage import postgres_schema, sql_log, sql_rewrap
+from agentwrit.broker.storage import postgres_lineage, postgres_migration, postgres_schema, sql_log, sql_rewrap
 from agentwrit.broker.storage.postgres_link import Link, escaped
+from agentwrit.broker.storage.postgres_migration import prepare
 from agentwrit.broker.storage.postgres_rows import SELECT_STATE, PostgresTransaction, State
 from agentwrit.broker.storage.postgres_writer import CHARGE_LOCK
 from agentwrit.broker.storage.sql_rewrap import Keys
@@ -29,7 +30,7 @@ def sealed_by(url: str) -> str | None:
     """
     link = postgres_schema.connect(url)
     try:
-        return postgres_schema.sealed_by(link)
+        return postgres_migration.sealed_by(link)
     except psycopg.Error as error:
         raise postgres_schema.unusable(error) from error
     finally:
@@ -46,10 +47,9 @@ def rewrap(url: str, cluster: str, keys: Keys, *, progress: Progress = unwatched
     """
     link = postgres_schema.connect(url)
     try:
-        with link.connection.transaction():
-            postgres_schema.prepare(link, keys.old, cluster)
-            link.execute("SET LOCAL statement_timeout = 0")
-            link.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        with link.transaction():
+            prepare(link, keys.old, cluster)
+            link.take_time()
             _require_alone(link)
             return _rewrap(link, keys, progress)
     except psycopg.Error as error:
@@ -79,6 +79,9 @@ def _rewrap(link: Link, keys: Keys, progress: Progress) -> int:
     transaction = PostgresTransaction(link, keys.new, head, max(now, state.now), state.feed_head)
     transaction.record(sql_rewrap.event(rows))
     moved = State(transaction.head.sequence, transaction.head.hash, state.feed_head, transaction.now)
-    link.execute("UPDATE cluster SET state = ? WHERE one = 1", (moved.sealed(keys.new),))
-    postgres_schema.seal(link, keys.new, before=keys.old)
+    history = postgres_lineage.survey(link, keys.old).history
+    link.execute(
+        "UPDATE cluster SET state = ?, history = ? WHERE one = 1", (moved.sealed(keys.new), history.sealed(keys.new))
+    )
+    postgres_migration.seal(link, keys.new, before=keys.old)
     return rows

@@ -42,22 +42,14 @@ class State(NamedTuple):
         except ValueError:
             raise TamperedRecord("the row of the cluster's state was altered outside the broker") from None
 
-    def check_follows(self, before: "State") -> None:
-        """Refuse a state that is older than one that was seen: acknowledged commits are lost, revocations perhaps.
-
-        Raises:
-            TamperedRecord: it is.
-        """
-        if self.sequence < before.sequence or self.feed_head < before.feed_head:
-            raise TamperedRecord(
-                f"the database was put back: it ended with {audit.event_id(before.sequence)},"
-                f" and ends with {audit.event_id(self.sequence)} now"
-            )
-
 
 class PostgresSnapshot(SqlSnapshot):
     GRANT_PLACE = "place"
     UNINDEXED = ""
+
+    def _one_of(self, column: str, names: Sequence[str]) -> tuple[str, Sequence[object]]:
+        return f"{column} = ANY(?)", (tuple(names),)  # one statement, however many they are
+
     MEMBER = "data::json ->> '{}'"
 
 

@@ -1,55 +1,150 @@
 """The database of the PostgreSQL store: opening it, bringing its schema up to date, refusing one that is not ours."""
 
-import secrets
+import contextlib
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import psycopg
+import structlog
 
-from agentwrit.broker.clock import DatabaseTime
-from agentwrit.broker.storage import migrations, sql_log
-from agentwrit.broker.storage.postgres_link import SCHEMA, Link, parameters, reason
+from agentwrit.broker.clock import MAX_STEP_SECONDS, DatabaseTime
+from agentwrit.broker.storage import postgres_lineage, postgres_memory, sql_log
+from agentwrit.broker.storage.postgres_lineage import Lineage, OtherHistory, OtherSystem, Seen, Survey
+from agentwrit.broker.storage.postgres_link import IS_UNSAFE, POOLED, UNSAFE, Link, parameters, reason
+from agentwrit.broker.storage.postgres_memory import Memory
+from agentwrit.broker.storage.postgres_migration import in_transaction, prepare
 from agentwrit.broker.storage.postgres_rows import SELECT_STATE, State
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
 OLDEST_SERVER: Final = 14
-MIGRATION_LOCK: Final = 0x41675772_0001  # "AgWr": one broker at a time brings the schema up to date
-MIGRATION_MS: Final = 120_000
+
+_IN_USE: Final = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.QueryCanceled,
+)
+
+log = structlog.get_logger("agentwrit.storage")
 
 
 class Opening(NamedTuple):
-    """A database, ready to be used: the URL, what it holds when it is opened, and its time."""
+    """A database, ready to be used: the URL, what it holds when it is opened, and its time.
+
+    `lineage`: what was seen of it before; `memory`: where that is kept, if it is; `is_settled`: whether the server is
+    on the timeline that the store knows, and nothing that was seen is lost there.
+    """
 
     url: str
     state: State
     time: DatabaseTime
+    lineage: Lineage
+    memory: Memory | None
+    is_settled: bool
 
 
-def open_database(url: str, sealer: Sealer, cluster: str) -> Opening:
+def open_database(url: str, sealer: Sealer, cluster: str, *, memory_in: Path | None = None) -> Opening:
     """Make the schema, or bring it up to date, unless the database is not for us. Then nothing is written.
 
-    `cluster`: what all brokers of the database have in common.
+    `cluster`: what all brokers of the database have in common; `memory_in`: the directory that knows what was seen of
+    the database before. The store may have to be settled still, before anything else is done with it.
 
     Raises:
-        TamperedRecord: the audit log does not end as the brokers left it.
+        TamperedRecord: the schema is not the one that we make, or the audit log does not end as the brokers left it.
         ConfigurationError: it cannot be reached or written, is too old, is another program's, another cluster's or a
-            newer version's, or was sealed under another master key.
+            newer version's, was sealed under another master key, is a copy, or has another history than was seen.
     """
     link = connect(url)
+
+    def check() -> tuple[State, Survey, _Remembered]:
+        prepare(link, sealer, cluster)
+        # With the lock that writers take: nobody adds to the log while it is looked at.
+        state = State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), sealer)
+        survey = postgres_lineage.survey(link, sealer)
+        remembered = _check_lineage(link, sealer, survey, memory_in)
+        sql_log.load_head(link, sealer, (state.sequence, state.hash))
+        return state, survey, remembered
+
     try:
-        with link.connection.transaction():
-            prepare(link, sealer, cluster)
-            # With the lock that writers take: nobody adds to the log while it is looked at.
-            state = State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), sealer)
-            sql_log.load_head(link, sealer, (state.sequence, state.hash))
+        _require_own_session(link, url)
+        state, survey, remembered = in_transaction(link, check)
         asked_at = time.monotonic()
-        [[now]] = link.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
-        return Opening(url, state, DatabaseTime(now, asked_at, time.monotonic()))
+        [[now, is_unsafe]] = link.execute(
+            f"SELECT extract(epoch FROM clock_timestamp())::float8, {IS_UNSAFE}"
+        ).fetchall()
+        heard_at = time.monotonic()
     except psycopg.Error as error:
         raise unusable(error) from error
+    except (OtherHistory, OtherSystem) as error:
+        raise ConfigurationError(str(error)) from error
     finally:
         link.close()
+    if memory_in is not None:  # a broker that serves
+        _doubt(is_unsafe, now - time.time())
+    memory = None if memory_in is None else _open_memory(memory_in, survey.system)
+    return Opening(
+        url=url,
+        state=state,
+        time=DatabaseTime(now, asked_at, heard_at),
+        lineage=Lineage(sealer, remembered.seen, None if memory is None else memory.keep, remembered.lost),
+        memory=memory,
+        is_settled=survey.timeline == survey.history.timeline and remembered.lost is None,
+    )
+
+
+class _Remembered(NamedTuple):
+    """The newest that was seen of a database before; and what was seen, and was lost by a promotion."""
+
+    seen: Seen | None
+    lost: Seen | None
+
+
+def _check_lineage(link: Link, sealer: Sealer, survey: Survey, memory_in: Path | None) -> _Remembered:
+    """What was seen of this database before. What ended with a restore since then is no matter any more.
+
+    Raises:
+        OtherSystem, OtherHistory: this is not the database to go on with.
+    """
+    before: Sequence[Seen] = ()
+    if memory_in is not None:
+        with contextlib.suppress(OSError):  # who opens it for writing says so
+            before = postgres_memory.recall(memory_in, survey.system)
+    counts = [seen for seen in before if seen.state.now >= survey.history.ended_at]
+    postgres_lineage.check(survey, None)
+    there: list[Seen] = []
+    lost: list[Seen] = []
+    for seen in counts:
+        try:
+            postgres_lineage.check(postgres_lineage.survey(link, sealer, seen), seen)
+        except OtherHistory:
+            if not postgres_lineage.is_lost(survey, seen):
+                raise
+            lost.append(seen)
+        else:
+            there.append(seen)
+    return _Remembered(*(max(each, key=lambda seen: seen.state, default=None) for each in (there, lost)))
+
+
+def _doubt(is_unsafe: bool, ahead: float) -> None:
+    """Warn of what a server has that is no reason to refuse it. `ahead`: its clock, in seconds."""
+    if is_unsafe:
+        log.warning(UNSAFE)
+    if abs(ahead) > MAX_STEP_SECONDS:
+        log.warning("the database's clock and this machine's differ, and the database's counts", ahead=round(ahead))
+
+
+def _open_memory(directory: Path, system: str) -> Memory | None:
+    try:
+        return Memory.open(directory, system)
+    except OSError as error:
+        log.warning(
+            "what this broker sees is forgotten when it stops: the data directory cannot be used",
+            directory=str(directory),
+            reason=error.strerror,
+        )
+        return None
 
 
 def connect(url: str) -> Link:
@@ -59,12 +154,7 @@ def connect(url: str) -> Link:
         ConfigurationError: there is none to be had.
     """
     parameters(url)  # a URL that is none is told as that
-    try:
-        link = Link.connect(url)
-    except psycopg.Error as error:
-        raise ConfigurationError(
-            f"the database cannot be reached ({reason(error)}): check AGENTWRIT_DATABASE_URL, and that the server is up"
-        ) from error
+    link = _reach(url)
     try:
         check_version(link.connection.info.server_version)
     except BaseException:
@@ -73,12 +163,32 @@ def connect(url: str) -> Link:
     return link
 
 
+def _reach(url: str) -> Link:
+    try:
+        return Link.connect(url)
+    except psycopg.Error as error:
+        raise ConfigurationError(
+            f"the database cannot be reached ({reason(error)}): check AGENTWRIT_DATABASE_URL, and that the server is up"
+        ) from error
+
+
+def _require_own_session(link: Link, url: str) -> None:
+    """A pooler that changes sessions between transactions gives the one that was used last to whoever comes next."""
+    with contextlib.closing(_reach(url)) as other:
+        for each in (link, other, link):
+            if not each.is_own_session():
+                raise ConfigurationError(f"the database cannot be used: {POOLED}")
+
+
 def unusable(error: psycopg.Error) -> ConfigurationError:
     """What to say of a database that refuses what has to be done before it can be used."""
-    return ConfigurationError(
-        f"the schema in the database cannot be brought up to date ({reason(error)}):"
-        " the user in AGENTWRIT_DATABASE_URL needs to own it, or to be allowed to create it"
-    )
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        advice = ": the user in AGENTWRIT_DATABASE_URL needs to own it, or to be allowed to create it"
+    elif isinstance(error, _IN_USE):
+        advice = ": what uses the database keeps it locked, so try it again, or stop the brokers first"
+    else:
+        advice = ""
+    return ConfigurationError(f"the schema in the database cannot be brought up to date ({reason(error)}){advice}")
 
 
 def check_version(server_version: int) -> None:
@@ -92,96 +202,3 @@ def check_version(server_version: int) -> None:
         raise ConfigurationError(
             f"the database server is PostgreSQL {major}, and AgentWrit needs {OLDEST_SERVER} or newer: upgrade it"
         )
-
-
-def prepare(link: Link, sealer: Sealer, cluster: str) -> None:
-    """Make the schema, or bring it up to date, in the transaction that `link` is in; one broker at a time.
-
-    Raises:
-        ConfigurationError: the database is not for us.
-    """
-    link.execute(f"SET LOCAL lock_timeout = {MIGRATION_MS}")
-    link.execute(f"SET LOCAL statement_timeout = {MIGRATION_MS}")
-    link.execute("SELECT pg_advisory_xact_lock(?)", (MIGRATION_LOCK,))
-    version = _version(link)
-    steps = migrations.load("postgres")
-    if version > steps[-1].version:
-        raise ConfigurationError(
-            f"the database was written by a newer version of AgentWrit (schema {version}, this one knows"
-            f" {steps[-1].version}): upgrade agentwrit, or use another database"
-        )
-    if version:
-        _check_meta(link, sealer, cluster)
-    for step in steps:
-        if step.version > version:
-            if step.version == 1:
-                link.execute(f"CREATE SCHEMA {SCHEMA}")
-            link.connection.execute(step.script.encode("utf-8"))
-            if step.version == 1:
-                _fill_new(link, sealer, cluster)
-            link.execute("UPDATE meta SET value = ? WHERE name = 'version'", (str(step.version),))
-
-
-def _version(link: Link) -> int:
-    """The version of the schema, 0 where there is none yet."""
-    [[has_schema]] = link.execute("SELECT count(*) FROM pg_namespace WHERE nspname = ?", (SCHEMA,)).fetchall()
-    if not has_schema:
-        return 0
-    [[meta]] = link.execute("SELECT to_regclass(?)::text", (f"{SCHEMA}.meta",)).fetchall()
-    row = None if meta is None else link.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()
-    if row is None:
-        raise ConfigurationError(
-            f"the database has a schema {SCHEMA} of another program: use another database for AgentWrit"
-        )
-    return int(row[0])
-
-
-def sealed_by(link: Link) -> str | None:
-    """The name of the key that rows are sealed with; None where there is no schema yet.
-
-    Raises:
-        ConfigurationError: the database is another program's.
-    """
-    if not _version(link):
-        return None
-    [[name]] = link.execute("SELECT value FROM meta WHERE name = 'sealed_by'").fetchall()
-    return str(name)
-
-
-def seal(link: Link, sealer: Sealer, *, before: Sealer) -> None:
-    """Say that rows are sealed with another key from now on."""
-    for name, value in (("sealed_by", sealer.name), ("sealed_before", before.name)):
-        link.execute(
-            "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (name, value),
-        )
-
-
-def _check_meta(link: Link, sealer: Sealer, cluster: str) -> None:
-    meta = dict(link.execute("SELECT name, value FROM meta").fetchall())
-    if meta.get("sealed_before") == sealer.name != meta.get("sealed_by"):
-        raise ConfigurationError(
-            "the master key is the one that this database had before `agentwrit keys rewrap`:"
-            " set AGENTWRIT_MASTER_KEY to the new one"
-        )
-    if meta.get("sealed_by") != sealer.name:
-        raise ConfigurationError(
-            "the master key is not the one that this database was made with: check AGENTWRIT_MASTER_KEY"
-        )
-    if meta.get("cluster") != cluster:
-        raise ConfigurationError(
-            f"the database is that of another cluster, {meta.get('cluster')}, and this broker is one of {cluster}:"
-            " give it the same AGENTWRIT_ISSUER and AGENTWRIT_TRUST_DOMAIN, or use another database"
-        )
-
-
-def _fill_new(link: Link, sealer: Sealer, cluster: str) -> None:
-    """What a new schema holds from the beginning; the revocation feed gets a name of its own."""
-    for name, value in (
-        ("version", "1"),
-        ("sealed_by", sealer.name),
-        ("cluster", cluster),
-        ("feed_epoch", secrets.token_hex(16)),
-    ):
-        link.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (name, value))
-    link.execute("INSERT INTO cluster (one, state) VALUES (1, ?)", (State().sealed(sealer),))

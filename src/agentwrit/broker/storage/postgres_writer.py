@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import psycopg
+import structlog
 
 from agentwrit.broker.clock import Clock
+from agentwrit.broker.measures import Measures
 from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Row
 from agentwrit.broker.storage.postgres_batch import PostgresBatch, Reading
-from agentwrit.broker.storage.postgres_link import Link
-from agentwrit.broker.storage.postgres_rows import SELECT_STATE, PostgresSnapshot, State
+from agentwrit.broker.storage.postgres_lineage import GLANCE, Lineage, Stale
+from agentwrit.broker.storage.postgres_link import IS_UNSAFE, SCHEMA_VERSION, UNSAFE, Link, LooseCommit, RolledBack
+from agentwrit.broker.storage.postgres_rows import PostgresSnapshot, State
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_batch import Question
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
@@ -28,10 +31,17 @@ from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.revocation import Revocation
 
+MAX_NEWS: Final = 4096  # that a batch announces besides its own
 BATCH_SECONDS: Final = 0.05  # how long a batch may keep the other brokers waiting, fsync aside
 MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is stored when nothing else is written
+# A broker asks every few seconds whether it keeps house. One that does not hangs, and another is to keep house then.
+IDLE_SESSION_MS: Final = 30_000
 INTERVENTION: Final = "57"  # the class of errors that come from whoever runs the server
 CHARGE_LOCK: Final = 0x41675772_0002  # held by the broker that keeps house for all
+
+# Who migrates locks the row first, so no version is newer than the one that is seen here.
+MOVE: Final = "UPDATE cluster SET state = ? WHERE one = 1 AND (SELECT value FROM meta WHERE name = 'version') = ?"
+_LOCK: Final = f"{GLANCE.format('?', '?')} FOR UPDATE"
 
 # What PostgreSQL refuses because of what it was asked, and not of how it is.
 UNITS_OWN_FAULT: Final = (
@@ -41,19 +51,29 @@ UNITS_OWN_FAULT: Final = (
     psycopg.NotSupportedError,
 )
 
+log = structlog.get_logger("agentwrit.storage")
+
 
 class Lost(Exception):
     """The connection was lost before the server was told to commit, or there is none to be had: nothing was done."""
 
 
+class Behind(Exception):
+    """More was revoked than is announced at once: it is to be known first (see `Barrier`)."""
+
+
 class OutcomeUnknown(Exception):
-    """The connection was lost while the server committed: it may have, or not."""
+    """The connection was lost while the server committed: it may have, or not. Or it has, and its standby has not."""
+
+
+class Outdated(psycopg.OperationalError):
+    """The schema is newer than this broker: what it would write lacks what it does not know of."""
 
 
 class Begun(NamedTuple):
     """A batch under way. `state`: what the commit before left; `revocations`: others', that are to be announced.
 
-    `changes`: what its connection had changed before it.
+    `changes`: what its connection had changed before it; `is_synchronous`: whether its commit waits for standbys.
     """
 
     link: Link
@@ -61,6 +81,7 @@ class Begun(NamedTuple):
     state: State
     revocations: Sequence[Revocation]
     changes: int
+    is_synchronous: bool
 
 
 class Written(NamedTuple):
@@ -75,13 +96,15 @@ class Written(NamedTuple):
 class Writer:
     """Owns the connection that writes. All but `break_off` are for one thread."""
 
-    def __init__(self, url: str, clock: Clock, sealer: Sealer, known: State) -> None:
+    def __init__(self, url: str, clock: Clock, sealer: Sealer, lineage: Lineage, measures: Measures) -> None:
         self._url = url
         self._clock = clock
         self._sealer = sealer
+        self._lineage = lineage
+        self._measures = measures
         self._link: Link | None = None
-        self._known = known  # what this broker saw last
-        self._head: Head | None = None  # of the log, as of `_known`
+        self._is_unsafe: bool | None = None  # as the server was when it was looked at last
+        self._head: Head | None = None  # of the log, as it was seen here last
         self._lock = threading.Lock()
         self._is_broken_off = False
 
@@ -90,7 +113,9 @@ class Writer:
 
         Raises:
             Lost, psycopg.Error: nothing was done, as with all that follows.
+            Unsettled: nor then, for the store has to be settled first.
             TamperedRecord: nor then, for what is in the database is not what brokers left there.
+            Behind: nor then.
         """
         with self._ended_by_errors():
             return self._begin(self._connected(), announced, wanted)
@@ -136,16 +161,22 @@ class Writer:
         """
         link, batch, state = begun.link, begun.batch, begun.state
         with self._ended_by_errors():
+            moved = None
             with link.pipeline():
                 write()
                 if link.changes != begun.changes or batch.now >= state.now + MAX_UNSAVED_SECONDS:
                     state = State(batch.head.sequence, batch.head.hash, batch.feed_head(), batch.now)
-                    link.execute("UPDATE cluster SET state = ? WHERE one = 1", (state.sealed(self._sealer),))
-            if state is begun.state:
+                    moved = link.execute(MOVE, (state.sealed(self._sealer), str(SCHEMA_VERSION)))
+            if moved is None:
                 link.execute("ROLLBACK")
+            elif moved.count != 1:
+                raise Outdated("a newer version of AgentWrit brought the schema up to date: replace this broker")
             else:
+                started = time.monotonic()
                 _commit(link)
-        self._known, self._head = state, batch.head
+                self._measures.commit.add(time.monotonic() - started)
+        self._head = batch.head
+        self._lineage.saw(state, is_synchronous=begun.is_synchronous)
         self._clock.advance_to(state.now)
         return Written(outcomes, left, [*begun.revocations, *batch.revocations], state)
 
@@ -153,17 +184,20 @@ class Writer:
         """Whether this broker keeps house, from now on perhaps.
 
         Raises:
-            Lost, psycopg.Error: it cannot be known.
+            Lost, Unsettled, TamperedRecord, psycopg.Error: it cannot be known.
         """
         link = self._connected()
         try:
-            if link.is_in_charge:
-                link.execute("SELECT 1").fetchone()  # the lock is gone with the connection, if that is
-            else:
+            # The lock is gone with the connection, if that is.
+            [[is_unsafe]] = link.execute(f"SELECT {IS_UNSAFE}").fetchall()
+            if not link.is_in_charge:
                 [[link.is_in_charge]] = link.execute("SELECT pg_try_advisory_lock(?)", (CHARGE_LOCK,)).fetchall()
         except psycopg.Error:
             self.close()
             raise
+        if is_unsafe and self._is_unsafe is False:  # at the start it was said already
+            log.warning(UNSAFE)
+        self._is_unsafe = is_unsafe
         return link.is_in_charge
 
     def allow(self) -> None:
@@ -199,7 +233,8 @@ class Writer:
             return self._link
         self.close()
         try:
-            link = Link.connect(self._url)
+            link = self._lineage.connect(self._url)
+            link.execute(f"SET idle_session_timeout = {IDLE_SESSION_MS}")
         except psycopg.Error as error:
             raise Lost from error
         with self._lock:
@@ -215,26 +250,31 @@ class Writer:
         try:
             yield
         except BaseException as error:
-            is_lost = self._link is not None and self._link.is_lost
+            is_lost = isinstance(error, Stale) or (self._link is not None and self._link.is_lost)
             self.close()
             if is_lost and isinstance(error, psycopg.Error):
                 raise Lost from error
             raise
 
     def _begin(self, link: Link, announced: int, wanted: Iterable[Row | Question]) -> Begun:
+        started = time.monotonic()
         with link.pipeline():
             link.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            locked = link.execute(f"{SELECT_STATE} FOR UPDATE")
+            locked = link.execute(_LOCK, (self._lineage.text, link.mark))
             reading = Reading(link, wanted)
-        state = State.opened(locked.fetchone(), self._sealer)
-        state.check_follows(self._known)
+        self._measures.lock_wait.add(time.monotonic() - started)
+        # What was seen by now was committed before the lock was ours.
+        glance = self._lineage.glance(locked.fetchone(), self._lineage.seen)
+        state = glance.state
         revocations: Sequence[Revocation] = ()
+        if state.feed_head > announced + MAX_NEWS:
+            raise Behind
         if state.feed_head > announced:
             revocations = PostgresSnapshot(link, self._sealer).feed(announced + 1, state.feed_head)
         now = max(self._clock.now(), state.now)
         batch = PostgresBatch(link, self._sealer, self._head_of(link, state), state.feed_head, now)
         batch.learn(reading.rows())
-        return Begun(link, batch, state, revocations, link.changes)
+        return Begun(link, batch, state, revocations, link.changes, glance.is_synchronous)
 
     def _head_of(self, link: Link, state: State) -> Head:
         """Where the log ends. What other brokers have added since this one looked is read and followed."""
@@ -253,13 +293,15 @@ class Writer:
 
 def _commit(link: Link) -> None:
     try:
-        answer = link.execute("COMMIT").statusmessage
+        link.commit()
+    except RolledBack:
+        raise
+    except LooseCommit as error:
+        raise OutcomeUnknown from error
     except psycopg.Error as error:
         if error.sqlstate is None or link.is_lost or error.sqlstate.startswith(INTERVENTION):
             raise OutcomeUnknown from error
         raise  # the server says that it did not
-    if answer != "COMMIT":
-        raise psycopg.OperationalError("the transaction was rolled back")
 
 
 def _takes_the_batch(error: Exception) -> bool:

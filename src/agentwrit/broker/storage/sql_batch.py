@@ -6,25 +6,27 @@ that asks for anything else (`NotInMemory`) is run on the database itself, behin
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from agentwrit.broker.storage import sql_log, sql_units
-from agentwrit.broker.storage.base import GrantQuery, Row
+from agentwrit.broker.storage import sql_units
+from agentwrit.broker.storage.base import GrantPage, GrantQuery, Row, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
-from agentwrit.broker.storage.sql_rows import SELECT_REVOCATIONS, Key, SqlTransaction, open_revocation
+from agentwrit.broker.storage.sql_rows import SELECT_REVOCATIONS, Key, SqlTransaction, key_of, open_revocation
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
-from agentwrit.domain import audit, merkle
+from agentwrit.domain import audit
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.revocation import Revocation, RevocationKind
 
 R = TypeVar("R", bound=msgspec.Struct)
+T = TypeVar("T")
 
-Columns = Mapping[str, object]
+Columns = tuple[object, ...]
+"""A row, in the order of its table's COLUMNS."""
 
 # The tables whose rows are found by one key here, and what is read of them.
 READ: Final = {
@@ -34,30 +36,26 @@ READ: Final = {
     "grants": ("sid", "body, mac"),
     "first_answers": ("key", "body, mac"),
     "nonces": ("nonce", "expires_at"),
+    "endings": ("id", "body, mac"),
 }
 
-# The tables whose rows are written here, by what tells one from another.
-WRITTEN: Final = {
-    "app_usage": ("app_id",),
-    "launch_tokens": ("token_hash",),
-    "grants": ("sid",),
-    "first_answers": ("key",),
-    "nonces": ("nonce",),
-    "revocations": ("kind", "id"),
-    "tiles": ("level", "number"),
-    "events": ("sequence",),
-    "meta": ("name",),
-}
-
+# The tables whose rows are written here.
+WRITTEN: Final = (
+    "app_usage",
+    "launch_tokens",
+    "grants",
+    "first_answers",
+    "nonces",
+    "revocations",
+    "tiles",
+    "events",
+    "meta",
+    "endings",
+)
 
 _KEY_OF: Final[Mapping[str, Callable[[Columns], object]]] = {
-    table: itemgetter(*names) for table, names in WRITTEN.items()
+    table: itemgetter(*range(len(key_of(table)) or 1)) for table in WRITTEN
 }
-
-
-def replaced_by(table: str) -> tuple[str, ...]:
-    """The key by which a row of a table replaces another one: none for events, which never do."""
-    return () if table == "events" else WRITTEN[table]
 
 
 class Question(NamedTuple):
@@ -90,14 +88,23 @@ class Changes:
         self.rows: defaultdict[str, dict[object, Columns]] = defaultdict(dict)
         self.records: dict[Row, msgspec.Struct] = {}
         self.grants: dict[str, Grant] = {}
+        self.delegations: dict[str, Grant] = {}  # those grants that were delegated
         self.revocations: dict[tuple[RevocationKind, str], Revocation] = {}
 
     def __bool__(self) -> bool:
         """Whether there is anything to send."""
         return bool(self.rows)
 
-    def put(self, table: str, columns: Columns) -> None:
-        self.rows[table][_KEY_OF[table](columns)] = columns
+    @property
+    def row_count(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    def put(self, table: str, row: Columns) -> None:
+        self.rows[table][_KEY_OF[table](row)] = row
+
+    def put_all(self, table: str, rows: Iterable[Columns]) -> None:
+        key_of = _KEY_OF[table]
+        self.rows[table].update((key_of(row), row) for row in rows)
 
     def has(self, table: str, key: Key) -> bool:
         is_here = table in self.rows and key in self.rows[table]
@@ -107,6 +114,10 @@ class Changes:
         found = self.records.get(at)
         return found if found is not None or self.below is None else self.below.record(at)
 
+    def grant(self, sid: str) -> Grant | None:
+        found = self.grants.get(sid)
+        return found if found is not None or self.below is None else self.below.grant(sid)
+
     def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
         found = self.revocations.get((kind, name))
         return found if found is not None or self.below is None else self.below.revocation(kind, name)
@@ -114,11 +125,20 @@ class Changes:
     def all_grants(self) -> Mapping[str, Grant]:
         return self.grants if self.below is None else {**self.below.all_grants(), **self.grants}
 
+    def all_delegations(self) -> Mapping[str, Grant]:
+        return self.delegations if self.below is None else {**self.below.all_delegations(), **self.delegations}
+
+    def put_grant(self, grant: Grant) -> None:
+        self.grants[grant.sid] = grant
+        if grant.chain:
+            self.delegations[grant.sid] = grant
+
     def take(self, later: "Changes") -> None:
         for table, rows in later.rows.items():
             self.rows[table].update(rows)
         self.records.update(later.records)
         self.grants.update(later.grants)
+        self.delegations.update(later.delegations)
         self.revocations.update(later.revocations)
 
 
@@ -157,6 +177,13 @@ class Batch(ABC):
             NotInMemory: and never will be.
         """
         return self._keep(sql_units.run(waiting, self._in_memory, is_passed_on=self._is_passed_on))
+
+    def apply(self, unit: Callable[[Transaction], T]) -> T:
+        """Run a unit in memory that is the only one: what it raises is raised, and then the batch is of no more use."""
+        transaction = self._in_memory()
+        value = unit(transaction)
+        self._take_from(transaction)
+        return value
 
     def run_on_database(self, waiting: Waiting, *, is_stores_fault: Callable[[Exception], bool]) -> Outcome:
         """Run a unit on the database, behind all that units have written."""
@@ -218,11 +245,14 @@ class Batch(ABC):
 
     def _keep(self, done: tuple[Outcome, SqlTransaction]) -> Outcome:
         outcome, transaction = done
+        self._take_from(transaction)
+        return outcome
+
+    def _take_from(self, transaction: SqlTransaction) -> None:
         self.head = transaction.head
         self.revocations.extend(transaction.revoked)
         if isinstance(transaction, BatchTransaction):
             self.changes.take(transaction.changes)
-        return outcome
 
     def _is_passed_on(self, error: Exception) -> bool:
         """Whether an error in memory is not its unit's own."""
@@ -248,15 +278,32 @@ class BatchTransaction(SqlTransaction):
         return self._batch.feed_head() + len(self.revoked)
 
     def grants(self, query: GrantQuery) -> Sequence[Grant]:
-        if query.limit is not None or query.after is not None:
+        if query.after is not None or (query.limit is not None and query.over_in is not None):
             raise NotInMemory
-        stored = self._stored_grants(query)
-        changed = self.changes.all_grants()
+        is_about_delegations = query.is_delegated or query.falling_with is not None
+        changed = self.changes.all_delegations() if is_about_delegations else self.changes.all_grants()
         if not changed:
-            return stored
+            return self._stored_grants(query)
+        limit = query.limit
+        if limit is not None:  # any that was changed may be one that no longer matches
+            query = msgspec.structs.replace(query, limit=limit + len(changed))
+        stored = self._stored_grants(query)
         among = {grant.sid for grant in stored}
         made = [grant for sid, grant in changed.items() if sid not in among]
-        return [grant for grant in (*(changed.get(each.sid, each) for each in stored), *made) if query.matches(grant)]
+        found = [grant for grant in (*(changed.get(each.sid, each) for each in stored), *made) if query.matches(grant)]
+        return found[:limit]
+
+    def grant_page(self, query: GrantQuery, *, behind: int, limit: int) -> GrantPage:
+        rows = self._batch.rows(Question(*self._select_page(query, behind, limit)))
+        return self._page(query, rows, behind, limit, self.changes.all_grants())
+
+    def live_delegations(self, sid: str, *, in_tree: bool, now: float, limit: int) -> int:
+        changed = self.changes.all_delegations().values()
+        theirs = [grant for grant in changed if sid == (grant.tree if in_tree else grant.parent_sid)]
+        known = [grant.sid for grant in theirs]
+        question = Question(*self._select_live_delegations(sid, in_tree, now, limit, without=known))
+        [[others]] = self._batch.rows(question)
+        return min(limit, int(others) + sum(grant.is_live(now) for grant in theirs))
 
     def _stored_grants(self, query: GrantQuery) -> Sequence[Grant]:
         return self._opened_grants(query, self._batch.rows(Question(*self._select_grants(query))))
@@ -269,12 +316,8 @@ class BatchTransaction(SqlTransaction):
             return open_revocation(self._sealer, *row)
         return None
 
-    def put_grant(self, grant: Grant) -> None:
-        super().put_grant(grant)
-        self.changes.grants[grant.sid] = grant
-
-    def revoke(self, revocation: Revocation) -> None:
-        super().revoke(revocation)
+    def revoke(self, revocation: Revocation, *, replaces: bool = False) -> None:
+        super().revoke(revocation, replaces=replaces)
         self.changes.revocations[revocation.kind, revocation.id] = self.revoked[-1]
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
@@ -284,29 +327,37 @@ class BatchTransaction(SqlTransaction):
         return True
 
     def _put_nonce(self, nonce: bytes, expires_at: int) -> None:
-        self.changes.put("nonces", {"nonce": nonce, "expires_at": expires_at})
+        self.changes.put("nonces", (nonce, expires_at))
 
     def _one(self, table: str, record_type: type[R], column: str, value: Key, condition: str = "") -> R | None:
         if condition or table not in READ or column != READ[table][0]:
             raise NotInMemory
         at = Row(table, value)
-        written: Any = self.changes.record(at)
+        written: Any = self.changes.grant(str(value)) if table == "grants" else self.changes.record(at)
         return written or self._batch.record(at, lambda row: self._open(table, record_type, row, column, value))
 
-    def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
-        super()._put(table, record, key, **columns)
-        value: Any = columns[key]
-        self.changes.records[Row(table, value)] = record
+    def _put(self, table: str, record: msgspec.Struct, /, *columns: object) -> None:
+        super()._put(table, record, *columns)
+        if isinstance(record, Grant):
+            self.changes.put_grant(record)
+        else:
+            key: Any = columns[0]
+            self.changes.records[Row(table, key)] = record
 
-    def _put_row(self, table: str, key: tuple[str, ...], columns: dict[str, object]) -> None:
-        if table not in WRITTEN:
+    def _put_row(self, table: str, row: Columns) -> None:
+        if table not in _KEY_OF:
             raise NotInMemory
-        self.changes.put(table, columns)
+        self.changes.put(table, row)
 
-    def _put_event(self, event: audit.Event) -> None:
-        self.changes.put("events", sql_log.event_columns(event))
+    def _put_rows(self, table: str, rows: Sequence[Columns]) -> None:
+        if rows:
+            self.changes.put_all(table, rows)
 
-    def _put_tiles(self, tiles: Sequence[merkle.Tile]) -> None:
-        for tile in tiles:
-            row = sql_log.tile_row(self._sealer, tile)
-            self.changes.put("tiles", dict(zip(sql_log.TILE_COLUMNS, row, strict=True)))
+    def _put_grants(self, grants: Sequence[Grant]) -> None:
+        super()._put_grants(grants)
+        for grant in grants:
+            self.changes.put_grant(grant)
+
+    def _revoke_all(self, revocations: Sequence[Revocation]) -> None:
+        super()._revoke_all(revocations)
+        self.changes.revocations |= {(entry.kind, entry.id): entry for entry in revocations}

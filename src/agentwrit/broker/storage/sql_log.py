@@ -28,24 +28,39 @@ _COLUMN_TYPES = [int if name in ("sequence", "version", "deleg_depth") else str 
 _FIRST = -(2**63)  # who inserts events does not have to begin with 1
 _encode = msgspec.json.encode
 _decode_data = msgspec.json.Decoder(audit.Data).decode
-_INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
 
-# The members of an entry in the order of their names, which is that of RFC 8785: only `data` is left to be sorted.
-_MEMBERS = sorted("id" if name == "sequence" else name for name in EVENT_COLUMNS if name != "hash")
-_Members: Any = msgspec.defstruct("_Members", [(name, Any) for name in _MEMBERS])
-_pick_members = itemgetter(*(EVENT_COLUMNS.index("sequence" if name == "id" else name) for name in _MEMBERS))
-_encode_members = msgspec.json.Encoder(order="deterministic").encode
+_pick_members = itemgetter(*(EVENT_COLUMNS.index("sequence" if name == "id" else name) for name in audit.MEMBERS))
+_ID_MEMBER = audit.MEMBERS.index("id")
+_DATA_MEMBER = audit.MEMBERS.index("data")
 
 
-def put_event(connection: Session, event: audit.Event) -> None:
-    connection.execute(_INSERT_EVENT, tuple(event_columns(event).values()))
+def event_row(event: audit.Event) -> tuple[object, ...]:
+    """The row of an event, in the order of EVENT_COLUMNS."""
+    columns = list(msgspec.structs.astuple(event))
+    columns[_DATA_COLUMN] = _encode(event.data).decode()
+    return tuple(columns)
 
 
-def event_columns(event: audit.Event) -> dict[str, object]:
-    """The row of an event by its columns, in the order of EVENT_COLUMNS."""
-    columns = msgspec.structs.asdict(event)
-    columns["data"] = _encode(event.data).decode()
-    return columns
+def row_of_alike(alike: audit.Alike, about: audit.About, placed: audit.Placed) -> tuple[object, ...]:
+    """As `event_row`, for one of many events."""
+    draft = alike.draft
+    return (
+        placed.sequence,
+        alike.timestamp,
+        draft.event_type._value_,
+        draft.outcome._value_,
+        placed.detail,
+        draft.resource,
+        draft.principal,
+        *about,
+        draft.client_address,
+        draft.request_id,
+        draft.trace_id,
+        placed.data,
+        placed.prev_hash,
+        placed.hash,
+        audit.SCHEMA_VERSION,
+    )
 
 
 def event(row: tuple[Any, ...]) -> audit.Event:
@@ -69,12 +84,12 @@ def entry(row: tuple[Any, ...]) -> bytes:
         TamperedRecord: a column is not as the broker writes it.
     """
     name = audit.event_id(row[0])
-    members = _Members(*_pick_members(row))
-    members.id = name
+    members = list(_pick_members(row))
+    members[_ID_MEMBER] = name
     try:
-        members.data = _decode_data(members.data)
-        is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(members.data).decode() == row[_DATA_COLUMN]
-        form = _encode_members(members)
+        data = members[_DATA_MEMBER] = _decode_data(row[_DATA_COLUMN])
+        is_ours = list(map(type, row)) == _COLUMN_TYPES and _encode(data).decode() == row[_DATA_COLUMN]
+        form = audit.entry_of(members)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise TamperedRecord(f"{name} was altered: {error}") from error
     if not is_ours:

@@ -52,6 +52,7 @@ TABLES: Final = (
     _Table("operators", ("name",)),
     _Table("apps", ("app_id",)),
     _Table("app_usage", ("app_id",)),
+    _Table("endings", ("id",)),
     _Table("launch_tokens", ("token_hash",)),
     _Table("grants", ("sid",)),
     _Table("first_answers", ("key",)),

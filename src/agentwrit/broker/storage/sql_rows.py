@@ -1,19 +1,20 @@
 """Rows of the SQL schemas, and the records that they hold."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
 from agentwrit.broker.storage import sql_log
-from agentwrit.broker.storage.base import DATA_FIELDS, EXPIRED_AT_ONCE, EventQuery, Expired, GrantQuery
+from agentwrit.broker.storage.base import DATA_FIELDS, EXPIRED_AT_ONCE, EventQuery, Expired, GrantPage, GrantQuery
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
 from agentwrit.domain.audit_archive import Archive
+from agentwrit.domain.ending import End, Ending, about
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.idempotency import FirstAnswer
@@ -26,13 +27,6 @@ from agentwrit.domain.signing_key import StoredKey
 R = TypeVar("R", bound=msgspec.Struct)
 
 Key = str | bytes
-
-_BELOW = (
-    "WITH RECURSIVE below (sid) AS ("
-    "SELECT sid FROM grants WHERE parent_sid = ? AND parent_sid <> ''"
-    " UNION SELECT grants.sid FROM grants JOIN below ON parent_sid = below.sid AND parent_sid <> ''"
-    ") SELECT sid FROM below"
-)
 
 SELECT_REVOCATIONS: Final = "SELECT kind, id, effective_at, last_exp, mac FROM revocations"
 
@@ -50,12 +44,38 @@ GRANT_COLUMNS: Final = (
     "parent_sid",
     "kid",
     "counted",
+    "tree",
 )
+
+# The columns of the tables that are written row by row, in the order of the rows.
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "operators": ("name", "body", "mac"),
+    "apps": ("app_id", "client_id", "name", "status", "body", "mac"),
+    "app_usage": ("app_id", "body", "mac"),
+    "launch_tokens": ("token_hash", "expires_at", "body", "mac"),
+    "grants": (*GRANT_COLUMNS, "body", "mac"),
+    "first_answers": ("key", "expires_at", "body", "mac"),
+    "nonces": ("nonce", "expires_at"),
+    "signing_keys": ("kid", "created_at", "body", "mac"),
+    "revocations": ("kind", "id", "effective_at", "last_exp", "mac", "seq"),
+    "tiles": sql_log.TILE_COLUMNS,
+    "events": sql_log.EVENT_COLUMNS,
+    "meta": ("name", "value"),
+    "endings": ("id", "done_at", "body", "mac"),
+    "archives": ("last", "body", "mac"),
+}
+
+# Of these the first columns are their key, so many; an event replaces no other one; of the rest the first column is.
+_KEY_WIDTHS: Final = {"revocations": 2, "tiles": 2, "events": 0}
+
+# What never changes of a grant. To write it again would be to write the indexes again that have it.
+_KEPT: Final = {"grants": frozenset({"kind", "app_id", "subject", "task_id", "orch_id", "parent_sid", "tree"})}
 
 ALL: Final = 2**63 - 1  # as a limit
 TALLIED: Final = 4096  # events: how many of each type are in so many is known
 
-_IS_NOT_HEAD = "seq < (SELECT max(seq) FROM revocations)"
+# Not "<": for that there is an index, by which all entries would be looked at.
+_IS_NOT_HEAD = "seq <> (SELECT max(seq) FROM revocations)"
 
 
 class SqlSnapshot:
@@ -94,8 +114,7 @@ class SqlSnapshot:
         )
 
     def app_count(self) -> int:
-        [count] = self._connection.execute("SELECT count(*) FROM apps").fetchone()
-        return int(count)
+        return self._count("apps")
 
     def app_usage(self, app_id: str) -> AppUsage | None:
         return self._one("app_usage", AppUsage, "app_id", app_id)
@@ -103,11 +122,18 @@ class SqlSnapshot:
     def launch_token(self, token_hash: bytes) -> LaunchToken | None:
         return self._one("launch_tokens", LaunchToken, "token_hash", token_hash)
 
+    def launch_token_count(self) -> int:
+        return self._count("launch_tokens")
+
     def grant(self, sid: str) -> Grant | None:
         return self._one("grants", Grant, "sid", sid)
 
     def grants(self, query: GrantQuery) -> Sequence[Grant]:
         return self._stored_grants(query)
+
+    def _one_of(self, column: str, names: Sequence[str]) -> tuple[str, Sequence[object]]:
+        """What finds a column that is one of these, and the values for it."""
+        return f"{column} IN ({', '.join('?' * len(names))})", names
 
     def _stored_grants(self, query: GrantQuery) -> Sequence[Grant]:
         """Those that match as they are in the database."""
@@ -116,6 +142,26 @@ class SqlSnapshot:
 
     def _select_grants(self, query: GrantQuery) -> tuple[str, tuple[object, ...]]:
         """What finds them: a statement, and its values."""
+        where = self._grants_where(query)
+        place = self.GRANT_PLACE
+        where.add(f"{place} > (SELECT {place} FROM grants WHERE sid = ?)", query.after)
+        limit = ALL if query.limit is None else query.limit
+        order = f" ORDER BY {place}"
+        if query.limit is not None and query.over_in is not None:
+            order = " ORDER BY exp"
+        elif query.falling_with is not None:
+            order = ""  # of many parents no index has the order, and nobody asks for it
+        return f"SELECT body, mac FROM grants WHERE {where.sql}{order} LIMIT ?", (*where.values, limit)
+
+    def _select_page(self, query: GrantQuery, behind: int, limit: int) -> tuple[str, tuple[object, ...]]:
+        # No index has the keys. Looking for the grants of one would pass any number of others in one statement.
+        where = self._grants_where(msgspec.structs.replace(query, signed_by=None))
+        place = self.GRANT_PLACE
+        where.add(f"{place} > ?", behind)
+        sql = f"SELECT {place}, body, mac FROM grants WHERE {where.sql} ORDER BY {place} LIMIT ?"
+        return sql, (*where.values, limit)
+
+    def _grants_where(self, query: GrantQuery) -> "_Where":
         where = _Where()
         if query.live_at is not None:
             # Hardly any is over, so the index on exp is no way to the rest.
@@ -134,17 +180,64 @@ class SqlSnapshot:
         where.add("sid = ?", query.sid)
         where.add("(kid IN (?, '') OR parent_sid <> '')", query.signed_by)
         where.add("parent_sid = ? AND parent_sid <> ''" if query.parent else "parent_sid = ?", query.parent)
-        where.add(f"sid IN ({_BELOW})", query.below)
-        place = self.GRANT_PLACE
-        where.add(f"{place} > (SELECT {place} FROM grants WHERE sid = ?)", query.after)
-        limit = ALL if query.limit is None else query.limit
-        order = place if query.over_in is None or query.limit is None else "exp"
-        return f"SELECT body, mac FROM grants WHERE {where.sql} ORDER BY {order} LIMIT ?", (*where.values, limit)
+        if query.falling_with is not None:
+            # An index is a way to what has one of several names, if all that it takes stands beside those.
+            beside = "parent_sid <> ''" if query.live_at is None else "parent_sid <> '' AND ended_at = 0"
+            sids, agents = query.falling_with
+            # Without names it is no way, and then SQLite takes none of the two.
+            ways = [self._one_of(*way) for way in (("parent_sid", sids), ("subject", agents)) if way[1]]
+            either = " OR ".join(f"{way} AND {beside}" for way, _ in ways) or "FALSE"
+            where.add_all(f"({either})", [value for _, values in ways for value in values])
+        where.add("tree = ? AND tree <> ''", query.tree)
+        if query.is_delegated:
+            where.add_plain("parent_sid <> ''")
+        return where
 
     def _opened_grants(self, query: GrantQuery, rows: Iterable[Any]) -> list[Grant]:
         # The columns find the rows; what a row says is what its sealed body says.
-        found = (self._sealer.open("grants", body, mac, Grant) for body, mac in rows)
+        found: Iterable[Grant] = (self._sealer.open_new("grants", body, mac, Grant) for body, mac in rows)
         return [grant for grant in found if query.matches(grant)]
+
+    def grant_page(self, query: GrantQuery, *, behind: int, limit: int) -> GrantPage:
+        rows = self._connection.execute(*self._select_page(query, behind, limit)).fetchall()
+        return self._page(query, rows, behind, limit, {})
+
+    def _page(
+        self, query: GrantQuery, rows: Sequence[Any], behind: int, limit: int, changed: Mapping[str, Grant]
+    ) -> GrantPage:
+        """A page of `rows`, of which `changed` says how some are by now."""
+        stored: list[Grant] = [self._sealer.open_new("grants", body, mac, Grant) for _, body, mac in rows]
+        found = [changed.get(grant.sid, grant) for grant in stored] if changed else stored
+        is_last = len(rows) < limit
+        if is_last and changed:
+            among = {grant.sid for grant in stored}
+            found += [grant for sid, grant in changed.items() if sid not in among]
+        place = rows[-1][0] if rows else behind
+        return GrantPage([grant for grant in found if query.matches(grant)], place, len(rows), is_last)
+
+    def live_delegations(self, sid: str, *, in_tree: bool, now: float, limit: int) -> int:
+        [count] = self._connection.execute(*self._select_live_delegations(sid, in_tree, now, limit)).fetchone()
+        return int(count)
+
+    def _select_live_delegations(
+        self, sid: str, in_tree: bool, now: float, limit: int, *, without: Sequence[str] = ()
+    ) -> tuple[str, tuple[object, ...]]:
+        """What counts live delegations, `without` those of these sids."""
+        where = _Where()
+        column = "tree" if in_tree else "parent_sid"
+        where.add(f"{column} = ? AND {column} <> '' AND ended_at = 0", sid)
+        where.add("exp > ?", now)
+        if without:
+            condition, values = self._one_of("sid", without)
+            where.add_all(f"NOT ({condition})", values)
+        live = f"SELECT 1 FROM grants WHERE {where.sql} LIMIT ?"
+        return f"SELECT count(*) FROM ({live}) AS live", (*where.values, limit)
+
+    def ending(self, ending_id: str) -> Ending | None:
+        return self._one("endings", Ending, "id", ending_id)
+
+    def endings(self) -> Sequence[Ending]:
+        return self._all("endings", Ending, "done_at = 0 ORDER BY id")
 
     def expired(self, app_id: str, after: int, until: int) -> Expired:
         query = GrantQuery(over_in=(after, until), is_counted=True, app_id=app_id)
@@ -160,6 +253,9 @@ class SqlSnapshot:
 
     def first_answer(self, key: bytes) -> FirstAnswer | None:
         return self._one("first_answers", FirstAnswer, "key", key)
+
+    def first_answer_count(self) -> int:
+        return self._count("first_answers")
 
     def signing_keys(self) -> Sequence[StoredKey]:
         return self._all("signing_keys", StoredKey, "TRUE ORDER BY created_at DESC, kid")
@@ -183,6 +279,14 @@ class SqlSnapshot:
     def feed_head(self) -> int:
         [head] = self._connection.execute("SELECT coalesce(max(seq), 0) FROM revocations").fetchone()
         return int(head)
+
+    def cluster(self) -> str:
+        row = self._connection.execute("SELECT value FROM meta WHERE name = 'cluster'").fetchone()
+        return "" if row is None else str(row[0])
+
+    def settings(self) -> str:
+        row = self._connection.execute("SELECT value FROM meta WHERE name = 'settings'").fetchone()
+        return "" if row is None else str(row[0])
 
     def feed_epoch(self) -> str:
         [epoch] = self._connection.execute("SELECT value FROM meta WHERE name = 'feed_epoch'").fetchone()
@@ -233,6 +337,9 @@ class SqlSnapshot:
 
     def event_head(self) -> int:
         return self._event_range()[1]
+
+    def event_hash(self, sequence: int) -> str | None:
+        return sql_log.hash_at(self._connection, sequence)
 
     def pruned(self) -> int:
         return self._event_range()[0] - 1
@@ -291,6 +398,10 @@ class SqlSnapshot:
         [last] = self._connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
         return int(first), int(last)
 
+    def _count(self, table: str) -> int:
+        [count] = self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
+
     def _one(self, table: str, record_type: type[R], column: str, value: Key, condition: str = "TRUE") -> R | None:
         row = self._connection.execute(
             f"SELECT body, mac FROM {table} WHERE {column} = ? AND {condition}", (value,)
@@ -331,43 +442,28 @@ class SqlTransaction(SqlSnapshot):
         self.revoked: list[Revocation] = []
 
     def put_operator(self, operator: Operator) -> None:
-        self._put("operators", operator, "name", name=operator.name)
+        self._put("operators", operator, operator.name)
 
     def put_app(self, app: App) -> None:
-        self._put(
-            "apps", app, "app_id", app_id=app.app_id, client_id=app.client_id, name=app.name, status=app.status.value
-        )
+        self._put("apps", app, app.app_id, app.client_id, app.name, app.status.value)
 
     def put_app_usage(self, usage: AppUsage) -> None:
-        self._put("app_usage", usage, "app_id", app_id=usage.app_id)
+        self._put("app_usage", usage, usage.app_id)
 
     def put_launch_token(self, token: LaunchToken) -> None:
-        self._put("launch_tokens", token, "token_hash", token_hash=token.token_hash, expires_at=token.expires_at)
+        self._put("launch_tokens", token, token.token_hash, token.expires_at)
 
     def put_grant(self, grant: Grant) -> None:
-        self._put(
-            "grants",
-            grant,
-            "sid",
-            sid=grant.sid,
-            kind=grant.kind.value,
-            app_id=grant.app_id,
-            ended_at=grant.ended_at,
-            exp=grant.exp,
-            subject=grant.subject,
-            task_id=grant.task_id,
-            orch_id=grant.orch_id,
-            jti=grant.jti,
-            parent_sid=grant.parent_sid,
-            kid=grant.kid,
-            counted=int(grant.is_counted),
-        )
+        self._put("grants", grant, *_grant_columns(grant))
+
+    def put_ending(self, ending: Ending) -> None:
+        self._put("endings", ending, ending.id, ending.done_at)
 
     def put_first_answer(self, answer: FirstAnswer) -> None:
-        self._put("first_answers", answer, "key", key=answer.key, expires_at=answer.expires_at)
+        self._put("first_answers", answer, answer.key, answer.expires_at)
 
     def put_signing_key(self, key: StoredKey) -> None:
-        self._put("signing_keys", key, "kid", kid=key.kid, created_at=key.created_at)
+        self._put("signing_keys", key, key.kid, key.created_at)
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
         spent = self._connection.execute(
@@ -376,29 +472,57 @@ class SqlTransaction(SqlSnapshot):
         )
         return bool(spent.fetchall())
 
-    def revoke(self, revocation: Revocation) -> None:
-        known = self.revocation(revocation.kind, revocation.id)
+    def revoke(self, revocation: Revocation, *, replaces: bool = False) -> None:
+        known = None if replaces else self.revocation(revocation.kind, revocation.id)
         if known is not None:
             revocation = known.joined(revocation)
         _, mac = self._sealer.seal("revocations", revocation)
-        columns: dict[str, object] = {
-            "kind": revocation.kind.value,
-            "id": revocation.id,
-            "effective_at": revocation.effective_at,
-            "last_exp": revocation.last_exp,
-            "mac": mac,
-            "seq": self._next_number(),
-        }
-        self._put_row("revocations", ("kind", "id"), columns)
+        entry = (revocation.kind._value_, revocation.id, revocation.effective_at, revocation.last_exp)
+        self._put_row("revocations", (*entry, mac, self._next_number()))
         self.revoked.append(revocation)
 
     def _next_number(self) -> int:
         """The number of a new entry of the feed."""
         return self.feed_head() + 1
 
+    def end(self, ends: Iterable[End]) -> None:
+        ends, now = tuple(ends), self.now
+        self._put_grants([end.ended(now) for end in ends])
+        self._revoke_all([end.revocation(now) for end in ends])
+        run = audit.Run(self.head)
+        alike: dict[int, audit.Alike] = {}  # by the identity of what they have in common, which `ends` keeps
+        rows: list[tuple[object, ...]] = []
+        for end in ends:
+            grant = end.grant
+            common = alike.get(id(end.event))
+            if common is None:
+                common = alike[id(end.event)] = audit.Alike(end.event, now=now)
+            who = about(grant)
+            rows.append(sql_log.row_of_alike(common, who, run.append(common, who, grant.jti)))
+        self._put_rows("events", rows)
+        self._put_tiles(run.tiles)
+        self.head = run.head
+
+    def _put_grants(self, grants: Sequence[Grant]) -> None:
+        sealed = self._sealer.seal_all("grants", grants)
+        self._put_rows("grants", [(*_grant_columns(grant), *row) for grant, row in zip(grants, sealed, strict=True)])
+
+    def _revoke_all(self, revocations: Sequence[Revocation]) -> None:
+        """As `revoke`, where each replaces what there may be."""
+        sealed = self._sealer.seal_all("revocations", revocations)
+        first = self._next_number()
+        self._put_rows(
+            "revocations",
+            [
+                (each.kind._value_, each.id, each.effective_at, each.last_exp, mac, number)
+                for number, (each, (_, mac)) in enumerate(zip(revocations, sealed, strict=True), first)
+            ],
+        )
+        self.revoked += revocations
+
     def record(self, draft: audit.Draft) -> None:
         appended = audit.append(draft, self.head, now=self.now)
-        self._put_event(appended.event)
+        self._put_row("events", sql_log.event_row(appended.event))
         if appended.tiles:
             self._put_tiles(appended.tiles)
         self.head = appended.head
@@ -415,8 +539,20 @@ class SqlTransaction(SqlSnapshot):
     def begin_feed_epoch(self, epoch: str) -> None:
         self._connection.execute("UPDATE meta SET value = ? WHERE name = 'feed_epoch'", (epoch,))
 
+    def put_settings(self, text: str) -> None:
+        self._put_meta("settings", text)
+
+    def name_cluster(self, name: str) -> None:
+        self._put_meta("cluster", name)
+
+    def _put_meta(self, name: str, value: str) -> None:
+        self._connection.execute(
+            "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )
+
     def put_archive(self, archive: Archive) -> None:
-        self._put("archives", archive, "last", last=archive.last)
+        self._put("archives", archive, archive.last)
 
     def prune(self) -> int:
         pruned = self.pruned()
@@ -436,6 +572,7 @@ class SqlTransaction(SqlSnapshot):
             ("first_answers", "key", "expires_at", over),
             ("grants", "sid", "exp", over - RETENTION_SECONDS),
             ("revocations", "(kind, id)", f"{_IS_NOT_HEAD} AND last_exp", over - RETENTION_SECONDS),
+            ("endings", "id", "done_at > 0 AND done_at", over - RETENTION_SECONDS),
         ):
             columns = key.strip("()")
             forgotten = self._connection.execute(
@@ -449,32 +586,61 @@ class SqlTransaction(SqlSnapshot):
     def _drop(self, table: str) -> int:
         return len(self._connection.execute(f"DELETE FROM {table} RETURNING 1").fetchall())
 
-    def _put(self, table: str, record: msgspec.Struct, key: str, /, **columns: object) -> None:
-        columns["body"], columns["mac"] = self._sealer.seal(table, record)
-        self._put_row(table, (key,), columns)
+    def _put(self, table: str, record: msgspec.Struct, /, *columns: object) -> None:
+        """Write a record's row. `columns`: what it is found by, its key first."""
+        self._put_row(table, (*columns, *self._sealer.seal(table, record)))
 
-    def _put_row(self, table: str, key: tuple[str, ...], columns: dict[str, object]) -> None:
-        self._connection.execute(upsert(table, key, tuple(columns)), tuple(columns.values()))
+    def _put_row(self, table: str, row: tuple[object, ...]) -> None:
+        self._connection.execute(_upsert(table), row)
 
-    def _put_event(self, event: audit.Event) -> None:
-        sql_log.put_event(self._connection, event)
+    def _put_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+        for row in rows:
+            self._put_row(table, row)
 
     def _put_tiles(self, tiles: Sequence[merkle.Tile]) -> None:
-        sql_log.put_tiles(self._connection, self._sealer, tiles)
+        for tile in tiles:
+            self._put_row("tiles", sql_log.tile_row(self._sealer, tile))
+
+
+def _grant_columns(grant: Grant) -> tuple[object, ...]:
+    """What stands beside a grant's body: see GRANT_COLUMNS."""
+    chain = grant.chain
+    return (
+        grant.sid,
+        grant.kind._value_,
+        grant.app_id,
+        grant.ended_at,
+        grant.exp,
+        grant.subject,
+        grant.task_id,
+        grant.orch_id,
+        grant.jti,
+        chain[-1].sid if chain else "",
+        grant.kid,
+        int(grant.is_counted),
+        chain[0].sid if chain else "",
+    )
 
 
 @cache
-def upsert(table: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
-    """What inserts a row, and if it has a key replaces a row that has the same."""
-    values = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) {on_conflict(key, columns)}"
+def _upsert(table: str) -> str:
+    """What inserts a row, or replaces the one that has the same key."""
+    columns = COLUMNS[table]
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) {on_conflict(table)}"
 
 
-def on_conflict(key: Sequence[str], columns: Sequence[str]) -> str:
-    """What makes an INSERT replace a row that has the same key; nothing where there is none that is replaced."""
+def key_of(table: str) -> tuple[str, ...]:
+    """The columns by which a row of a table replaces another one: none for events, which never do."""
+    return COLUMNS[table][: _KEY_WIDTHS.get(table, 1)]
+
+
+def on_conflict(table: str) -> str:
+    """What makes an INSERT replace a row that has the same key."""
+    key = key_of(table)
     if not key:
         return ""
-    changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in key)
+    kept = {*key, *_KEPT.get(table, ())}
+    changes = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[table] if name not in kept)
     return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
 
 
@@ -489,6 +655,11 @@ class _Where:
         if value is not None:
             self._conditions.append(condition)
             self.values.append(value)
+
+    def add_all(self, condition: str, values: Sequence[object]) -> None:
+        """Add one that compares with several values."""
+        self._conditions.append(condition)
+        self.values.extend(values)
 
     def add_plain(self, condition: str) -> None:
         """Add one that compares with no value."""

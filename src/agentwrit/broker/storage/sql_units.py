@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from agentwrit.broker.storage.base import Denied, Row, Transaction
 from agentwrit.broker.storage.sql import Session
 from agentwrit.broker.storage.sql_rows import SqlTransaction
-from agentwrit.domain.errors import Unavailable
+from agentwrit.domain.errors import AgentWritError, Unavailable
 
 T = TypeVar("T")
 S = TypeVar("S", bound=SqlTransaction)
@@ -42,7 +42,7 @@ class Queue(deque[Waiting]):
             Unavailable: too many wait already.
         """
         if ahead + len(self) >= MAX_WAITING_UNITS:
-            raise Unavailable("the broker is busy")
+            raise Unavailable("the broker is busy", cause="busy")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()  # which asks the system, each time
         answer: asyncio.Future[T] = self._loop.create_future()
@@ -82,23 +82,26 @@ def run(
     unit raises is its caller's to see, and no other's, unless it `is_passed_on`.
     """
     transaction = begin()
-    value: Any = None
-    failure: BaseException | None = None
     try:
-        value = waiting.unit(transaction)
+        return Outcome(waiting.answer, waiting.unit(transaction), None), transaction
     except Denied as denied:
-        failure = denied.error
         undo()
         transaction = begin()
         for event in denied.events:
             transaction.record(event)
+        return Outcome(waiting.answer, None, denied.error), transaction
     except Exception as error:
         if is_passed_on(error):
             raise
-        failure = error
         undo()
-        transaction = begin()
-    return Outcome(waiting.answer, value, failure), transaction
+        return Outcome(waiting.answer, None, _without_frames(error)), begin()
+
+
+def _without_frames(error: Exception) -> Exception:
+    """An error for whoever awaits a unit. Its frames would hold the unit, with it what the error is delivered in, and
+    so all of it until the garbage collector comes. Those of a defect are kept: somebody has to find it.
+    """
+    return error.with_traceback(None) if isinstance(error, AgentWritError) else error
 
 
 def run_in_savepoint(
@@ -122,10 +125,12 @@ def deliver(outcomes: Iterable[Outcome]) -> None:
             answer.set_exception(error)
 
 
-def fail(answers: Iterable[asyncio.Future[Any]], detail: str, error: BaseException) -> None:
+def fail(
+    answers: Iterable[asyncio.Future[Any]], detail: str, error: BaseException, *, cause: str = "store_write"
+) -> None:
     """Tell those who wait that the store is out of order."""
     for answer in answers:
         if not answer.cancelled():
-            refusal = Unavailable(detail)
+            refusal = Unavailable(detail, cause=cause)
             refusal.__cause__ = error
             answer.set_exception(refusal)

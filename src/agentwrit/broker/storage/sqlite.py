@@ -19,24 +19,29 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+import structlog
+
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import sql_log, sql_units, sqlite_batch, sqlite_rows, sqlite_schema
+from agentwrit.broker.measures import Measures
+from agentwrit.broker.storage import sql_log, sql_units, sqlite_loan, sqlite_objects, sqlite_rows, sqlite_schema
 from agentwrit.broker.storage.alternation import Alternation, Steps
-from agentwrit.broker.storage.base import RevocationListener, Row, Snapshot, Transaction
+from agentwrit.broker.storage.base import Cluster, RevocationListener, Row, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.spent_nonces import SpentNonces
 from agentwrit.broker.storage.sql_batch import Changes, NotInMemory
 from agentwrit.broker.storage.sql_units import Outcome, Queue, Waiting
 from agentwrit.broker.storage.sqlite_batch import SqliteBatch, is_stores_fault
+from agentwrit.broker.storage.sqlite_loan import Loan, Returned
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
+from agentwrit.broker.storage.sqlite_wal import MAX_BYTES, WriteAheadLog
 from agentwrit.domain import audit
-from agentwrit.domain.errors import Unavailable
+from agentwrit.domain.errors import TamperedRecord, Unavailable
 from agentwrit.domain.revocation import Revocation
 
 T = TypeVar("T")
@@ -49,7 +54,10 @@ LONE_SECONDS: Final = 0.001  # below that, what one commits alone is done before
 MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk when nothing else is written
 AT_ONCE: Final = 64  # units that are run before anything else has its turn: one after the other they cost a tenth less
 WORTH_A_COMMIT: Final = 16  # units: for so many the next commit begins before the event loop comes round to it
+LONE_ROWS: Final = 16  # and so is what has no more rows than these
 READERS: Final = 2
+
+log = structlog.get_logger("agentwrit.storage")
 
 
 class Ground(NamedTuple):
@@ -64,10 +72,29 @@ class Ground(NamedTuple):
     changes: Changes | None = None
 
 
-class SqliteStore:
-    """The `Store` of one broker process in the file `path`, whose directory the caller has locked."""
+class Lent(NamedTuple):
+    """Whoever waits to be lent the database: what they do with it, on the commit thread, and their answer to be."""
 
-    def __init__(self, path: Path, clock: Clock, sealer: Sealer, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> None:
+    use: Callable[[Loan], tuple[Any, Returned]]
+    answer: asyncio.Future[Any]
+
+
+class SqliteStore:
+    """The `Store` of one broker process in the file `path`, whose directory the caller has locked.
+
+    `cluster`: the name that the store's broker has to have, if it matters.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        sealer: Sealer,
+        cluster: Cluster | None = None,
+        *,
+        lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+        max_log_bytes: int = MAX_BYTES,
+    ) -> None:
         self._lock_timeout_ms = lock_timeout_ms
         self._path = path
         self._clock = clock
@@ -75,9 +102,14 @@ class SqliteStore:
         self._arrived = Queue(self._take_up)
         self._waiting: deque[Waiting] = deque()  # for the database, and whatever comes behind such
         self._open: SqliteBatch | None = None  # for the next commit: what comes is run in it
+        self._to_lend: Lent | None = None
+        self._has_lent = False  # lending and committing take turns
+        self._astray: Loan | None = None  # since what a borrower has committed could not be found out
         self._is_shut = False  # while what comes has to wait
         self._listeners: list[RevocationListener] = []
         self._commit_seconds = float("inf")  # what the last one took
+        self.measures = Measures()
+        self.measures.is_in_charge = True
         self._is_writable = True
         self._is_closed = False
         self._commit_thread = ThreadPoolExecutor(1, "sqlite-commit")
@@ -85,19 +117,22 @@ class SqliteStore:
         self._read_threads = ThreadPoolExecutor(READERS, "sqlite-read")
         self._reader = threading.local()
         self._readers: list[sqlite3.Connection] = []
-        self._connection = sqlite_schema.open_database(path, sealer)
+        self._connection = sqlite_schema.open_database(path, sealer, cluster)
         try:
+            self._schema = sqlite_objects.Watch(self._connection)
+            self._writer = sqlite_schema.take_over(self._connection)
+            self._wal = WriteAheadLog(self._connection, path, max_bytes=max_log_bytes)
             saved = sqlite_rows.saved_head(self._connection, sealer)
             head = sql_log.load_head(self._connection, sealer, saved.last)
             feed_head = SqliteSnapshot(self._connection, sealer).feed_head()
             self._ground = Ground(head, feed_head, sqlite_rows.covered(self._connection))
-            sqlite_batch.prepare(self._connection)
+            self.measures.log_head, self.measures.feed_head = head.sequence, feed_head
+            self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
+            clock.resume(self._saved_now)
             self._committed = self._connect_reader()
         except BaseException:
             self._connection.close()
             raise
-        self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
-        clock.advance_to(self._saved_now)
         now = clock.now()
         self._spent = SpentNonces(sqlite_rows.spent_nonces(self._connection, now), now=now)
 
@@ -111,7 +146,24 @@ class SqliteStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
         except sqlite3.Error as error:
-            raise Unavailable("the store cannot be read") from error
+            raise Unavailable("the store cannot be read", cause="store_read") from error
+
+    async def lend(self, use: Callable[[Loan], tuple[T, Returned]]) -> T:
+        """Let another process write the database once. `use` has it do so, and waits for it, on the commit thread.
+
+        To be called again when the last call has returned: one borrower is all that there is.
+
+        Raises:
+            Unavailable: `use` raised what is the error's cause, the database cannot be written, or the broker is
+                stopping. What was committed all the same is known by then.
+        """
+        self._check_open()
+        if self._to_lend is not None:
+            raise Unavailable("somebody else is lent the database", cause="busy")
+        lent = self._to_lend = Lent(use, asyncio.get_running_loop().create_future())
+        if not self._commits.is_running:
+            self._commits.start(self._commit_batches())
+        return await lent.answer  # type: ignore[no-any-return]  # what its `use` returns
 
     def listen(self, listener: RevocationListener) -> None:
         self._listeners.append(listener)
@@ -122,6 +174,9 @@ class SqliteStore:
 
     async def is_in_charge(self) -> bool:
         return True
+
+    def log_bytes(self) -> int:
+        return self._wal.size
 
     def is_writable(self) -> bool:
         return self._is_writable and not self._is_closed
@@ -140,7 +195,7 @@ class SqliteStore:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise Unavailable("the broker is stopping")
+            raise Unavailable("the broker is stopping", cause="stopping")
 
     # -- writing: the commit thread has the connection while it commits, and the event loop when it does not -----------
 
@@ -186,28 +241,110 @@ class SqliteStore:
         return batch
 
     def _commit_batches(self) -> Steps:
-        while self._waiting or self._open is not None:
-            ground = self._ground
-            batch = self._take_open() or self._new_batch()
-            try:
-                yield from self._commit_batch(batch)
-            except Exception as error:
-                # Whatever it is: everyone who waits is answered, and nothing is kept, not of what stands on it either.
-                self._is_writable = False
-                self._ground = ground
-                sql_units.fail(self._give_up(batch), "the store cannot be written", error)
-                yield self._connection.rollback
-                if not isinstance(error, sqlite3.Error):
-                    raise
+        while self._waiting or self._open is not None or self._to_lend is not None:
+            if self._astray is not None and not (yield from self._have_found()):
+                continue
+            is_to_be_lent = self._is_to_be_lent()
+            if is_to_be_lent and self._open is None:
+                yield from self._lend()
             else:
-                self._is_writable = True
-                self._ground = self._ground._replace(changes=None)
-                if self._open is not None:
-                    self._open.settle()
-                self._announce(batch.revocations)
-                sql_units.deliver(batch.outcomes)
-            finally:
-                self._is_shut = False
+                if is_to_be_lent:
+                    self._is_shut = True  # what is there is committed first, and what comes now waits
+                yield from self._commit_next()
+            if self._wal.look():
+                yield self._wal.fold_in
+            self._wal.tell()
+
+    def _commit_next(self) -> Steps:
+        """Commit the batch that is next, or give it up."""
+        ground = self._ground
+        batch = self._take_open() or self._new_batch()
+        try:
+            yield from self._commit_batch(batch)
+        except Exception as error:
+            # Whatever it is: everyone who waits is answered, and nothing is kept, not of what stands on it either.
+            if self._is_writable and isinstance(error, TamperedRecord):
+                log.error("the store is not written any more: it was altered outside the broker", reason=str(error))
+            self._is_writable = False
+            self._ground = ground
+            sql_units.fail(self._give_up(batch), "the store cannot be written", error)
+            yield self._connection.rollback
+            if not isinstance(error, (sqlite3.Error, TamperedRecord)):
+                log.error("a commit failed by a defect", exc_info=error)  # and those who came meanwhile go on
+        else:
+            self._is_writable = True
+            self.measures.log_head = self._ground.head.sequence
+            self.measures.feed_head = self._ground.feed_head
+            self._ground = self._ground._replace(changes=None)
+            if self._open is not None:
+                self._open.settle()
+            self._announce(batch.revocations)
+            sql_units.deliver(batch.outcomes)
+        finally:
+            self._is_shut = False
+
+    def _is_to_be_lent(self) -> bool:
+        """Whether it is a borrower's turn, and not that of what waits to be committed."""
+        has_others = bool(self._waiting) or self._open is not None
+        is_turn = self._to_lend is not None and not (self._has_lent and has_others)
+        self._has_lent = False
+        return is_turn
+
+    def _lend(self) -> Steps:
+        """Let a borrower commit. What comes meanwhile waits."""
+        lent, self._to_lend = self._to_lend, None
+        if lent is None or lent.answer.cancelled():
+            return
+        self._is_shut = self._has_lent = True
+        loan = Loan(self._writer, self._ground.head, self._ground.feed_head, self._ground.covered, self._clock.now())
+        done: list[tuple[Any, Returned]] = []
+        try:
+            yield lambda: done.append(self._use(lent, loan))
+        except Exception as error:
+            yield from self._have_found()
+            sql_units.fail([lent.answer], "the store cannot be written", error)
+        else:
+            [(value, returned)] = done
+            self._stand_on(returned, loan)
+            sql_units.deliver([Outcome(lent.answer, value, None)])
+        finally:
+            self._is_shut = self._astray is not None
+
+    def _use(self, lent: Lent, loan: Loan) -> tuple[Any, Returned]:
+        started = time.monotonic()
+        self._wal.check_room()
+        self._astray = loan
+        done = lent.use(loan)
+        self._astray = None
+        self.measures.commit.add(time.monotonic() - started)
+        return done
+
+    def _stand_on(self, returned: Returned, loan: Loan) -> None:
+        """Go on from where a borrower has come to."""
+        self._ground = Ground(returned.head, returned.feed_head, loan.covered)
+        self._saved_now = max(self._saved_now, loan.now)
+        self.measures.log_head, self.measures.feed_head = returned.head.sequence, returned.feed_head
+        self._announce(returned.revocations)
+
+    def _have_found(self) -> Generator[Callable[[], object], None, bool]:
+        """Find out what a borrower has committed who does not tell. Returns whether that is known now."""
+        loan, found = self._astray, list[Returned]()
+        if loan is None:
+            return True
+        try:
+            yield lambda: found.append(sqlite_loan.found(self._connection, self._sealer, loan))
+        except Exception as error:
+            self._is_writable = False
+            lent, self._to_lend = self._to_lend, None
+            answers = [each.answer for each in (*([lent] if lent is not None else []), *self._waiting, *self._arrived)]
+            for each in (self._waiting, self._arrived):
+                each.clear()
+            sql_units.fail(answers, "the store cannot be written", error)
+            return False
+        self._astray = None
+        self._is_shut = False
+        self._stand_on(found[0], loan)
+        return True
 
     def _commit_batch(self, batch: SqliteBatch) -> Steps:
         """Run the units that could not be run when they came, and make the batch durable."""
@@ -222,8 +359,11 @@ class SqliteStore:
         batch.put_meta(sqlite_schema.HIGH_WATER_MARK, repr(batch.now))
         batch.put_meta(sqlite_rows.HEAD, sqlite_rows.sealed_head(self._sealer, batch.head, covered))
         self._ground = Ground(batch.head, batch.feed_head(), covered, batch.changes)
+        rows = batch.changes.row_count + self._connection.total_changes - written
+        is_small = len(batch.outcomes) == 1 and rows <= LONE_ROWS
         commit = partial(self._commit, batch.writing())
-        if len(batch.outcomes) == 1 and self._commit_seconds < LONE_SECONDS and self._begin():
+        is_quick = self._commit_seconds < LONE_SECONDS and not self._wal.is_large
+        if is_small and is_quick and self._begin():
             commit()
         else:
             yield commit
@@ -253,18 +393,23 @@ class SqliteStore:
     def _begin(self) -> bool:
         """Take the write lock, which is free unless somebody looks in from outside. Returns whether it was."""
         if not self._connection.in_transaction:
+            if self._wal.is_full:
+                return False
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:
                 return False
+            self._schema.check()
         return True
 
     def _begin_patiently(self) -> None:
+        self._wal.check_room()
         self._connection.execute(f"PRAGMA busy_timeout = {self._lock_timeout_ms}")
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         finally:
             self._connection.execute("PRAGMA busy_timeout = 0")
+        self._schema.check()
 
     def _commit(self, write: Callable[[], object]) -> None:
         started = time.monotonic()
@@ -273,6 +418,7 @@ class SqliteStore:
         write()
         self._connection.commit()
         self._commit_seconds = time.monotonic() - started
+        self.measures.commit.add(self._commit_seconds)
 
     def _give_up(self, batch: SqliteBatch) -> list[asyncio.Future[Any]]:
         """Everyone who waits, for this batch or behind it: they wait no longer."""
@@ -284,7 +430,7 @@ class SqliteStore:
             waiting.clear()
         return answers
 
-    def _announce(self, revocations: list[Revocation]) -> None:
+    def _announce(self, revocations: Sequence[Revocation]) -> None:
         if revocations:
             for listener in self._listeners:
                 listener(revocations)
@@ -296,10 +442,12 @@ class SqliteStore:
         if connection is None:
             connection = self._reader.connection = self._connect_reader()
             self._readers.append(connection)
-        connection.execute("BEGIN")
+        self._wal.begins_to_read(connection)
         try:
+            connection.execute("BEGIN")
             return query(SqliteSnapshot(connection, self._sealer))
         finally:
+            self._wal.has_read(connection)
             connection.rollback()
 
     def _connect_reader(self) -> sqlite3.Connection:

@@ -2,7 +2,7 @@
 
 The rules:
 
-- A backup is what one commit left: all pages are copied in one read transaction, while the broker goes on writing.
+- A backup is what one commit left, and is made while the broker goes on writing (`sqlite_copy`).
 - It is made in a file of its own beside its place, mode 0600, made durable, and read back: it has to be whole, and its
   log has to end where the broker ended it. Only then does it get its name, which no other file had, unless it may be
   replaced.
@@ -17,19 +17,25 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker.storage import migrations, sql_log, sqlite_rows, sqlite_schema
+from agentwrit.broker.storage import (
+    migrations,
+    sql_log,
+    sqlite_copy,
+    sqlite_objects,
+    sqlite_rows,
+    sqlite_schema,
+    sqlite_verification,
+)
 from agentwrit.broker.storage.sealing import Sealer
-from agentwrit.domain.errors import ConfigurationError, TamperedRecord
-from agentwrit.durable import sync
+from agentwrit.domain.errors import ConfigurationError
+from agentwrit.durable import NewFile, create, sync
 
 LOCK_TIMEOUT_MS: Final = 5000
-STEP_PAGES: Final = 4096  # of the copy: between two of them Ctrl-C is heard
-UNFINISHED: Final = ".partial"  # how the file's name ends until it gets its own
+PIECE_BYTES: Final = 1 << 20
 
 
 def back_up(database: Path, file: Path, sealer: Sealer, *, overwrite: bool) -> int:
@@ -42,14 +48,15 @@ def back_up(database: Path, file: Path, sealer: Sealer, *, overwrite: bool) -> i
             `file` is there, or cannot be written.
         TamperedRecord: what was copied is damaged, or its log does not end as the broker left it.
     """
-    if not overwrite and file.exists():
+    if not overwrite and os.path.lexists(file):
         raise _is_there(file)
-    with _reading(database, f"{database.resolve().as_uri()}?mode=rw") as source:
+    with _reading(database) as (source, descriptor):
         _check_source(source, database, sealer)
-        with _unfinished(file) as partial:
-            _copy(source, partial)
-            count = _check_copy(partial, sealer)
-            _name(partial, file, overwrite=overwrite)
+        source.rollback()
+        with _new(file, overwrite=overwrite) as new:
+            _copy(source, descriptor, database, new.place)
+            count = _check_copy(new.place, sealer)
+            new.settle()
     return count
 
 
@@ -58,15 +65,19 @@ def check(file: Path, sealer: Sealer) -> None:
 
     Raises:
         ConfigurationError: it is.
+        TamperedRecord: its schema is not the one that we make.
     """
+    no_backup = ConfigurationError(f"{file} is no backup of AgentWrit: `agentwrit backup` makes one")
+    if file.exists() and not file.is_file():
+        raise no_backup  # a pipe or a device is not opened to see what is in it
     try:
         with file.open("rb"):
             pass
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
-    no_backup = ConfigurationError(f"{file} is no backup of AgentWrit: `agentwrit backup` makes one")
     try:
         with contextlib.closing(sqlite3.connect(_at_rest(file), uri=True)) as connection:
+            sqlite_schema.distrust(connection)
             [application_id] = connection.execute("PRAGMA application_id").fetchone()
             if application_id == sqlite_schema.APPLICATION_ID:
                 raise ConfigurationError(
@@ -75,6 +86,7 @@ def check(file: Path, sealer: Sealer) -> None:
                 )
             if application_id != sqlite_schema.BACKUP_ID:
                 raise no_backup
+            sqlite_objects.check(connection)
             name = sqlite_schema.sealed_by(connection)
     except sqlite3.Error:
         raise no_backup from None
@@ -91,9 +103,8 @@ def unpack(file: Path, place: Path) -> None:
     Raises:
         OSError: it cannot be copied.
     """
-    descriptor = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with file.open("rb") as source, os.fdopen(descriptor, "wb") as target:
-        shutil.copyfileobj(source, target, 1024 * 1024)
+    with file.open("rb") as source, os.fdopen(create(place), "wb") as target:
+        shutil.copyfileobj(source, target, PIECE_BYTES)
     with contextlib.closing(sqlite3.connect(place, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA application_id = {sqlite_schema.APPLICATION_ID}")
 
@@ -113,17 +124,21 @@ def settle(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reading(database: Path, uri: str) -> Iterator[sqlite3.Connection]:
-    """A connection with one state of the database in view."""
+def _reading(database: Path) -> Iterator[tuple[sqlite3.Connection, int]]:
+    """A connection with one state of the database in view, and a descriptor of its file for as long."""
     if not database.is_file():
         raise ConfigurationError(f"there is no store in {database.parent}: set AGENTWRIT_DATA_DIR to the broker's")
+    uri = f"{database.resolve().as_uri()}?mode=rw"
     try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+        with (
+            database.open("rb", buffering=0) as file,
+            contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
+        ):
             connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
-            connection.execute("PRAGMA trusted_schema = OFF")
+            sqlite_schema.distrust(connection)
             connection.execute("BEGIN")
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            yield connection
+            yield connection, file.fileno()
     except sqlite3.Error as error:
         raise ConfigurationError(f"the backup of {database} cannot be made: {error}") from error
 
@@ -139,6 +154,7 @@ def _check_source(source: sqlite3.Connection, database: Path, sealer: Sealer) ->
             f"{database} is another version's (schema {version}, this one knows {latest}): back it up with the version"
             " of agentwrit that its broker has"
         )
+    sqlite_objects.check(source)
     if sqlite_schema.sealed_by(source) != sealer.name:
         raise ConfigurationError(
             f"the master key is not the one of {database}: set AGENTWRIT_MASTER_KEY as its broker has it"
@@ -146,61 +162,45 @@ def _check_source(source: sqlite3.Connection, database: Path, sealer: Sealer) ->
 
 
 @contextlib.contextmanager
-def _unfinished(file: Path) -> Iterator[Path]:
-    """A new file beside another one, mode 0600, that is taken away in the end if it is still there."""
+def _new(file: Path, *, overwrite: bool) -> Iterator[NewFile]:
     try:
-        descriptor, name = tempfile.mkstemp(UNFINISHED, f".{file.name}.", file.parent)
-        os.close(descriptor)
+        with NewFile(file, replacing=overwrite) as new:
+            yield new
+    except FileExistsError:
+        raise _is_there(file) from None
     except OSError as error:
-        raise _unwritable(file, error) from error
+        raise ConfigurationError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _copy(source: sqlite3.Connection, descriptor: int, database: Path, place: Path) -> None:
     try:
-        yield Path(name)
+        sqlite_copy.copy(source, descriptor, database.with_name(database.name + sqlite_copy.WAL), place)
+        with contextlib.closing(sqlite3.connect(place, isolation_level=None)) as target:
+            target.execute("PRAGMA synchronous = OFF")  # it is nobody's until it is whole, and made durable then
+            target.execute("PRAGMA journal_mode = DELETE")
+            target.execute(f"PRAGMA application_id = {sqlite_schema.BACKUP_ID}")
+    except sqlite_copy.TooSlow:
+        raise ConfigurationError(
+            f"{database} changes faster than {place.parent} can be written: back it up to a quicker disk"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"the backup of {database} cannot be made: {error.strerror}") from error
     finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _copy(source: sqlite3.Connection, partial: Path) -> None:
-    with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as target:
-        # It is nobody's until it is whole, and then it is made durable at once.
-        target.execute("PRAGMA journal_mode = OFF")
-        target.execute("PRAGMA synchronous = OFF")
-        source.backup(target, pages=STEP_PAGES, progress=lambda status, left, total: None)
-    with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as target:
-        target.execute("PRAGMA journal_mode = DELETE")
-        target.execute(f"PRAGMA application_id = {sqlite_schema.BACKUP_ID}")
-    sync(partial)
+        for beside in (sqlite_copy.WAL, "-shm", "-journal"):
+            place.with_name(place.name + beside).unlink(missing_ok=True)
 
 
 def _check_copy(partial: Path, sealer: Sealer) -> int:
     """Read back what was written. Returns how many events there are in it."""
     with contextlib.closing(sqlite3.connect(_at_rest(partial), uri=True)) as copy:
-        [[found]] = copy.execute("PRAGMA integrity_check(1)").fetchall()
-        if found != "ok":
-            raise TamperedRecord(f"the database is damaged, and so is what was copied of it: {found}")
+        sqlite_objects.check(copy)
+        sqlite_verification.check_pages(copy)
         saved = sqlite_rows.saved_head(copy, sealer)
         return sql_log.load_head(copy, sealer, saved.last).sequence
 
 
-def _name(partial: Path, file: Path, *, overwrite: bool) -> None:
-    try:
-        if overwrite:
-            partial.replace(file)
-        else:
-            file.hardlink_to(partial)  # unlike a rename it takes no other file's place
-            partial.unlink()
-        sync(file.parent)
-    except FileExistsError:
-        raise _is_there(file) from None
-    except OSError as error:
-        raise _unwritable(file, error) from error
-
-
 def _is_there(file: Path) -> ConfigurationError:
     return ConfigurationError(f"{file} is there already: give another name, or --overwrite to replace it")
-
-
-def _unwritable(file: Path, error: OSError) -> ConfigurationError:
-    return ConfigurationError(f"{file} cannot be written: {error.strerror}")
 
 
 def _at_rest(file: Path) -> str:

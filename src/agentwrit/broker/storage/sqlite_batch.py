@@ -1,19 +1,16 @@
-"""Units of work in memory, beside the database: what a batch has written goes into it by one statement, off the loop.
+"""Units of work in memory, beside the database: a batch is written by few statements, off the loop.
 
-Each statement gives up the interpreter's lock while it runs, and then has to win it back. One that writes all rows of a
-batch does so once, and what it costs is another core's: only where there are few do the rows have a statement each. It
-inserts a row of JSON into a view, whose trigger inserts the rows; bytes, which JSON does not have, travel beside it, in
-one piece.
+Each statement gives up the interpreter's lock while it runs, and then has to win it back: so one inserts all rows of a
+table, up to some number. Statements are kept for numbers of rows that are powers of two, and what is left of one is
+filled with NULLs, which are not inserted.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import chain
 from typing import Any, Final
 
-import msgspec
-
-from agentwrit.broker.storage import sql_log
 from agentwrit.broker.storage.base import Row
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.spent_nonces import SpentNonces
@@ -25,29 +22,13 @@ from agentwrit.broker.storage.sql_batch import (
     Changes,
     Columns,
     Question,
-    replaced_by,
 )
-from agentwrit.broker.storage.sql_rows import GRANT_COLUMNS, on_conflict, upsert
+from agentwrit.broker.storage.sql_rows import COLUMNS, on_conflict
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
 from agentwrit.domain import audit
 
-# The tables whose rows are written together. Of the usage of apps there is a row for each app: that is not worth it.
-COLUMNS: Final[dict[str, Sequence[str]]] = {
-    "launch_tokens": ("token_hash", "expires_at", "body", "mac"),
-    "grants": (*GRANT_COLUMNS, "body", "mac"),
-    "first_answers": ("key", "expires_at", "body", "mac"),
-    "nonces": ("nonce", "expires_at"),
-    "revocations": ("kind", "id", "effective_at", "last_exp", "mac", "seq"),
-    "tiles": sql_log.TILE_COLUMNS,
-    "events": sql_log.EVENT_COLUMNS,
-    "meta": ("name", "value"),
-}
-FEW_ROWS: Final = 8  # what a unit writes: each by a statement of its own takes half as long
-_BYTES: Final = {"token_hash", "body", "mac", "key", "nonce", "hashes"}
-
-_WRITE: Final = f"INSERT INTO batch VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
-_NUL: Final = b"\\u0000"  # ends a text where SQLite reads one out of JSON
+MOST_ROWS: Final = 128  # of a statement
 
 # What SQLite refuses because of what it was asked, and not of how it is.
 UNITS_OWN_FAULT: Final = (
@@ -62,31 +43,14 @@ def is_stores_fault(error: Exception) -> bool:
     return isinstance(error, sqlite3.Error) and not isinstance(error, UNITS_OWN_FAULT)
 
 
-def prepare(connection: sqlite3.Connection) -> None:
-    """Let this connection write batches."""
-    columns = ", ".join(f"NULL AS {name}" for name in (*COLUMNS, "bytes"))
-    connection.execute(f"CREATE TEMP VIEW batch AS SELECT {columns}")
-    inserts = "".join(f"{_insert(table)};" for table in COLUMNS)
-    connection.execute(f"CREATE TEMP TRIGGER write_batch INSTEAD OF INSERT ON batch BEGIN {inserts} END")
-
-
-def _insert(table: str) -> str:
-    """What inserts the rows of a table. Each is an array: a value for each column, and where its bytes begin.
-
-    In the place of bytes stands how many there are.
-    """
-    names = COLUMNS[table]
-    values = []
-    start = f"1 + (value ->> {len(names)})"
-    for place, name in enumerate(names):
-        if name in _BYTES:
-            values.append(f"substr(NEW.bytes, {start}, value ->> {place})")
-            start += f" + (value ->> {place})"
-        else:
-            values.append(f"value ->> {place}")
+@cache
+def _insert(table: str, rows: int) -> str:
+    """What inserts so many rows, or replaces those that have the same key, and leaves out those of NULLs."""
+    columns = COLUMNS[table]
+    row = f"({', '.join('?' * len(columns))})"
     return (
-        f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)}"
-        f" FROM json_each(NEW.{table}) WHERE TRUE ORDER BY key {on_conflict(replaced_by(table), names)}"
+        f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM (VALUES {', '.join([row] * rows)})"
+        f" WHERE column1 IS NOT NULL {on_conflict(table)}"
     )
 
 
@@ -145,7 +109,7 @@ class SqliteBatch(Batch):
 
     def put_meta(self, name: str, value: str) -> None:
         """Write a row of `meta`."""
-        self.changes.put("meta", {"name": name, "value": value})
+        self.changes.put("meta", (name, value))
 
     def settle(self) -> None:
         """The batch before this one is committed: what it has written is to be read from the database."""
@@ -174,40 +138,13 @@ class SqliteBatch(Batch):
         return partial(self._write, changes)
 
     def _write(self, changes: Changes) -> None:
-        if sum(map(len, changes.rows.values())) <= FEW_ROWS:
-            for table, rows in changes.rows.items():
-                self._write_one_by_one(table, rows.values())
-            return
-        pieces: list[bytes] = []
-        begin = 0
-        forms: list[str | bytes] = []
-        for table in changes.rows.keys() - COLUMNS.keys():
-            self._write_one_by_one(table, changes.rows[table].values())
-        for table in COLUMNS:
-            arrays, begin = _arrays(table, changes.rows.get(table, {}).values(), pieces, begin)
-            form = msgspec.json.encode(arrays)
-            if _NUL in form:
-                self._write_one_by_one(table, changes.rows[table].values())
-                form = b"[]"
-            forms.append(form.decode())
-        self._session.execute(_WRITE, (*forms, b"".join(pieces)))
+        for table, rows in changes.rows.items():
+            written = list(rows.values())
+            for start in range(0, len(written), MOST_ROWS):
+                self._write_rows(table, written[start : start + MOST_ROWS])
 
-    def _write_one_by_one(self, table: str, rows: Iterable[Columns]) -> None:
-        for row in rows:
-            self._session.execute(upsert(table, replaced_by(table), tuple(row)), tuple(row.values()))
-
-
-def _arrays(table: str, rows: Iterable[Columns], pieces: list[bytes], begin: int) -> tuple[list[list[object]], int]:
-    """Rows as `_insert` reads them. Their bytes go behind `pieces`, at `begin`; returns where they end as well."""
-    names = COLUMNS[table]
-    of_bytes = [place for place, name in enumerate(names) if name in _BYTES]
-    arrays = []
-    for row in rows:
-        array: list[Any] = [row[name] for name in names]
-        array.append(begin)
-        for place in of_bytes:
-            pieces.append(array[place])
-            array[place] = len(array[place])
-            begin += array[place]
-        arrays.append(array)
-    return arrays, begin
+    def _write_rows(self, table: str, rows: Sequence[Columns]) -> None:
+        count = 1 << (len(rows) - 1).bit_length()
+        values = list(chain.from_iterable(rows))
+        values += [None] * (count * len(COLUMNS[table]) - len(values))
+        self._session.execute(_insert(table, count), values)

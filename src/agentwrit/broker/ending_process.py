@@ -1,0 +1,284 @@
+"""The process beside a broker in which large endings are seen through, so that nobody waits for the interpreter.
+
+Most of what an ending costs is Python's work: reading grants, checking and making MACs, hashing events. In a thread it
+would take the interpreter's lock from the event loop. So a broker forks as soon as it has its settings, before it has
+threads or sockets. The child waits, and does one ending at a time when it is told to.
+
+Of a data directory it is lent the database for a few commits, again and again (see `sqlite_loan`). Where brokers share
+a database it is one more of them.
+
+It ends with the broker: it reads the end of their socket, whatever became of the broker. If the child is gone, the
+broker sees its endings through by itself.
+"""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import os
+import signal
+import socket
+import struct
+from functools import partial
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+import msgspec
+import structlog
+
+from agentwrit.broker import bootstrap
+from agentwrit.broker.config import Config
+from agentwrit.broker.services import endings
+from agentwrit.broker.services.ending import go_on
+from agentwrit.broker.storage.base import Store, Transaction
+from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.broker.storage.sqlite_loan import Borrower, Loan, Returned
+from agentwrit.domain.ending import Ending
+from agentwrit.domain.errors import Unavailable
+
+AT_ONCE: Final = 512
+"""Grants that are ended in one commit of a data directory."""
+COMMITS: Final = 4
+"""For which it is lent, if there is so much to do: others who want to write wait for 0.1 s."""
+ANSWER_SECONDS: Final = 30.0
+"""For these commits. Who takes longer is ended."""
+
+_LENGTH: Final = struct.Struct("!I")
+
+log = structlog.get_logger("agentwrit.ending")
+
+
+class _Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Go on with an ending in a data directory. `key`: what its rows are sealed with."""
+
+    ending_id: str
+    database: str
+    key: bytes
+    loan: Loan
+
+
+class _All(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """See an ending through in the database of the settings."""
+
+    ending_id: str
+
+
+class _Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """An ending has come so far. `returned`: what is to be told of the database."""
+
+    ending: Ending
+    returned: Returned
+
+
+class _Over(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """All has ended."""
+
+    ending: Ending
+
+
+class _Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """It cannot be gone on with, and nothing was committed."""
+
+    reason: str
+
+
+_Order = _Step | _All
+_Answer = _Stepped | _Over | _Failed
+A = TypeVar("A", _Stepped, _Over)
+
+_encode = msgspec.msgpack.encode
+_decode_order = msgspec.msgpack.Decoder(_Order).decode
+_decode_answer = msgspec.msgpack.Decoder(_Answer).decode
+
+
+class Gone(Exception):
+    """The process is not there any more."""
+
+
+class EndingProcess:
+    """The broker's end of it. `see_through` is for one event loop, one ending at a time."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self._connection = connection
+        self._is_over = False
+
+    @classmethod
+    def fork(cls, config: Config) -> Self | None:
+        """Start it, if the system allows one more. To be called by a process that has no threads yet."""
+        ours, theirs = socket.socketpair()
+        gc.collect()
+        gc.freeze()  # so that neither process writes to memory that both have
+        try:
+            pid = os.fork()
+        except OSError as error:
+            log.warning("large endings are seen through by the broker itself", reason=error.strerror)
+            ours.close()
+            theirs.close()
+            return None
+        if pid == 0:
+            ours.close()
+            _be_the_child(theirs, config)
+        theirs.close()
+        return cls(pid, ours)
+
+    async def see_through(self, store: Store, key: bytes, database: Path, ending_id: str) -> Ending | None:
+        """See an ending through that has a record. None if it cannot be done here.
+
+        `key`: what the rows of the store are sealed with; `database`: its file, if it has one.
+        """
+        try:
+            if not isinstance(store, SqliteStore):
+                return await asyncio.to_thread(self._all, ending_id)
+            while True:
+                ending = await store.lend(partial(self._step, ending_id, str(database), key))
+                if ending.is_over:
+                    return ending
+        except (Gone, Unavailable) as error:
+            reason = str(error.__cause__ or error)
+            log.warning("an ending is gone on with by the broker itself", ending=ending_id, reason=reason)
+            return None
+
+    def close(self) -> None:
+        """End it, and wait until it is gone."""
+        self._end()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # for whoever waits for it
+        self._connection.close()
+
+    def _step(self, ending_id: str, database: str, key: bytes, loan: Loan) -> tuple[Ending, Returned]:
+        answer = self._ask(_Step(ending_id, database, key, loan), _Stepped, ANSWER_SECONDS)
+        return answer.ending, answer.returned
+
+    def _all(self, ending_id: str) -> Ending:
+        return self._ask(_All(ending_id), _Over, None).ending
+
+    def _ask(self, order: _Order, kind: type[A], seconds: float | None) -> A:
+        if self._is_over:
+            raise Gone("its process is gone")
+        try:
+            self._connection.settimeout(seconds)
+            _send(self._connection, _encode(order))
+            answer: _Answer = _decode_answer(_receive(self._connection))
+        except (OSError, EOFError, msgspec.DecodeError) as error:
+            self._end()
+            raise Gone(f"its process is gone ({error!r})") from error
+        if isinstance(answer, kind):
+            return answer
+        raise Unavailable(answer.reason if isinstance(answer, _Failed) else "the answer is another one's")
+
+    def _end(self) -> None:
+        """End the process, whatever it does: nobody else may write before it is gone."""
+        self._is_over = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _send(connection: socket.socket, message: bytes) -> None:
+    connection.sendall(_LENGTH.pack(len(message)) + message)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """The next message.
+
+    Raises:
+        EOFError: there is none.
+    """
+    [length] = _LENGTH.unpack(_read(connection, _LENGTH.size))
+    return _read(connection, length)
+
+
+def _read(connection: socket.socket, length: int) -> bytes:
+    parts: list[bytes] = []
+    while length:
+        part = connection.recv(min(length, 2**20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+# -- in the child -----------------------------------------------------------------------------------------------------
+
+
+def _be_the_child(connection: socket.socket, config: Config) -> None:
+    """Do what is told until the broker is gone. Does not return."""
+    status = 1
+    try:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # they are sent to all processes of a broker, and it has its own end
+        _close_all_but(connection.fileno())
+        gc.disable()
+        _serve(connection, config)
+        status = 0
+    except BaseException as error:  # its frames are the parent's: nothing of it may go on here
+        os.write(2, f"agentwrit: the process for endings has ended: {error!r}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def _close_all_but(kept: int) -> None:
+    """Close what was the broker's to have: whoever waits for its end would wait for ours as well."""
+    for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        if descriptor > 2 and descriptor != kept:
+            with contextlib.suppress(OSError):  # the listing's own is closed already
+                os.close(descriptor)
+
+
+def _serve(connection: socket.socket, config: Config) -> None:
+    here: _DataDirectory | None = None
+    while True:
+        try:
+            order = _decode_order(_receive(connection))
+        except (EOFError, OSError):
+            return
+        answer: _Answer
+        try:
+            if isinstance(order, _Step):
+                here = here or _DataDirectory(Path(order.database), Sealer(order.key))
+                answer = here.step(order)
+            else:
+                answer = _Over(asyncio.run(_see_through(config, order.ending_id, connection)))
+        except Exception as error:
+            answer = _Failed(str(error) or type(error).__name__)
+        _send(connection, _encode(answer))
+        if isinstance(answer, _Failed) or answer.ending.is_over:
+            gc.collect()
+
+
+class _DataDirectory:
+    def __init__(self, database: Path, sealer: Sealer) -> None:
+        self._borrower = Borrower(database, sealer)
+
+    def step(self, order: _Step) -> _Stepped:
+        count = itertools.count(1)
+        ending, returned = self._borrower.commit(
+            order.loan,
+            partial(_go_on, order.ending_id),
+            is_last=lambda ending: ending.is_over or next(count) == COMMITS,
+        )
+        return _Stepped(ending, returned)
+
+
+def _go_on(ending_id: str, transaction: Transaction) -> Ending:
+    ending = transaction.ending(ending_id)
+    if ending is None:
+        raise Unavailable("the record of the ending is missing")
+    return ending if ending.is_over else go_on(transaction, ending, at_once=AT_ONCE)
+
+
+async def _see_through(config: Config, ending_id: str, connection: socket.socket) -> Ending:
+    """As one more broker of the database. Ends at once if ours is gone: whoever is left goes on."""
+    asyncio.get_running_loop().add_reader(connection, os._exit, 0)  # nothing is said now but the end
+    try:
+        async with bootstrap.open_store(config, is_to_serve=True) as (store, *_):
+            ending = await store.read(lambda snapshot: snapshot.ending(ending_id))
+            if ending is None:
+                raise Unavailable("the record of the ending is missing")
+            return await endings.see_through(store, ending)
+    finally:
+        asyncio.get_running_loop().remove_reader(connection)

@@ -1,0 +1,64 @@
+"""Giving a store that no broker uses another issuer and trust domain.
+
+Whoever holds a token of another issuer is refused, and whoever remembers a checkpoint of another trust domain says that
+the log is another one. So no broker does this because its settings are others; somebody has to ask for it.
+"""
+
+import asyncio
+from functools import partial
+from typing import NamedTuple
+
+from agentwrit.broker import bootstrap
+from agentwrit.broker.config import Config
+from agentwrit.broker.data_directory import DATABASE_FILE
+from agentwrit.broker.keystore import MasterKey
+from agentwrit.broker.services.keys import BROKER
+from agentwrit.broker.storage.base import Transaction
+from agentwrit.domain.audit import Draft, EventType
+from agentwrit.domain.errors import ConfigurationError
+
+
+class Renamed(NamedTuple):
+    """What a store was called, and what it is called now."""
+
+    before: str
+    now: str
+
+
+def rename(config: Config) -> Renamed:
+    """Give the store of these settings the names in them.
+
+    Raises:
+        ConfigurationError: there is no store, a broker uses it, or its master key is missing or another.
+        TamperedRecord: the store is not as the broker left it.
+    """
+    now = bootstrap.cluster_name(config)
+    unit = partial(_rename, now)
+    if config.database_url is not None:
+        with bootstrap.driver_of_postgres():
+            from agentwrit.broker.storage import postgres_alone
+        sealer = bootstrap.row_sealer(MasterKey.parse(config.master_key or ""))
+        return Renamed(postgres_alone.run_alone(config.database_url, sealer, None, unit), now)
+    if not (config.data_dir / DATABASE_FILE).is_file():
+        raise ConfigurationError(f"there is no store in {config.data_dir}: set AGENTWRIT_DATA_DIR to the broker's")
+    return Renamed(asyncio.run(_embedded(config, unit)), now)
+
+
+async def _embedded(config: Config, unit: "partial[str]") -> str:
+    async with bootstrap.open_store(config, is_ours=False) as opened:
+        return await opened.store.write(unit)
+
+
+def _rename(name: str, transaction: Transaction) -> str:
+    before = transaction.cluster()
+    if before != name:
+        transaction.name_cluster(name)
+        transaction.record(
+            Draft(
+                event_type=EventType.STORE_RENAMED,
+                principal=BROKER,
+                detail=f"the store is that of {name} now",
+                data={"before": before, "now": name},
+            )
+        )
+    return before

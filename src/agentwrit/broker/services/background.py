@@ -1,0 +1,97 @@
+"""The work that is done beside requests: it goes on whatever happens to it, and the operator learns when it fails."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
+from typing import Final
+
+import structlog
+
+from agentwrit.broker.metrics import Metrics
+from agentwrit.domain.errors import Unavailable
+
+PATIENCE_SECONDS: Final = 30.0  # with a store that is out of reach, which health tells by itself
+
+log = structlog.get_logger("agentwrit.background")
+
+
+class Work(StrEnum):
+    """What is done beside requests, as metrics and health name it."""
+
+    FEED = "feed"
+    CHECKPOINTS = "checkpoints"
+    KEYS = "keys"
+    ENDINGS = "endings"
+    RESUMING = "resuming_endings"
+    FOLLOWING = "following_brokers"
+    FORGETTING = "forgetting"
+    DENIALS = "denial_counts"
+    PURGING = "purging"
+    ARCHIVES = "archives"
+    RETENTION = "retention"
+    CLOCK = "clock"
+    SETTINGS = "comparing_settings"
+
+
+class _Failure:
+    """The failures of one work, from the first one to the next success."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self.reason = ""
+        self.is_defect = False
+
+
+class Background:
+    """Keeps the books of background work: what fails, since when, and how often."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._failures: dict[Work, _Failure] = {}
+        metrics.background_works = [work.value for work in Work]
+        metrics.background_failing = self.failing
+
+    async def attempt(self, work: Work, part: Callable[[], Awaitable[object]]) -> bool:
+        """Do a part of the work. Returns whether that succeeded: whatever it raises, the caller is to go on."""
+        task = asyncio.current_task()
+        try:
+            await part()
+        except asyncio.CancelledError as error:
+            if task is None or task.cancelling():
+                raise
+            self.failed(work, error)  # somebody else's end, which was waited for
+        except Exception as error:
+            self.failed(work, error)
+        else:
+            self.succeeded(work)
+            return True
+        return False
+
+    def failed(self, work: Work, error: BaseException) -> None:
+        """A part of the work raised this."""
+        self._metrics.background_failures[work.value] += 1
+        failure = self._failures.setdefault(work, _Failure())
+        failure.is_defect = not isinstance(error, Unavailable)
+        reason = f"{type(error).__name__}: {error}"
+        if reason == failure.reason:
+            return
+        failure.reason = reason
+        if isinstance(error, Unavailable):
+            log.warning("work in the background has to wait", work=work.value, reason=error.detail)
+        else:
+            log.error("work in the background failed, and is tried again", work=work.value, exc_info=error)
+
+    def succeeded(self, work: Work) -> None:
+        """A part of the work came to its end."""
+        if self._failures.pop(work, None) is not None:
+            log.info("work in the background goes on", work=work.value)
+
+    def failing(self) -> Sequence[str]:
+        """What fails now, and not because the store is out of reach for a moment."""
+        now = time.monotonic()
+        return [
+            work.value
+            for work, failure in self._failures.items()
+            if failure.is_defect or now > failure.since + PATIENCE_SECONDS
+        ]

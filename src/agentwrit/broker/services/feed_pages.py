@@ -1,0 +1,148 @@
+"""Pages of the revocation feed: read, signed once, and shared by all who ask for the same."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from msgspec import UNSET
+
+from agentwrit.broker.clock import Clock
+from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.storage.base import Snapshot, Store
+from agentwrit.domain import feed
+from agentwrit.domain.feed import Place
+
+SEALED_PAGES_KEPT: Final = 64
+PAGES_SHARED: Final = 64  # of one second
+TAG_CHARACTERS: Final = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Signed:
+    """A part of the feed, signed, as it is sent: one copy, and one hash, for all who read it."""
+
+    body: bytes
+
+    @cached_property
+    def tag(self) -> str:
+        """Its entity tag (RFC 9110 §8.8.3)."""
+        return f'"{hashlib.sha256(self.body).hexdigest()[:TAG_CHARACTERS]}"'
+
+
+@dataclass(frozen=True, eq=False)
+class SignedPage(Signed):
+    """A page. `is_sealed`: it is full, and never changes again."""
+
+    page: feed.Page
+    is_sealed: bool
+
+    @cached_property
+    def event(self) -> bytes:
+        """The page as an event of a stream (WHATWG HTML §9.2)."""
+        return b"id: %d\nevent: page\ndata: %b\n\n" % (self.page.last, self.body)
+
+    @property
+    def log(self) -> Place:
+        """Where the audit log ended."""
+        assert isinstance(self.page.log, Place)  # noqa: S101  # as it is in all that are made here
+        return self.page.log
+
+    def goes_on_from(self, known: Sequence[int]) -> bool:
+        """Whether it says what the log was like at all these places."""
+        places = {place.number for place in (self.log, *(self.page.since or ()))}
+        return places.issuperset(known)
+
+
+class Pages:
+    """The pages of one broker's feed."""
+
+    def __init__(self, store: Store, keys: SigningKeys, issuer: str, clock: Clock) -> None:
+        self._store = store
+        self._keys = keys
+        self._issuer = issuer
+        self._clock = clock
+        self._sealed: OrderedDict[tuple[str, int], SignedPage] = OrderedDict()
+        self._shared: OrderedDict[tuple[str, int, tuple[int, ...]], asyncio.Task[SignedPage]] = OrderedDict()
+        self._second = 0  # in which those were made
+
+    async def shared(self, after: int, since: tuple[int, ...] = ()) -> SignedPage:
+        """The page after the number `after`, which may be of this second. `since`: places in the log to say more of.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        kid = self._keys.signer.kid
+        sealed = self._sealed.get((kid, after + 1))
+        # Who has taken many of those has to be told at times that they belong together.
+        if sealed is not None and len(since) <= feed.MAX_PLACES // 2:
+            self._sealed.move_to_end((kid, after + 1))
+            return sealed
+        second = int(self._clock.now())
+        if second != self._second:
+            self._second = second
+            self._shared.clear()
+        making = self._shared.get((kid, after, since))
+        if making is None:
+            making = self._shared[kid, after, since] = asyncio.ensure_future(self.make(after, since))
+            making.add_done_callback(self._forget_failure)
+            if len(self._shared) > PAGES_SHARED:
+                self._shared.popitem(last=False)
+        return await asyncio.shield(making)
+
+    async def make(self, after: int, since: Sequence[int] = (), *, nonce: str | None = None) -> SignedPage:
+        """The page after the number `after`, made now. `nonce`: what it is the answer to.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        # Before the store is read: everything that was committed by then is in what it shows.
+        issued_at = int(self._clock.now())
+        signer = self._keys.signer
+
+        def take(snapshot: Snapshot) -> SignedPage:
+            # Signed here and not on the event loop, too.
+            head = snapshot.feed_head()
+            first = min(after, head) + 1
+            last = min(feed.page_end(first), head)
+            log = log_end(snapshot)
+            places = tuple(feed.place(number, snapshot.event_hash(number)) for number in since if number <= log.number)
+            page = feed.Page(
+                iss=self._issuer,
+                epoch=snapshot.feed_epoch(),
+                first=first,
+                last=last,
+                head=head,
+                issued_at=issued_at,
+                entries=feed.entries(snapshot.feed(first, last)),
+                log=log,
+                since=places or UNSET,
+                nonce=nonce or UNSET,
+            )
+            token = feed.sign_page(page, signer)
+            return SignedPage(token.encode("ascii"), page, is_sealed=last == first - 1 + feed.PAGE_SIZE)
+
+        made = await self._store.read(take)
+        if made.is_sealed and nonce is None:
+            self._sealed[signer.kid, made.page.first] = made
+            if len(self._sealed) > SEALED_PAGES_KEPT:
+                self._sealed.popitem(last=False)
+        return made
+
+    def forget_shared(self) -> None:
+        """There is news: who asks from now on is to have it."""
+        self._shared.clear()
+
+    def _forget_failure(self, making: asyncio.Task[SignedPage]) -> None:
+        if making.cancelled() or making.exception() is not None:
+            for key in [key for key, each in self._shared.items() if each is making]:
+                del self._shared[key]
+
+
+def log_end(snapshot: Snapshot) -> Place:
+    """Where the audit log ends."""
+    number = snapshot.event_head()
+    return feed.place(number, snapshot.event_hash(number))

@@ -1,0 +1,72 @@
+"""Who may follow the revocation feed, where all cannot.
+
+The rules:
+
+- A place is held by whoever reads the stream or waits for a page. There are so many, and no more.
+- Strangers have most of them, and each address a share. So it takes many addresses to take the places of strangers, and
+  those for who has a credential cannot be taken by strangers at all; of these each app has a share.
+- Who finds none is told so before anything else, and fetches pages instead, for which no place is needed.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from agentwrit.domain.errors import Unavailable
+
+MAX_FOLLOWERS: Final = 1024
+MAX_STRANGERS: Final = 768
+MAX_OF_ADDRESS: Final = 128
+MAX_OF_APP: Final = 256
+RETRY_SECONDS: Final = 15
+
+_HINT: Final = "fetch a page each second instead, or show the token of an app"
+
+
+class Asker(NamedTuple):
+    """Who asks for a place. `network`: the address; `app_id`: whose token was shown, "" for a stranger."""
+
+    network: str
+    app_id: str = ""
+
+
+class Places:
+    """Counts the places that are taken."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[Asker] = Counter()
+        self._by_strangers = 0
+
+    def __len__(self) -> int:
+        return self._taken.total()
+
+    @contextlib.contextmanager
+    def place(self, asker: Asker) -> Iterator[None]:
+        """Hold a place.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        is_stranger = not asker.app_id
+        sharer = asker if is_stranger else Asker("", asker.app_id)
+        share = MAX_OF_ADDRESS if is_stranger else MAX_OF_APP
+        if (
+            len(self) >= MAX_FOLLOWERS
+            or (is_stranger and self._by_strangers >= MAX_STRANGERS)
+            or self._taken[sharer] >= share
+        ):
+            self._drop_unused(sharer)
+            raise Unavailable("too many follow the feed", retry_after=RETRY_SECONDS, hint=_HINT, cause="followers")
+        self._taken[sharer] += 1
+        self._by_strangers += is_stranger
+        try:
+            yield
+        finally:
+            self._taken[sharer] -= 1
+            self._by_strangers -= is_stranger
+            self._drop_unused(sharer)
+
+    def _drop_unused(self, sharer: Asker) -> None:
+        if not self._taken[sharer]:
+            del self._taken[sharer]

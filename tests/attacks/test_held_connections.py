@@ -1,0 +1,114 @@
+"""Attempts to keep others from being served by holding connections: what is held is bounded, and others come first."""
+
+import http.client
+import json
+import resource
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.raw_http import Raw, request
+from tests.support import BrokerProcess, bearer
+
+DESCRIPTORS = 200
+LIMITED = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
+
+
+@pytest.fixture(autouse=True)
+def many_files() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """A broker that may have few descriptors."""
+    with BrokerProcess(tmp_path / "data", wrapper=LIMITED) as process:
+        process.http.close()
+        yield process
+
+
+def test_heads_whose_bodies_do_not_come_take_nobodys_place(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker, ExitStack() as stack:
+        app = broker.app()
+        agents = [app.agent() for _ in range(2)]
+        for path in ("/v1/register", "/v1/token/renew", "/v1/app/auth", "/oauth2/token"):
+            for _ in range(100):
+                held = stack.enter_context(Raw(broker.url))
+                held.send(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n".encode(), b"{")
+        for _ in range(10):
+            assert app.login().status_code == 200
+        assert broker.renew(agents[0]["access_token"]).status_code == 200
+        assert broker.release(agents[1]["access_token"]).status_code == 204
+
+
+HOLDING = {
+    "nothing": b"",
+    "half a head": b"GET /livez HT",
+    "half a body": b"POST /v1/app/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx",
+    "idle": request("/livez"),
+    "a body that nobody reads": b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx",
+    "a stream": b"GET /v1/revocations HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n",
+    "a long question": b"GET /v1/revocations?wait=30&after=99999 HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_where_descriptors_run_out_whoever_is_new_is_served_and_the_log_says_so(
+    limited: BrokerProcess, name: str
+) -> None:
+    with ExitStack() as stack:
+        for _ in range(2 * DESCRIPTORS):
+            stack.enter_context(Raw(limited.url)).try_to_send(HOLDING[name])
+        assert [is_well(limited) for _ in range(20)] == [True] * 20
+        with Raw(limited.url) as connection:
+            shown = connection.send(request("/v1/metrics")).answer().body.decode()
+    lines = [json.loads(line) for line in limited.logged().splitlines()]
+    told = [line for line in lines if line["event"].startswith("descriptors are running out")]
+    assert 1 <= len(told) <= 3  # one in so many seconds
+    [count] = [line for line in shown.splitlines() if 'closed_early_total{reason="no_descriptors"}' in line]
+    assert float(count.rpartition(" ")[2]) > DESCRIPTORS / 2
+    assert "agentwrit_http_connections " in shown
+
+
+def is_well(broker: BrokerProcess) -> bool:
+    try:
+        with Raw(broker.url) as connection:
+            return connection.send(request("/v1/health")).answer().status == 200
+    except (AssertionError, OSError):
+        return False
+
+
+def test_a_burst_of_connections_leaves_a_broker_that_serves(limited: BrokerProcess) -> None:
+    address = urlsplit(limited.url)
+    with ExitStack() as stack:
+        for _ in range(1500):  # more at once than it has descriptors
+            connection = stack.enter_context(socket.socket())
+            connection.setblocking(False)
+            connection.connect_ex((address.hostname, address.port))
+        assert any(is_well(limited) for _ in range(100))  # the first of whom find the burst still in the way
+        assert [is_well(limited) for _ in range(20)] == [True] * 20
+    assert "descriptors are running out" in limited.logged()
+
+
+@pytest.mark.parametrize("size", [2**20 + 1, 3 * 2**20, 20 * 2**20])
+def test_whoever_sends_too_much_gets_to_know(broker: BrokerProcess, size: int) -> None:
+    """By clients of the standard library, which read nothing before they have sent everything."""
+    address = urlsplit(broker.url)
+    for headers in ({}, bearer("x")):
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+        connection.request("POST", "/v1/token/validate", body=b" " * size, headers=headers)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error_code"]) == (413, "payload_too_large")
+        connection.close()
+        asking = urllib.request.Request(f"{broker.url}/v1/token/validate", data=b" " * size, headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asking, timeout=30)
+        with refused.value as error:
+            assert error.code == 413
