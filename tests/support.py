@@ -20,6 +20,7 @@ from nacl.signing import SigningKey
 
 ADMIN_SECRET = "an-operators-secret-for-tests"
 STOP_TIMEOUT = 20
+EVENTS_AT_ONCE = 1000  # as many as a broker shows
 
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For clients of brokers without TLS: one that trusts all authorities of the machine reads them first, for 30 ms."""
@@ -172,9 +173,17 @@ class BrokerProcess:
         return str(self.http.get("/v1/challenge").json()["nonce"])
 
     def events(self, **filters: str | int) -> list[dict[str, Any]]:
-        answer = self.http.get("/v1/audit/events", params={"limit": 1000, **filters}, headers=self.admin())
-        assert answer.status_code == 200, answer.text
-        return list(answer.json()["events"])
+        """All of these events, however many pages they are: brokers are shared by many tests."""
+        found: list[dict[str, Any]] = []
+        while True:
+            after = {"after": found[-1]["id"]} if found else {}
+            parameters = {"limit": EVENTS_AT_ONCE, **filters, **after}
+            answer = self.http.get("/v1/audit/events", params=parameters, headers=self.admin())
+            assert answer.status_code == 200, answer.text
+            page = answer.json()["events"]
+            found += page
+            if "limit" in filters or len(page) < EVENTS_AT_ONCE:
+                return found
 
 
 class TestApp:

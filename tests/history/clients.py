@@ -27,6 +27,7 @@ class Shared:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.tokens: dict[str, str] = {}  # by the sid of their grant
+        self.released: dict[str, str] = {}  # on purpose, by the sid of their grant
         self.launch_tokens: list[str] = []
         self.history: list[Operation] = []
 
@@ -60,11 +61,12 @@ class Client:
             http.close()
 
     def ask_about_all(self) -> None:
-        """Ask each broker about each of the newest tokens."""
+        """Ask each broker about each of the newest tokens, and of those that were released on purpose."""
         with self._shared.lock:
-            known = list(self._shared.tokens.items())[-MOST_ASKED_ABOUT:]
+            newest = list(self._shared.tokens.items())[-MOST_ASKED_ABOUT:]
+            known = {**self._shared.released, **dict(newest)}
         for number, http in enumerate(self._http):
-            for sid, token in known:
+            for sid, token in known.items():
                 self._ask_whether_valid(number, http, sid, token)
 
     def _register(self) -> None:
@@ -89,13 +91,23 @@ class Client:
                 self._shared.tokens[made] = token
         self._note(Kind.REGISTER, launch_token, told, asked_at, number, made)
 
-    def _release(self) -> None:
+    def release_on_purpose(self, sid: str, token: str) -> bool:
+        """Release this token at any broker, go on asking about it, and say whether it was done."""
+        with self._shared.lock:
+            self._shared.released[sid] = token
+        return self._release_one(sid, token) is Told.YES
+
+    def _release_one(self, sid: str, token: str) -> Told:
         number, http = self._any_broker()
+        asked_at = time.monotonic()
+        answer = self._ask(http, "/v1/token/release", None, bearer(token))
+        self._note(Kind.RELEASE, sid, told := _told(answer, yes=204, no=(401, 403)), asked_at, number)
+        return told
+
+    def _release(self) -> None:
         sid, token = self._any_token()
         if token:
-            asked_at = time.monotonic()
-            answer = self._ask(http, "/v1/token/release", None, bearer(token))
-            self._note(Kind.RELEASE, sid, _told(answer, yes=204, no=(401, 403)), asked_at, number)
+            self._release_one(sid, token)
 
     def _validate(self) -> None:
         number, http = self._any_broker()

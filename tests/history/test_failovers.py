@@ -7,7 +7,7 @@ a hundred failovers of each kind, and now and then a broker ends with the primar
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -52,6 +52,12 @@ class Servers:
         """Whoever is the primary of the two."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
         return f"postgresql://{postgres.USER}@{hosts}/postgres"
+
+    def catch_up(self) -> None:
+        """Wait until the standby has all that was committed so far."""
+        [(here,)] = postgres.ask(self.primary.url, "SELECT pg_current_wal_lsn()")
+        has_all = "SELECT coalesce(pg_last_wal_receive_lsn() >= %s::pg_lsn, false)"
+        until(READY_SECONDS, lambda: postgres.ask(self.standby.url, has_all, here) == [(True,)])
 
     def lose(self) -> None:
         """Let the standby hear no more."""
@@ -110,7 +116,7 @@ class World:
             proxy = stack.enter_context(haproxy.Proxy(directory, servers.ports, self.urls))
             self.urls.append(proxy.url)
             self.database_url = f"postgresql://{postgres.USER}@127.0.0.1:{proxy.database}/postgres"
-            until(READY_SECONDS, self._is_database_there)
+            self._wait_for_database()
         self.brokers = [
             stack.enter_context(
                 member(self.database_url, directory / f"broker-{at}", module=module, AGENTWRIT_PORT=str(port))
@@ -130,12 +136,19 @@ class World:
     def _new_clients(self) -> list[Client]:
         return [Client(self.urls, self.app, self.shared, f"{self.random.random()}") for _ in range(CLIENTS)]
 
-    def _is_database_there(self) -> bool:
-        """Whether HAProxy, which takes turns, leads to the primary alone: at first it holds both servers to be one."""
-        with suppress(psycopg.OperationalError):
-            turns = [postgres.ask(self.database_url, "SELECT pg_is_in_recovery()") for _ in range(4)]
-            return turns == [[(False,)]] * 4
-        return False
+    def _wait_for_database(self) -> None:
+        """Wait until HAProxy leads to the primary alone.
+
+        It takes turns, and holds a server that has just been started or lost to be one until it has checked.
+        """
+
+        def is_there() -> bool:
+            with suppress(psycopg.OperationalError):
+                turns = [postgres.ask(self.database_url, "SELECT pg_is_in_recovery()") for _ in range(4)]
+                return turns == [[(False,)]] * 4
+            return False
+
+        until(READY_SECONDS, is_there)
 
     def close(self) -> None:
         for client in self.clients:
@@ -164,6 +177,11 @@ class World:
         except httpx2.TransportError:
             return False
 
+    def release_one_of(self, tokens: Mapping[str, str]) -> None:
+        """Release one of these tokens (by their sid), whichever is still valid."""
+        done = map(self.clients[0].release_on_purpose, tokens, tokens.values())
+        assert any(done), "none of them could be released"
+
     def fail_over(self) -> None:
         """See `Servers`; a broker may end with the primary."""
         if self.random.random() < KILLED:
@@ -176,11 +194,15 @@ class World:
         """What the runbook says: whoever does not go on is started again."""
         with suppress(AssertionError):
             until(READY_SECONDS / 6, lambda: all(map(self.is_ready, filter(is_running, self.brokers))))
-        for broker in self.brokers:
-            if not self.is_ready(broker):
-                end(broker)
-                broker.start()
+        self.restart(broker for broker in self.brokers if not self.is_ready(broker))
         until(READY_SECONDS, lambda: all(map(self.is_ready, self.brokers)))
+
+    def restart(self, brokers: Iterable[BrokerProcess]) -> None:
+        """kill -9, and start again once the database is there."""
+        for broker in brokers:
+            end(broker)
+            self._wait_for_database()
+            broker.start()
 
     def ask(self) -> None:
         """Ask about all tokens, at each broker; and verifiers, until they know what is dead."""
@@ -245,9 +267,14 @@ def test_with_a_standby_that_every_commit_waits_for_there_is_one_history(tmp_pat
 
 
 def lose_commits(world: World) -> None:
-    """A failover to a standby that lacks the last commits."""
+    """A failover to a standby that lacks the last commits, the end of a token among them that it has."""
     world.pause(BEFORE_SECONDS)
+    until(READY_SECONDS, lambda: bool(world.shared.tokens))
+    with world.shared.lock:
+        known = dict(world.shared.tokens)
+    world.servers.catch_up()
     world.servers.lose()
+    world.release_one_of(known)
     world.pause(LOST_SECONDS)
     world.fail_over()
 
@@ -280,9 +307,7 @@ def test_brokers_that_go_on_with_any_history_are_found_out(tmp_path: Path) -> No
 
         def fail_over() -> None:
             lose_commits(world)
-            for broker in world.brokers:  # who knows no better says what is in the database
-                end(broker)
-                broker.start()
+            world.restart(world.brokers)  # who knows no better says what is in the database
 
         world.work(fail_over)
         world.ask()

@@ -174,10 +174,15 @@ def test_whatever_comes_in_place_of_the_broker_a_guard_answers_503(
         for way, does in WAYS.items():
             before.go(does)
             async with serving(make(before.url, timeout=0.1)) as http:
-                answer = await ask(http, request, headers)
-                assert (way, answer.status_code) == (way, 503)
-                assert int(answer.headers["retry-after"]) >= 1
-                assert before.heard or does == "refused"
+
+                async def is_heard() -> bool:
+                    """Within so little time a busy machine does not always get to ask."""
+                    answer = await ask(http, request, headers)
+                    assert (way, answer.status_code) == (way, 503)  # noqa: B023
+                    assert int(answer.headers["retry-after"]) >= 1
+                    return bool(before.heard) or does == "refused"  # noqa: B023
+
+                await until(is_heard)
 
     try:
         asyncio.run(main())
