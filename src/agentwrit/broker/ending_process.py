@@ -14,11 +14,11 @@ broker sees its endings through by itself.
 import asyncio
 import contextlib
 import gc
-import itertools
 import os
 import signal
 import socket
 import struct
+import time
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -39,8 +39,10 @@ from agentwrit.domain.errors import Unavailable
 
 AT_ONCE: Final = 512
 """Grants that are ended in one commit of a data directory."""
-COMMITS: Final = 4
-"""For which it is lent, if there is so much to do: others who want to write wait for 0.1 s."""
+LENT_SECONDS: Final = 0.1
+"""After which no other commit is begun: others who want to write have waited that long."""
+NICENESS: Final = 3
+"""What is to end is refused already, so that requests may go first where processors are scarce: a nice value."""
 ANSWER_SECONDS: Final = 30.0
 """For these commits. Who takes longer is ended."""
 
@@ -212,6 +214,7 @@ def _be_the_child(connection: socket.socket, config: Config) -> None:
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)  # they are sent to all processes of a broker, and it has its own end
         _close_all_but(connection.fileno())
+        os.nice(NICENESS)
         gc.disable()
         _serve(connection, config)
         status = 0
@@ -255,11 +258,11 @@ class _DataDirectory:
         self._borrower = Borrower(database, sealer)
 
     def step(self, order: _Step) -> _Stepped:
-        count = itertools.count(1)
+        until = time.monotonic() + LENT_SECONDS
         ending, returned = self._borrower.commit(
             order.loan,
             partial(_go_on, order.ending_id),
-            is_last=lambda ending: ending.is_over or next(count) == COMMITS,
+            is_last=lambda ending: ending.is_over or time.monotonic() >= until,
         )
         return _Stepped(ending, returned)
 
