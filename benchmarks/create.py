@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx2
 from nacl.signing import SigningKey
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.issuing import TokenIssuer
@@ -156,7 +156,7 @@ async def without_http(config: Config, seconds: int, callers: int = CONNECTIONS)
     message = os.urandom(500)  # as long as what a proof signs
     signature, public_key = key.sign(message).signature, bytes(key.verify_key)
     waits: list[float] = []
-    async with bootstrap.open_store(config) as (store, _, master_key):
+    async with stores.open_store(config) as (store, _, master_key):
         issuer = TokenIssuer(config, (await KeyRings.load(store, KeyWrap(master_key))).access_tokens)
         started = time.perf_counter()
 

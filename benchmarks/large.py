@@ -23,7 +23,7 @@ import httpx2
 import msgspec
 from tests import postgres
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.context import Caller, EventData
@@ -104,7 +104,7 @@ def place(store: str) -> Iterator[tuple[Path, dict[str, str]]]:
 
 async def fill(config: Config, app_id: str, by: str, agents: int) -> list[str]:
     """Make grants that have one thing in common. Returns the tokens of the first and of the last."""
-    async with bootstrap.open_store(config) as (store, _, master_key):
+    async with stores.open_store(config) as (store, _, master_key):
         rings = await KeyRings.load(store, KeyWrap(master_key))
         issuer = TokenIssuer(config, rings.access_tokens)
         app = await store.read(lambda snapshot: snapshot.app(app_id))

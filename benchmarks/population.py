@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
 from agentwrit.broker.services.context import Caller
@@ -67,7 +67,7 @@ async def populate(directory: Path, *, live: int, past: int, revoked: int, over_
     `over_at`: when no token can meet those any more (Unix seconds). Returns `wanted` tokens that hold, or a few more.
     """
     tokens: list[str] = []
-    async with bootstrap.open_store(Config(data_dir=directory)) as (store, _, master_key):
+    async with stores.open_store(Config(data_dir=directory)) as (store, _, master_key):
         rings = await KeyRings.load(store, KeyWrap(master_key))
         issuer = TokenIssuer(Config(data_dir=directory), rings.access_tokens)
         for numbers in _batches(_as_if_at_random(0, live)):

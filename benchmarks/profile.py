@@ -26,7 +26,7 @@ from typing import Any
 import uvloop
 from nacl.signing import SigningKey
 
-from agentwrit.broker import bootstrap, logs
+from agentwrit.broker import bootstrap, logs, stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.http.edge import Edge
 from agentwrit.broker.http.exchange import Pieces
@@ -124,7 +124,7 @@ async def measure(names: list[str], count: int = COUNT) -> None:
     """Profile `count` requests of each kind, and print what was found."""
     with tempfile.TemporaryDirectory(prefix="agentwrit-bench-") as directory:
         config, secret = Config(data_dir=Path(directory)), secrets.token_hex(16)
-        async with bootstrap.open_store(config) as (store, clock, master_key):
+        async with stores.open_store(config) as (store, clock, master_key):
             await set_secret(store, secret)
             async with bootstrap.open_on(
                 store, clock, config, master_key, is_draining=lambda: False, is_stopping=lambda: False

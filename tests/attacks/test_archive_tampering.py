@@ -11,8 +11,8 @@ import pytest
 import rfc8785
 
 from agentwrit import archive_files
-from agentwrit.broker import bootstrap
 from agentwrit.broker.config import Config
+from agentwrit.broker.offline import verification
 from agentwrit.domain import audit, audit_export
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.note import VerifierKey
@@ -49,7 +49,7 @@ def edit(copy: Path, *statements: str) -> None:
 
 def verify(copy: Path, *keys: str) -> int:
     held = [VerifierKey.parse(key) for key in keys]
-    count, _ = bootstrap.verify_audit_log(copy, Config(), held, progress=audit_export.unwatched)
+    count, _ = verification.verify_audit_log(copy, Config(), held, progress=audit_export.unwatched)
     return count
 
 

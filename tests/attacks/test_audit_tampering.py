@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentwrit.broker import bootstrap
 from agentwrit.broker.config import Config
+from agentwrit.broker.offline import verification
 from agentwrit.domain import audit, audit_export, checkpoint, merkle
 from agentwrit.domain.audit import Draft, EventType, Head
 from agentwrit.domain.checkpoint import Checkpoint
@@ -90,7 +90,7 @@ class Copy:
     def is_found_by_key(self) -> None:
         (self.path / "master.key").rename(self.path / "elsewhere")
         with pytest.raises(TamperedRecord):
-            bootstrap.verify_audit_log(
+            verification.verify_audit_log(
                 self.database, Config(), [VerifierKey.parse(self.original.key)], progress=audit_export.unwatched
             )
         (self.path / "elsewhere").rename(self.path / "master.key")
@@ -148,7 +148,7 @@ def test_a_flipped_byte_in_any_column_of_any_event_is_found(original: Original, 
 
         one.edit(flip)
         with pytest.raises(TamperedRecord, match=audit.event_id(at)):
-            bootstrap.verify_audit_log(one.path, Config(), (), progress=audit_export.unwatched)
+            verification.verify_audit_log(one.path, Config(), (), progress=audit_export.unwatched)
         one.is_found_by_key()
 
 

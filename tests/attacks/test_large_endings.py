@@ -14,9 +14,10 @@ import msgspec
 import psutil
 import pytest
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
+from agentwrit.broker.offline import verification
 from agentwrit.broker.services.context import Caller, EventData
 from agentwrit.broker.services.ending import AT_ONCE
 from agentwrit.broker.services.issuing import TokenIssuer, holder
@@ -60,7 +61,7 @@ class Large:
             database_url=settings.get("AGENTWRIT_DATABASE_URL"),
         )
         directory = None if config.database_url is not None else config.data_dir
-        bootstrap.verify_store(directory, config, progress=lambda done, total: None)
+        verification.verify_store(directory, config, progress=lambda done, total: None)
 
     def until_recorded(self) -> int:
         """Wait until an ending is over. Returns how many grants it ended."""
@@ -90,7 +91,7 @@ def large(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Large]:
 
 async def fill(config: Config, app_id: str) -> list[str]:
     """Make agents of an app, every tenth with a chain below it. Returns the token of every hundredth grant."""
-    async with bootstrap.open_store(config) as (store, _, master_key):
+    async with stores.open_store(config) as (store, _, master_key):
         rings = await KeyRings.load(store, KeyWrap(master_key))
         issuer = TokenIssuer(config, rings.access_tokens)
         app = await store.read(lambda snapshot: snapshot.app(app_id))

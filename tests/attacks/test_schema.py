@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.storage import (
@@ -349,7 +349,7 @@ def test_a_trigger_that_comes_while_a_broker_runs_makes_no_launch_token_good_for
 @pytest.mark.parametrize("left", ["agentwrit.db-wal", "agentwrit.db-journal"])
 def test_a_log_that_a_lost_database_left_behind_is_not_thrown_away_for_a_new_one(tmp_path: Path, left: str) -> None:
     async def start() -> None:
-        async with bootstrap.open_store(Config(data_dir=tmp_path, master_key=KEY)):
+        async with stores.open_store(Config(data_dir=tmp_path, master_key=KEY)):
             pass
 
     (tmp_path / left).write_bytes(b"what was written last")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
 from agentwrit.domain.audit import Draft, EventType
 from tests.cli.support import run
@@ -94,7 +94,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> BrokerProcess:
             agent_id=NASTY,
             data={NASTY: NASTY, "scope_used": [NASTY]},
         )
-        async with bootstrap.open_store(Config(data_dir=directory)) as opened:
+        async with stores.open_store(Config(data_dir=directory)) as opened:
             await opened.store.write(lambda transaction: transaction.record(draft))
 
     asyncio.run(record())

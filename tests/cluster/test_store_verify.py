@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pytest
 
-from agentwrit.broker.bootstrap import verify_store
 from agentwrit.broker.config import Config
+from agentwrit.broker.offline.verification import verify_store
 from agentwrit.domain.audit_export import unwatched
 from agentwrit.domain.errors import TamperedRecord
 from tests import postgres

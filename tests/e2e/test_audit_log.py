@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx2
 
-from agentwrit.broker import bootstrap
 from agentwrit.broker.config import Config
+from agentwrit.broker.offline import verification
 from agentwrit.domain.audit_export import unwatched
 from tests.support import PLAIN, SOAK, BrokerProcess, bearer
 
@@ -17,7 +17,7 @@ KILLS_OF_A_STORE = 50  # then begins a new one: what is verified after each kill
 
 def verify(directory: Path) -> int:
     """How many events there are, all of them genuine."""
-    count, _ = bootstrap.verify_audit_log(directory, Config(), [], progress=unwatched)
+    count, _ = verification.verify_audit_log(directory, Config(), [], progress=unwatched)
     return count
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from agentwrit.broker import backups, bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
+from agentwrit.broker.offline import backups, verification
 from agentwrit.domain.audit_export import unwatched
 from agentwrit.domain.errors import ConfigurationError
 from tests.cli.support import AGENTWRIT, CLEAN, one_line, run
@@ -229,11 +230,11 @@ def test_a_restore_that_is_killed_leaves_no_store_or_one_in_which_everything_has
         assert database.execute("SELECT count(*) FROM grants WHERE ended_at = 0").fetchone() == (0,)
         [restored] = database.execute("SELECT sequence FROM events WHERE event_type = 'store_restored'").fetchall()
         assert restored
-    assert bootstrap.verify_store(data_dir, config, progress=unwatched) > 0
+    assert verification.verify_store(data_dir, config, progress=unwatched) > 0
 
 
 async def open_and_close(config: Config) -> None:
-    async with bootstrap.open_store(config):
+    async with stores.open_store(config):
         pass
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from agentwrit.broker.bootstrap import verify_audit_log
 from agentwrit.broker.config import Config
+from agentwrit.broker.offline.verification import verify_audit_log
 from agentwrit.domain.audit_export import unwatched
 from tests.cluster.support import member
 from tests.support import PLAIN, BrokerProcess, problem

@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import pytest
 
-from agentwrit.broker import bootstrap, renaming
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
+from agentwrit.broker.offline import renaming
 from agentwrit.broker.storage.base import EventQuery, Snapshot
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ def ask(config: Config, query: Callable[[Snapshot], T]) -> T:
     """Open the store as a broker does, and ask it."""
 
     async def opened() -> T:
-        async with bootstrap.open_store(config) as store:
+        async with stores.open_store(config) as store:
             await store.store.write(lambda t: t.record(Draft(event_type=EventType.TOKEN_ISSUED)))
             return await store.store.read(query)
 
@@ -85,7 +86,7 @@ def test_a_store_from_before_there_were_names_has_that_of_its_log(tmp_path: Path
     data_dir = tmp_path / "data"
 
     async def live() -> None:
-        async with bootstrap.open_store(settings(data_dir)) as opened:
+        async with stores.open_store(settings(data_dir)) as opened:
             note = Checkpoint("agentwrit.local/audit", 1, bytes(32)).text + "\n— agentwrit.local/audit AAAA\n"
             await opened.store.write(lambda t: t.put_checkpoint(1, note))
 

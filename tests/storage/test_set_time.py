@@ -9,13 +9,14 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from agentwrit.broker import bootstrap, time_setting
-from agentwrit.broker.bootstrap import NewClock
+from agentwrit.broker import stores
 from agentwrit.broker.clock import MAX_GAP_SECONDS, Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.keystore import KeyWrap
+from agentwrit.broker.offline import time_setting, verification
 from agentwrit.broker.services.keys import KeyRings
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
+from agentwrit.broker.stores import NewClock
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import ConfigurationError
 from agentwrit.domain.limits import AppUsage
@@ -49,7 +50,7 @@ def live(config: Config, new_clock: NewClock) -> None:
     """What a broker leaves whose clock this is."""
 
     async def unit() -> None:
-        async with bootstrap.open_store(config, new_clock=new_clock) as opened:
+        async with stores.open_store(config, new_clock=new_clock) as opened:
             await KeyRings.load(opened.store, KeyWrap(opened.master_key))
             await opened.store.write(fill)
 
@@ -68,7 +69,7 @@ def live(config: Config, new_clock: NewClock) -> None:
 
 def ask(config: Config, query: Callable[[Snapshot], T]) -> T:
     async def unit() -> T:
-        async with bootstrap.open_store(config) as opened:
+        async with stores.open_store(config) as opened:
             return await opened.store.read(query)
 
     return asyncio.run(unit())
@@ -76,7 +77,7 @@ def ask(config: Config, query: Callable[[Snapshot], T]) -> T:
 
 def now_in(config: Config) -> float:
     async def unit() -> float:
-        async with bootstrap.open_store(config) as opened:
+        async with stores.open_store(config) as opened:
             return await opened.store.write(lambda transaction: transaction.now)
 
     return asyncio.run(unit())
@@ -105,7 +106,7 @@ def test_a_store_whose_time_was_years_ahead_goes_on_from_now_and_everything_that
     [event] = ask(config, lambda snapshot: snapshot.events(EventQuery(event_type=EventType.STORE_TIME_SET)))
     assert event.data["before"] == int(done.before)
     if config.database_url is None:
-        bootstrap.verify_store(config.data_dir, config, progress=lambda done, total: None)
+        verification.verify_store(config.data_dir, config, progress=lambda done, total: None)
 
 
 def test_a_store_that_was_used_long_ago_goes_on_when_somebody_says_that_the_clock_is_right(config: Config) -> None:
@@ -124,7 +125,7 @@ def test_there_has_to_be_a_store_that_no_broker_uses(tmp_path: Path) -> None:
     config = settings(tmp_path / "data")
 
     async def beside() -> None:
-        async with bootstrap.open_store(config):
+        async with stores.open_store(config):
             with pytest.raises(ConfigurationError, match="in use"):
                 time_setting.set_time(config)
 

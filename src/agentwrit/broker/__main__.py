@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agentwrit.broker import backups, bootstrap, logs, renaming, rewrapping, server, time_setting
+from agentwrit.broker import logs, server, stores
 from agentwrit.broker.config import Config, from_environment
 from agentwrit.broker.data_directory import MASTER_KEY_FILE
+from agentwrit.broker.offline import backups, databases, renaming, rewrapping, time_setting, verification
 from agentwrit.broker.services.operators import set_secret
 from agentwrit.broker.services.restoring import Restored
 from agentwrit.domain import operator
@@ -55,7 +56,7 @@ def main() -> int:
 async def _init(config: Config, *, replace: bool) -> str:
     """Make the first operator's secret, or make it anew, and store its hash."""
     secret = secrets.token_hex(32)
-    async with bootstrap.open_store(config) as opened:
+    async with stores.open_store(config) as opened:
         known = await opened.store.read(lambda snapshot: snapshot.operator(operator.SUBJECT))
         if known is not None and known.is_active and not replace:
             raise ConfigurationError(
@@ -69,10 +70,10 @@ async def _init(config: Config, *, replace: bool) -> str:
 async def _migrate(config: Config, back_to: int | None) -> None:
     """Make the store, or bring its schema up to date, as a start does; or bring it back to an older version."""
     if back_to is not None:
-        bootstrap.go_back(back_to, config)
+        databases.go_back(back_to, config)
         print(f"the store has schema {back_to} again: start brokers of the version that made it")
         return
-    async with bootstrap.open_store(config):
+    async with stores.open_store(config):
         print("the store is up to date")
 
 
@@ -83,7 +84,7 @@ def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     with ProgressBar() as progress:
-        count, covered = bootstrap.verify_audit_log(database, config, keys, progress=progress)
+        count, covered = verification.verify_audit_log(database, config, keys, progress=progress)
     print(f"verified {count} events")
     if covered is not None:
         print(f"the first {covered.size} are covered by a checkpoint of {covered.origin}")
@@ -92,7 +93,7 @@ def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
 def _verify_store(directory: Path | None, config: Config) -> None:
     """Check all that is in a store, and say what was checked."""
     with ProgressBar() as progress:
-        count = bootstrap.verify_store(directory, config, progress=progress)
+        count = verification.verify_store(directory, config, progress=progress)
     print(f"verified {count} events, and that everything else is as they say")
 
 
@@ -102,7 +103,7 @@ def _copy_store(directory: Path, url: str | None, config: Config) -> None:
     if url is None:
         raise ConfigurationError("where to copy it to is missing: give --to, or set AGENTWRIT_DATABASE_URL")
     with ProgressBar() as progress:
-        counts = bootstrap.copy_store(directory, url, config, progress=progress)
+        counts = databases.copy_store(directory, url, config, progress=progress)
     print(f"copied {', '.join(f'{count} {table}' for table, count in counts.items() if count)}")
     print(f"verified all {counts['events']} events where they are now")
     print("Start brokers with AGENTWRIT_DATABASE_URL, and with the same master key in AGENTWRIT_MASTER_KEY.")

@@ -26,7 +26,7 @@ from typing import Final, Self, TypeVar
 import msgspec
 import structlog
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.services import endings
 from agentwrit.broker.services.ending import go_on
@@ -278,7 +278,7 @@ async def _see_through(config: Config, ending_id: str, connection: socket.socket
     """As one more broker of the database. Ends at once if ours is gone: whoever is left goes on."""
     asyncio.get_running_loop().add_reader(connection, os._exit, 0)  # nothing is said now but the end
     try:
-        async with bootstrap.open_store(config, is_to_serve=True) as (store, *_):
+        async with stores.open_store(config, is_to_serve=True) as (store, *_):
             ending = await store.read(lambda snapshot: snapshot.ending(ending_id))
             if ending is None:
                 raise Unavailable("the record of the ending is missing")

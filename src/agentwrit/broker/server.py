@@ -19,7 +19,7 @@ import structlog
 import uvloop
 
 from agentwrit._version import __version__
-from agentwrit.broker import bootstrap, logs, memory
+from agentwrit.broker import bootstrap, logs, memory, stores
 from agentwrit.broker.config import UNIX, Config, doubts, from_environment, unknown_variables
 from agentwrit.broker.counts import SharedCounts
 from agentwrit.broker.ending_process import EndingProcess
@@ -76,7 +76,7 @@ def serve(
 async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int | None, stop_fd: int | None) -> None:
     shutdown = Shutdown(config.drain_seconds)
     shutdown.heed(stop_fd)
-    async with bootstrap.open_store(config, is_to_serve=True):
+    async with stores.open_store(config, is_to_serve=True):
         pass  # what is wrong with it is said here, once
     with listening(config.host, config.port, "AGENTWRIT_PORT") as listeners:
         workers = Workers(config, file, listeners)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import master_keys, stores
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import (
@@ -69,18 +69,18 @@ def rewrap(config: Config, given: Given, *, progress: Progress) -> Moved:
 def _with_key_file(config: Config, directory: DataDirectory, given: Given, progress: Progress) -> Moved:
     """Move a data directory that has its master key in a file, and put the new key in its place."""
     where = f"{directory.path / MASTER_KEY_FILE} is the new one"
-    if bootstrap.settle_master_key(directory):
+    if master_keys.settle_master_key(directory):
         return Moved(None, where)
-    old = bootstrap.load_master_key(config, directory)
+    old = master_keys.load_master_key(config, directory)
     new = MasterKey(secrets.token_bytes(KEY_BYTES)) if given == Given() else _new_key(given)
-    if sqlite_verification.sealed_by(directory.database) == bootstrap.row_sealer(new).name:
+    if sqlite_verification.sealed_by(directory.database) == master_keys.row_sealer(new).name:
         return Moved(None, where)
-    former = directory.path / f"{MASTER_KEY_FILE}.{bootstrap.former_name(old)}"
+    former = directory.path / f"{MASTER_KEY_FILE}.{master_keys.former_name(old)}"
     directory.keep_new_master_key(new.text)
     try:
         rows = _embedded(directory, _keys(old, new), progress)
     finally:
-        bootstrap.settle_master_key(directory)
+        master_keys.settle_master_key(directory)
     return Moved(rows, f"{where}, {former.name} beside it the old one: backups made before need that")
 
 
@@ -91,7 +91,7 @@ def _embedded(directory: DataDirectory, keys: Keys, progress: Progress) -> int |
 
 
 def _shared(config: Config, url: str, given: Given, progress: Progress) -> Moved:
-    with bootstrap.driver_of_postgres():
+    with stores.driver_of_postgres():
         from agentwrit.broker.storage import postgres_rewrap
     keys = _keys(MasterKey.parse(config.master_key or ""), _new_key(given))
     sealed_by = postgres_rewrap.sealed_by(url)
@@ -99,13 +99,13 @@ def _shared(config: Config, url: str, given: Given, progress: Progress) -> Moved
         raise ConfigurationError("the database has no store of a broker: check AGENTWRIT_DATABASE_URL")
     if sealed_by == keys.new.name:
         return Moved(None, _where(given))
-    return Moved(postgres_rewrap.rewrap(url, bootstrap.cluster_name(config), keys, progress=progress), _where(given))
+    return Moved(postgres_rewrap.rewrap(url, stores.cluster_name(config), keys, progress=progress), _where(given))
 
 
 def _keys(old: MasterKey, new: MasterKey) -> Keys:
     return Keys(
-        bootstrap.row_sealer(old),
-        bootstrap.row_sealer(new),
+        master_keys.row_sealer(old),
+        master_keys.row_sealer(new),
         partial(KeyWrap(new).rewrapped, before=KeyWrap(old)),
     )
 

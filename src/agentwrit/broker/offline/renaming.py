@@ -8,7 +8,7 @@ import asyncio
 from functools import partial
 from typing import NamedTuple
 
-from agentwrit.broker import bootstrap
+from agentwrit.broker import master_keys, stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DATABASE_FILE
 from agentwrit.broker.keystore import MasterKey
@@ -32,12 +32,12 @@ def rename(config: Config) -> Renamed:
         ConfigurationError: there is no store, a broker uses it, or its master key is missing or another.
         TamperedRecord: the store is not as the broker left it.
     """
-    now = bootstrap.cluster_name(config)
+    now = stores.cluster_name(config)
     unit = partial(_rename, now)
     if config.database_url is not None:
-        with bootstrap.driver_of_postgres():
+        with stores.driver_of_postgres():
             from agentwrit.broker.storage import postgres_alone
-        sealer = bootstrap.row_sealer(MasterKey.parse(config.master_key or ""))
+        sealer = master_keys.row_sealer(MasterKey.parse(config.master_key or ""))
         return Renamed(postgres_alone.run_alone(config.database_url, sealer, None, unit), now)
     if not (config.data_dir / DATABASE_FILE).is_file():
         raise ConfigurationError(f"there is no store in {config.data_dir}: set AGENTWRIT_DATA_DIR to the broker's")
@@ -45,7 +45,7 @@ def rename(config: Config) -> Renamed:
 
 
 async def _embedded(config: Config, unit: "partial[str]") -> str:
-    async with bootstrap.open_store(config, is_ours=False) as opened:
+    async with stores.open_store(config, is_ours=False) as opened:
         return await opened.store.write(unit)
 
 

@@ -4,10 +4,11 @@ import time
 from contextlib import closing
 from functools import partial
 
-from agentwrit.broker import backups, bootstrap
+from agentwrit.broker import master_keys, stores
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DATABASE_FILE, DataDirectory
 from agentwrit.broker.keystore import MasterKey
+from agentwrit.broker.offline import backups
 from agentwrit.broker.services import setting_time
 from agentwrit.broker.services.setting_time import TimeSet
 from agentwrit.broker.storage import sqlite_alone
@@ -27,26 +28,26 @@ def set_time(config: Config) -> TimeSet:
         done = _shared(config, config.database_url, master_key)
     elif (config.data_dir / DATABASE_FILE).is_file():
         with closing(DataDirectory(config.data_dir)) as directory:
-            master_key = bootstrap.load_master_key(config, directory)
+            master_key = master_keys.load_master_key(config, directory)
             done = _embedded(config, directory, master_key)
     else:
         raise ConfigurationError(f"there is no store in {config.data_dir}: set AGENTWRIT_DATA_DIR to the broker's")
     if done.restored is not None:
-        backups.finish(done.restored, config, bootstrap.row_sealer(master_key))
+        backups.finish(done.restored, config, master_keys.row_sealer(master_key))
     return done
 
 
 def _embedded(config: Config, directory: DataDirectory, master_key: MasterKey) -> TimeSet:
-    sealer = bootstrap.row_sealer(master_key)
+    sealer = master_keys.row_sealer(master_key)
     before = sqlite_alone.last_time(directory.database, sealer)
     unit = partial(_set, before, config, master_key)
     return sqlite_alone.run_alone(directory.database, sealer, unit, now=time.time())
 
 
 def _shared(config: Config, url: str, master_key: MasterKey) -> TimeSet:
-    with bootstrap.driver_of_postgres():
+    with stores.driver_of_postgres():
         from agentwrit.broker.storage import postgres_alone
-    sealer, cluster = bootstrap.row_sealer(master_key), bootstrap.cluster_name(config)
+    sealer, cluster = master_keys.row_sealer(master_key), stores.cluster_name(config)
     unit = partial(_set, postgres_alone.last_time(url, sealer, cluster), config, master_key)
     return postgres_alone.run_alone(url, sealer, cluster, unit, is_time_set=True)
 

@@ -1,4 +1,4 @@
-"""Backups and the way back, put together: the other place that names adapters, for what needs no broker.
+"""Backups, and the way back from one.
 
 What a restore ends, and why, is in `services/restoring.py`; how a backup's file comes about in
 `storage/sqlite_backup.py`. A data directory that is made from a backup has its database under another name until all is
@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from agentwrit.broker.bootstrap import cluster_name, cluster_of, driver_of_postgres, open_store, row_sealer
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.data_directory import DATABASE_FILE, MASTER_KEY_FILE, DataDirectory, read_master_key_text
 from agentwrit.broker.keystore import KeyWrap, MasterKey
+from agentwrit.broker.master_keys import row_sealer
 from agentwrit.broker.services import restoring, state_check
 from agentwrit.broker.services.endings import see_through
 from agentwrit.broker.services.restoring import Restored
@@ -26,6 +26,7 @@ from agentwrit.broker.storage import sqlite_backup, sqlite_schema, sqlite_verifi
 from agentwrit.broker.storage.base import Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import SqliteStore
+from agentwrit.broker.stores import cluster_name, cluster_of, driver_of_postgres, open_store
 from agentwrit.domain.audit_export import Progress
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
 

@@ -1,0 +1,1 @@
+"""What is done to a store without serving from it: backups, restores, other keys and names, copies, verification."""
