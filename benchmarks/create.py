@@ -163,7 +163,7 @@ async def without_http(config: Config, seconds: int, callers: int = CONNECTIONS)
         def create(nonce: bytes, transaction: Transaction) -> Grant:
             transaction.spend_nonce(nonce, int(transaction.now) + 60)
             grant = new_grant(issuer, len(waits), task_id=following_task(len(waits)))
-            transaction.put_grant(grant)
+            transaction.put(grant)
             record(transaction, grant, EVENTS_OF_A_LIFE[:2])
             return grant
 

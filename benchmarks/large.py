@@ -130,7 +130,7 @@ async def fill(config: Config, app_id: str, by: str, agents: int) -> list[str]:
             for _ in range(min(IN_A_UNIT, agents - len(made))):
                 grant = new_one(transaction.now, transaction.head.sequence)
                 made.append(grant)
-                transaction.put_grant(grant)
+                transaction.put(grant)
                 data: EventData = {"jti": grant.jti, "exp": grant.exp}
                 transaction.record(Caller().event(EventType.TOKEN_ISSUED, **holder(grant), data=data))
 

@@ -101,7 +101,7 @@ def _as_if_at_random(first: int, count: int) -> list[int]:
 
 def _begin(grants: list[Grant], transaction: Transaction) -> None:
     for grant in grants:
-        transaction.put_grant(grant)
+        transaction.put(grant)
         record(transaction, grant, EVENTS_OF_A_LIFE[:2])
 
 

@@ -110,7 +110,7 @@ async def fill(config: Config, app_id: str) -> list[str]:
                     ends_at = int(now) + 3600
                     made.append(issuer.delegated(made[-1], grant, ["read:data:1"], ends_at=ends_at, now=now, born=born))
             for grant in made:
-                transaction.put_grant(grant)
+                transaction.put(grant)
                 data: EventData = {"jti": grant.jti, "exp": grant.exp}
                 transaction.record(Caller().event(EventType.TOKEN_ISSUED, **holder(grant), data=data))
             return made

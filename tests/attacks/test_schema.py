@@ -15,11 +15,11 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.config import Config
 from agentwrit.broker.storage import (
     migrations,
-    sql_columns,
     sqlite_backup,
     sqlite_objects,
     sqlite_schema,
     sqlite_verification,
+    tables,
 )
 from agentwrit.broker.storage.base import Transaction
 from agentwrit.broker.storage.sealing import Sealer
@@ -118,9 +118,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     async def live() -> None:
         store = SqliteStore(path, Clock(), SEALER)
-        await store.write(lambda t: t.put_app(make_app()))
-        await store.write(lambda t: t.put_grant(make_grant()))
-        await store.write(lambda t: t.put_launch_token(make_launch_token()))
+        await store.write(lambda t: t.put(make_app()))
+        await store.write(lambda t: t.put(make_grant()))
+        await store.write(lambda t: t.put(make_launch_token()))
         await store.write(lambda t: t.record(ISSUED))
         await store.close()
 
@@ -226,7 +226,7 @@ def test_a_trigger_that_comes_while_a_store_is_open_undoes_nothing(path: Path, u
     def write(transaction: Transaction) -> None:
         if unit == "on the database":
             transaction.app_count()
-        transaction.put_grant(make_grant(sid="late"))
+        transaction.put(make_grant(sid="late"))
 
     with opened(path) as (runner, store):
         runner.run(store.write(lambda t: t.record(ISSUED)))
@@ -247,7 +247,7 @@ def test_a_trigger_that_comes_while_a_unit_waits_for_the_lock_undoes_nothing(pat
     async def claim(store: SqliteStore) -> None:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as outsider:
             outsider.execute("BEGIN IMMEDIATE")
-            writing = asyncio.create_task(store.write(lambda t: t.put_grant(make_grant(sid="late"))))
+            writing = asyncio.create_task(store.write(lambda t: t.put(make_grant(sid="late"))))
             await store.read(lambda s: s.app_count())
             outsider.execute(REVIVES)
             outsider.execute("COMMIT")
@@ -360,9 +360,9 @@ def test_a_log_that_a_lost_database_left_behind_is_not_thrown_away_for_a_new_one
 
 def test_every_table_whose_rows_have_a_sealed_body_is_checked(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        tables = {
+        found = {
             name: {column for _, column, *_ in connection.execute(f"PRAGMA table_info({name})")}
             for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
         }
-    sealed = {name for name, columns in tables.items() if "body" in columns}
-    assert {table.name for table in sql_columns.TABLES} == sealed
+    sealed = {name for name, columns in found.items() if "body" in columns}
+    assert {table.name for table in tables.ALL if table.record is not None} == sealed

@@ -48,7 +48,7 @@ def test_an_app_reports_for_the_audiences_that_it_has_by_now_whatever_its_token_
         def take_away(transaction: Transaction) -> None:
             app = transaction.app(app_id)
             assert app is not None
-            transaction.put_app(msgspec.structs.replace(app, reports_for=("others",)))
+            transaction.put(msgspec.structs.replace(app, reports_for=("others",)))
 
         await made.store.write(take_away)
         assert await reported(made, headers, token) == 0

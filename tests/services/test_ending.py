@@ -70,7 +70,7 @@ def delegated(transaction: Transaction, parent: Grant, to: Grant, **changes: Any
 
 
 def put(transaction: Transaction, grant: Grant) -> Grant:
-    transaction.put_grant(grant)
+    transaction.put(grant)
     transaction.record(Caller().event(EventType.TOKEN_ISSUED, sid=grant.sid))
     return grant
 

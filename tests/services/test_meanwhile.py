@@ -40,7 +40,7 @@ def supersedes(sid: str) -> Unit:
     def put(transaction: Transaction) -> None:
         grant = transaction.grant(sid)
         assert grant is not None
-        transaction.put_grant(msgspec.structs.replace(grant, jti="of-the-successor", previous_jti=grant.jti))
+        transaction.put(msgspec.structs.replace(grant, jti="of-the-successor", previous_jti=grant.jti))
 
     return put
 
@@ -155,7 +155,7 @@ def suspends(app_id: str) -> Unit:
     def put(transaction: Transaction) -> None:
         app = transaction.app(app_id)
         assert app is not None
-        transaction.put_app(msgspec.structs.replace(app, status=AppStatus.SUSPENDED, suspensions=1))
+        transaction.put(msgspec.structs.replace(app, status=AppStatus.SUSPENDED, suspensions=1))
 
     return put
 
@@ -187,7 +187,7 @@ def test_an_app_that_is_suspended_on_the_way_gets_no_login_no_launch_token_and_n
         for path, body, headers in asked:
             made.meanwhile = suspends(app["app_id"])
             problem(await made.http.post(path, json=body, headers=headers), 401, "unauthorized")
-            await made.store.write(lambda transaction: transaction.put_app(active))
+            await made.store.write(lambda transaction: transaction.put(active))
         assert await live_grants(made) == []
         assert await made.store.read(lambda snapshot: snapshot.launch_token_count()) == launch_tokens
         # With the app as it was, each of them succeeds: nothing else was in the way.
@@ -207,7 +207,7 @@ def removes(name: str) -> Unit:
     def put(transaction: Transaction) -> None:
         known = transaction.operator(name)
         assert known is not None
-        transaction.put_operator(msgspec.structs.replace(known, password_hash="", removed_at=1))
+        transaction.put(msgspec.structs.replace(known, password_hash="", removed_at=1))
         end_logins(transaction, Caller(), "admin", name, EndReason.OPERATOR_REMOVED)
 
     return put
@@ -217,7 +217,7 @@ def logs_in_often(transaction: Transaction) -> None:
     """That whoever has logged in, has done so as often as one unit of work can end."""
     for login in transaction.grants(GrantQuery(kind=GrantKind.OPERATOR)):
         for number in range(AT_ONCE if login.operator else 0):
-            transaction.put_grant(msgspec.structs.replace(login, sid=f"sid-{number}", jti=f"jti-{number}"))
+            transaction.put(msgspec.structs.replace(login, sid=f"sid-{number}", jti=f"jti-{number}"))
 
 
 @pytest.mark.parametrize("is_often", [False, True])

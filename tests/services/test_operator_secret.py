@@ -22,8 +22,8 @@ def test_the_secret_of_an_operator_with_a_name_is_never_made_the_first_ones(is_h
     secret = password_hash if is_hash else ANAS
 
     def add(transaction: Transaction) -> None:
-        transaction.put_operator(Operator(name="ana", password_hash=password_hash, created_at=NOW, updated_at=NOW))
-        transaction.put_operator(Operator(name="bo", password_hash="", created_at=NOW, updated_at=NOW, removed_at=NOW))
+        transaction.put(Operator(name="ana", password_hash=password_hash, created_at=NOW, updated_at=NOW))
+        transaction.put(Operator(name="bo", password_hash="", created_at=NOW, updated_at=NOW, removed_at=NOW))
 
     async def claim() -> None:
         store = MemoryStore(Time().clock())
@@ -45,7 +45,7 @@ class NewerOperator(Operator, frozen=True, kw_only=True):
 
 def test_a_new_secret_leaves_what_a_newer_version_knows_of_the_operator() -> None:
     def add(transaction: Transaction) -> None:
-        transaction.put_operator(
+        transaction.put(
             NewerOperator(name="admin", password_hash="", created_at=NOW, updated_at=NOW, removed_at=NOW, colour="blue")
         )
 

@@ -33,15 +33,15 @@ def lived(subject: Subject) -> Subject:
     subject.run(KeyRings.load(subject.store, WRAP))
 
     def live(transaction: Transaction) -> None:
-        transaction.put_operator(OPERATOR)
-        transaction.put_app(make_app())
-        transaction.put_launch_token(make_launch_token())
-        transaction.put_grant(make_grant(sid="agent"))
-        transaction.put_grant(make_grant(sid="delegated", jti="jti-2", chain=(make_hop("agent"),)))
-        transaction.put_grant(make_grant(sid="app", jti="jti-3", kind=GrantKind.APP, subject="app-1"))
-        transaction.put_grant(make_grant(sid="operator", jti="jti-4", kind=GrantKind.OPERATOR, subject="admin"))
-        transaction.put_grant(make_grant(sid="over", jti="jti-5", exp=NOW))
-        transaction.put_grant(ended(make_grant(sid="ended", jti="jti-6"), EndReason.RELEASED, NOW))
+        transaction.put(OPERATOR)
+        transaction.put(make_app())
+        transaction.put(make_launch_token())
+        transaction.put(make_grant(sid="agent"))
+        transaction.put(make_grant(sid="delegated", jti="jti-2", chain=(make_hop("agent"),)))
+        transaction.put(make_grant(sid="app", jti="jti-3", kind=GrantKind.APP, subject="app-1"))
+        transaction.put(make_grant(sid="operator", jti="jti-4", kind=GrantKind.OPERATOR, subject="admin"))
+        transaction.put(make_grant(sid="over", jti="jti-5", exp=NOW))
+        transaction.put(ended(make_grant(sid="ended", jti="jti-6"), EndReason.RELEASED, NOW))
 
     subject.write(live)
     return subject
@@ -100,7 +100,7 @@ def test_the_keys_that_sign_or_did_or_were_to_be_next_are_revoked_and_others_tak
             for key in transaction.signing_keys()
             if key.purpose is KeyPurpose.ACCESS_TOKEN and key.state is KeyState.ACTIVE
         ]
-        transaction.put_signing_key(retired(active, verifies_until=NOW + 600))
+        transaction.put(retired(active, verifies_until=NOW + 600))
 
     lived.write(retire)
     lived.run(KeyRings.load(lived.store, WRAP))
@@ -138,7 +138,7 @@ def test_the_log_says_so_first_and_names_where_the_backup_ended(lived: Subject) 
 
 def test_it_can_be_done_again_and_ends_what_came_meanwhile(lived: Subject) -> None:
     restore(lived)
-    lived.write(lambda t: t.put_grant(make_grant(sid="new", jti="jti-7")))
+    lived.write(lambda t: t.put(make_grant(sid="new", jti="jti-7")))
     again = restore(lived, "epoch-4")
     assert (again.grants, again.launch_tokens, again.keys) == (1, 0, 4)
 
@@ -172,14 +172,14 @@ def test_what_lives_on_in_spite_of_a_restore_is_found(lived: Subject) -> None:
     first_answer = FirstAnswer(key=b"k" * 32, request=b"r" * 32, expires_at=NOW + 60)
     alive = msgspec.structs.replace(before["delegated"], kid=restored.kids[0])
     ways: Sequence[tuple[str, Callable[[Transaction], object], Callable[[Transaction], object]]] = (
-        ("did not end", lambda t: t.put_grant(alive), lambda t: t.put_grant(ended(alive, EndReason.RELEASED, NOW))),
+        ("did not end", lambda t: t.put(alive), lambda t: t.put(ended(alive, EndReason.RELEASED, NOW))),
         (
             "was not revoked",
-            lambda t: t.put_signing_key(keys[restored.kids[1]]),
-            lambda t: t.put_signing_key(gone(keys[restored.kids[1]], revoked_at=NOW)),
+            lambda t: t.put(keys[restored.kids[1]]),
+            lambda t: t.put(gone(keys[restored.kids[1]], revoked_at=NOW)),
         ),
-        ("were not forgotten", lambda t: t.put_launch_token(make_launch_token()), lambda t: t.drop_launch_tokens()),
-        ("were not forgotten", lambda t: t.put_first_answer(first_answer), lambda t: t.drop_first_answers()),
+        ("were not forgotten", lambda t: t.put(make_launch_token()), lambda t: t.drop_launch_tokens()),
+        ("were not forgotten", lambda t: t.put(first_answer), lambda t: t.drop_first_answers()),
         ("epoch", lambda t: t.begin_feed_epoch("former"), lambda t: t.begin_feed_epoch(restored.epoch)),
     )
     for said, undo, do in ways:

@@ -33,27 +33,27 @@ Work = tuple[list[tuple[str, str]], str]
 
 def _put_grant(transaction: Transaction, name: str) -> object:
     grant = make_grant(sid=name, subject=f"agent {name}", jti=f"jti {transaction.head.sequence}")
-    transaction.put_grant(grant)
+    transaction.put(grant)
     return grant
 
 
 def _delegate(transaction: Transaction, name: str) -> object:
     below = make_grant(sid=f"below {name}", subject=f"agent {name}", chain=(make_hop(name),), task_id=name)
-    transaction.put_grant(below)
+    transaction.put(below)
     return below
 
 
 def _end_grant(transaction: Transaction, name: str) -> object:
     grant = transaction.grant(name)
     if grant is not None:
-        transaction.put_grant(ended(grant, EndReason.RELEASED, transaction.now))
+        transaction.put(ended(grant, EndReason.RELEASED, transaction.now))
     return grant
 
 
 def _use_launch_token(transaction: Transaction, name: str) -> object:
     token_hash = name.encode().ljust(32)
     token = transaction.launch_token(token_hash) or make_launch_token(token_hash=token_hash, max_uses=9)
-    transaction.put_launch_token(used(token))
+    transaction.put(used(token))
     return token.uses
 
 
@@ -61,7 +61,7 @@ def _answer(transaction: Transaction, name: str) -> object:
     key = name.encode().ljust(32)
     known = transaction.first_answer(key)
     answer = FirstAnswer(key=key, request=key, grant=make_grant(sid=name), expires_at=NOW + transaction.head.sequence)
-    transaction.put_first_answer(answer)
+    transaction.put(answer)
     return known
 
 
@@ -89,7 +89,7 @@ OPERATIONS: dict[str, Operation] = {
     "use a launch token": _use_launch_token,
     "answer for the first time": _answer,
     "revoke": _revoke,
-    "put an app": lambda t, name: t.put_app(make_app(app_id=name, client_id=name, name=name)),
+    "put an app": lambda t, name: t.put(make_app(app_id=name, client_id=name, name=name)),
     "read an app": lambda t, name: t.app(name),
     "read an app by its client": lambda t, name: t.app_by_client_id(name),
     "count events": lambda t, name: t.event_count(),
@@ -190,7 +190,7 @@ def same(result: object, expected: object) -> bool:
 
 def test_what_a_unit_is_known_to_read_changes_nothing_but_the_way_there(subject: Subject) -> None:
     grant = make_grant()
-    subject.write(lambda t: t.put_grant(grant))
+    subject.write(lambda t: t.put(grant))
     reads = [Row("grants", "sid-1"), Row("grants", "none"), Row("nonces", b"n"), Row("apps", "a")]
 
     def look(transaction: Transaction) -> object:
@@ -214,7 +214,7 @@ def test_units_that_are_taken_back_halfway_leave_the_others_whole(subject: Subje
 
     def spend_and_fail(transaction: Transaction) -> None:
         spend(transaction)
-        transaction.put_grant(make_grant())
+        transaction.put(make_grant())
         raise NotFound("it failed")
 
     async def at_once() -> list[object]:

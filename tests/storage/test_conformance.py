@@ -66,11 +66,11 @@ def test_every_record_is_read_back_as_it_was_put(subject: Subject) -> None:
     app, token, grant, key = make_app(), make_launch_token(), make_grant(), make_key("kid-1", NOW)
 
     def put(transaction: Transaction) -> None:
-        transaction.put_operator(operator)
-        transaction.put_app(app)
-        transaction.put_launch_token(token)
-        transaction.put_grant(grant)
-        transaction.put_signing_key(key)
+        transaction.put(operator)
+        transaction.put(app)
+        transaction.put(token)
+        transaction.put(grant)
+        transaction.put(key)
 
     def look(snapshot: Snapshot) -> list[Any]:
         return [
@@ -91,8 +91,8 @@ def test_operators_are_listed_by_their_names(subject: Subject) -> None:
     def made(name: str, **fields: int) -> Operator:
         return Operator(name=name, password_hash="$argon2id$", created_at=NOW, updated_at=NOW, **fields)
 
-    subject.write(lambda t: [t.put_operator(made(name)) for name in ("bo", "admin", "ana")])
-    subject.write(lambda t: t.put_operator(made("bo", removed_at=NOW, revision=2)))
+    subject.write(lambda t: [t.put(made(name)) for name in ("bo", "admin", "ana")])
+    subject.write(lambda t: t.put(made("bo", removed_at=NOW, revision=2)))
     listed = subject.read(lambda s: s.operators())
     assert list(listed) == [made("admin"), made("ana"), made("bo", removed_at=NOW, revision=2)]
     assert list(subject.write(lambda t: t.operators())) == list(listed)
@@ -114,18 +114,18 @@ def test_what_is_not_there_is_none(subject: Subject) -> None:
 
 
 def test_putting_again_replaces(subject: Subject) -> None:
-    subject.write(lambda t: t.put_grant(make_grant()))
-    subject.write(lambda t: t.put_grant(ended(make_grant(), EndReason.RELEASED, NOW)))
-    subject.write(lambda t: t.put_launch_token(make_launch_token()))
-    subject.write(lambda t: t.put_launch_token(used(make_launch_token())))
+    subject.write(lambda t: t.put(make_grant()))
+    subject.write(lambda t: t.put(ended(make_grant(), EndReason.RELEASED, NOW)))
+    subject.write(lambda t: t.put(make_launch_token()))
+    subject.write(lambda t: t.put(used(make_launch_token())))
     assert subject.read(lambda s: s.grant("sid-1")).is_ended
     assert subject.read(lambda s: s.launch_token(b"t" * 32)).uses == 1
 
 
 def test_a_unit_sees_what_it_has_put_itself(subject: Subject) -> None:
     def put_and_look(transaction: Transaction) -> list[Any]:
-        transaction.put_app(make_app())
-        transaction.put_grant(make_grant())
+        transaction.put(make_app())
+        transaction.put(make_grant())
         transaction.record(ISSUED)
         return [transaction.app("app-1"), transaction.grant("sid-1"), transaction.event_count()]
 
@@ -134,8 +134,8 @@ def test_a_unit_sees_what_it_has_put_itself(subject: Subject) -> None:
 
 def test_apps_are_listed_in_the_order_of_their_registration(subject: Subject) -> None:
     names = ["zebra", "apple", "mango", "berry"]
-    subject.write(lambda t: [t.put_app(make_app(app_id=name, name=name, client_id=name)) for name in names])
-    subject.write(lambda t: t.put_app(make_app(app_id="zebra", name="zebra", client_id="zebra", token_ttl=60)))
+    subject.write(lambda t: [t.put(make_app(app_id=name, name=name, client_id=name)) for name in names])
+    subject.write(lambda t: t.put(make_app(app_id="zebra", name="zebra", client_id="zebra", token_ttl=60)))
 
     def listed(**paging: int) -> list[str]:
         return [app.app_id for app in subject.read(lambda s: s.apps(**paging))]
@@ -149,17 +149,17 @@ def test_apps_are_listed_in_the_order_of_their_registration(subject: Subject) ->
 
 
 def test_a_name_can_be_taken_again_after_the_app_is_gone(subject: Subject) -> None:
-    subject.write(lambda t: t.put_app(make_app(status=AppStatus.INACTIVE)))
+    subject.write(lambda t: t.put(make_app(status=AppStatus.INACTIVE)))
     assert subject.read(lambda s: s.active_app_by_name("orders")) is None
     again = make_app(app_id="app-2", client_id="client-2")
-    subject.write(lambda t: t.put_app(again))
+    subject.write(lambda t: t.put(again))
     assert subject.read(lambda s: s.active_app_by_name("orders")) == again
     assert subject.read(lambda s: s.app_count()) == 2
 
 
 def test_a_suspended_app_keeps_its_name(subject: Subject) -> None:
     suspended = make_app(status=AppStatus.SUSPENDED)
-    subject.write(lambda t: t.put_app(suspended))
+    subject.write(lambda t: t.put(suspended))
     assert subject.read(lambda s: s.active_app_by_name("orders")) == suspended
 
 
@@ -168,7 +168,7 @@ def test_how_much_of_its_limits_an_app_uses_is_kept_with_each_unit(subject: Subj
 
     def use(transaction: Transaction) -> AppUsage | None:
         before = transaction.app_usage("app-1") or AppUsage(app_id="app-1")
-        transaction.put_app_usage(msgspec.structs.replace(before, live_agents=before.live_agents + 1))
+        transaction.put(msgspec.structs.replace(before, live_agents=before.live_agents + 1))
         return transaction.app_usage("app-1")
 
     def fail(transaction: Transaction) -> None:
@@ -180,7 +180,7 @@ def test_how_much_of_its_limits_an_app_uses_is_kept_with_each_unit(subject: Subj
         return await asyncio.gather(*(subject.store.write(unit) for unit in units), return_exceptions=True)
 
     assert subject.read(lambda s: s.app_usage("app-1")) is None
-    subject.write(lambda t: t.put_app_usage(usage))
+    subject.write(lambda t: t.put(usage))
     assert subject.read(lambda s: s.app_usage("app-1")) == usage
     assert subject.read(lambda s: s.app_usage("app-2")) is None
     done = subject.run(together())
@@ -202,12 +202,12 @@ def test_agents_that_count_are_found_by_when_they_expired(subject: Subject) -> N
         made("not-counted", 2, is_counted=False),
         made("renewed", 2),
     ]
-    subject.write(lambda t: [t.put_grant(grant) for grant in grants])
+    subject.write(lambda t: [t.put(grant) for grant in grants])
     query = GrantQuery(over_in=(NOW + 1, NOW + 3), is_counted=True, app_id="app-1")
 
     def renew_and_look(transaction: Transaction) -> list[str]:
-        transaction.put_grant(made("renewed", 9))
-        transaction.put_grant(made("new", 3))
+        transaction.put(made("renewed", 9))
+        transaction.put(made("new", 3))
         return [grant.sid for grant in transaction.grants(query)]
 
     found = ["in-between", "at-the-second", "renewed"]
@@ -230,7 +230,7 @@ def test_agents_that_expired_are_counted_a_few_hundred_at_a_time(subject: Subjec
     # Ten in each of a hundred seconds, and in one more as many as are never counted at once.
     spread = [made(number, second) for second in range(100) for number in range(10)]
     crowd = [made(number, 150) for number in range(EXPIRED_AT_ONCE + 50)]
-    subject.write(lambda t: [t.put_grant(grant) for grant in (*spread, *crowd)])
+    subject.write(lambda t: [t.put(grant) for grant in (*spread, *crowd)])
 
     def count(snapshot: Snapshot) -> list[Expired]:
         steps = [snapshot.expired("app-1", NOW - 1, NOW + 200)]
@@ -240,8 +240,8 @@ def test_agents_that_expired_are_counted_a_few_hundred_at_a_time(subject: Subjec
 
     def renew_and_count(transaction: Transaction) -> list[Expired]:
         for grant in (*spread[:400], *crowd[:300]):
-            transaction.put_grant(msgspec.structs.replace(grant, exp=NOW + 300))
-        transaction.put_grant(made(99, 150))
+            transaction.put(msgspec.structs.replace(grant, exp=NOW + 300))
+        transaction.put(made(99, 150))
         return count(transaction)
 
     steps = subject.read(count)
@@ -254,7 +254,7 @@ def test_agents_that_expired_are_counted_a_few_hundred_at_a_time(subject: Subjec
 
 def test_keys_are_listed_newest_first(subject: Subject) -> None:
     keys = [make_key("b", NOW), make_key("c", NOW + 5), make_key("a", NOW)]
-    subject.write(lambda t: [t.put_signing_key(key) for key in keys])
+    subject.write(lambda t: [t.put(key) for key in keys])
     assert [key.kid for key in subject.read(lambda s: s.signing_keys())] == ["c", "a", "b"]
 
 
@@ -266,7 +266,7 @@ def test_live_grants_are_those_that_are_neither_ended_nor_over(subject: Subject)
         make_grant(sid="over", exp=NOW),
         ended(make_grant(sid="ended"), EndReason.RELEASED, NOW),
     ]
-    subject.write(lambda t: [t.put_grant(grant) for grant in grants])
+    subject.write(lambda t: [t.put(grant) for grant in grants])
 
     def live(query: GrantQuery, now: float = NOW) -> set[str]:
         query = msgspec.structs.replace(query, live_at=now)
@@ -292,7 +292,7 @@ def test_grants_are_found_by_whatever_is_known_of_them(subject: Subject) -> None
         chained("d", "a", "b", "c", subject="three", app_id="app-2", kid="key"),
         chained("e", subject="two", task_id="t2", kid="other"),
     ]
-    subject.write(lambda t: [t.put_grant(grant) for grant in grants])
+    subject.write(lambda t: [t.put(grant) for grant in grants])
     for query, sids in (
         (GrantQuery(), "abcde"),
         (GrantQuery(subject="one"), "ac"),
@@ -319,8 +319,8 @@ def test_grants_are_found_by_whatever_is_known_of_them(subject: Subject) -> None
 
 
 def test_a_grant_keeps_its_place_when_it_changes(subject: Subject) -> None:
-    subject.write(lambda t: [t.put_grant(chained(sid)) for sid in "abc"])
-    subject.write(lambda t: t.put_grant(chained("a", scope=("read:data:2",))))
+    subject.write(lambda t: [t.put(chained(sid)) for sid in "abc"])
+    subject.write(lambda t: t.put(chained("a", scope=("read:data:2",))))
     assert [grant.sid for grant in subject.read(lambda s: s.grants(GrantQuery()))] == ["a", "b", "c"]
     assert subject.read(lambda s: s.last_exp()) == NOW + 300
 
@@ -328,7 +328,7 @@ def test_a_grant_keeps_its_place_when_it_changes(subject: Subject) -> None:
 def test_a_first_answer_is_kept_until_its_time_is_over(subject: Subject) -> None:
     answer = FirstAnswer(key=b"k" * 32, request=b"r" * 32, grant=chained("a", "z"), expires_at=NOW + 600)
     assert subject.read(lambda s: s.first_answer(b"k" * 32)) is None
-    subject.write(lambda t: t.put_first_answer(answer))
+    subject.write(lambda t: t.put(answer))
     assert subject.read(lambda s: s.first_answer(b"k" * 32)) == answer
     subject.time.wall = NOW + 600
     assert subject.write(lambda t: t.purge(100)) == 1
@@ -359,10 +359,10 @@ def test_the_feed_numbers_revocations_by_commit_and_never_goes_back(subject: Sub
 
 
 def put_everything(transaction: Transaction) -> None:
-    transaction.put_app(make_app(token_ttl=60))
-    transaction.put_launch_token(make_launch_token())
-    transaction.put_grant(make_grant())
-    transaction.put_signing_key(make_key("kid-1", NOW))
+    transaction.put(make_app(token_ttl=60))
+    transaction.put(make_launch_token())
+    transaction.put(make_grant())
+    transaction.put(make_key("kid-1", NOW))
     transaction.spend_nonce(b"n" * 32, NOW + 30)
     transaction.revoke(revocation("sid-9", last_exp=NOW + 300))
     transaction.record(ISSUED)
@@ -382,7 +382,7 @@ def everything(snapshot: Snapshot) -> list[Any]:
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), NotFound("no such app"), KeyError("x")])
 def test_of_a_unit_that_raises_nothing_is_left(subject: Subject, error: Exception) -> None:
-    subject.write(lambda t: (t.put_app(make_app()), t.spend_nonce(b"old", NOW - 1)))
+    subject.write(lambda t: (t.put(make_app()), t.spend_nonce(b"old", NOW - 1)))
     before = subject.read(everything)
 
     def fail(transaction: Transaction) -> None:
@@ -432,7 +432,7 @@ def test_a_unit_that_fails_takes_no_other_down(subject: Subject) -> None:
     async def at_once() -> list[Any]:
         def unit(number: int) -> Any:
             def put(transaction: Transaction) -> int:
-                transaction.put_grant(make_grant(sid=f"sid-{number}"))
+                transaction.put(make_grant(sid=f"sid-{number}"))
                 transaction.record(ISSUED)
                 if number % 5 == 0:
                     raise ValueError(number)
@@ -460,13 +460,13 @@ def test_concurrent_units_are_serialised(subject: Subject) -> None:
         assert token is not None
         if not token.is_usable(transaction.now):
             return False
-        transaction.put_launch_token(used(token))
+        transaction.put(used(token))
         return True
 
     async def race() -> list[bool]:
         return await asyncio.gather(*(subject.store.write(use) for _ in range(200)))
 
-    subject.write(lambda t: t.put_launch_token(make_launch_token(max_uses=7)))
+    subject.write(lambda t: t.put(make_launch_token(max_uses=7)))
     assert sum(subject.run(race())) == 7
     assert subject.read(lambda s: s.launch_token(b"t" * 32)).uses == 7
 
@@ -493,8 +493,8 @@ def test_a_read_sees_every_write_that_was_answered_before_it(subject: Subject) -
 def test_a_read_sees_one_committed_state(subject: Subject) -> None:
     def put_two(number: int) -> Any:
         def unit(transaction: Transaction) -> None:
-            transaction.put_grant(make_grant(sid="a", ttl=number))
-            transaction.put_grant(make_grant(sid="b", ttl=number))
+            transaction.put(make_grant(sid="a", ttl=number))
+            transaction.put(make_grant(sid="b", ttl=number))
 
         return unit
 
@@ -651,7 +651,7 @@ def test_events_of_a_type_are_counted_right_wherever_the_count_begins_and_whatev
                 assert counted == types[max(behind, pruned) :].count(event_type)
 
     check()
-    subject.write(lambda t: t.put_archive(make_archive(4352)))
+    subject.write(lambda t: t.put(make_archive(4352)))
     for pruned in (256, 4096, 4352):
         while subject.read(lambda s: s.pruned()) < pruned:
             assert subject.write(lambda t: t.prune())
@@ -732,11 +732,11 @@ def test_purge_forgets_what_time_has_made_meaningless_and_nothing_else(subject: 
     def put(transaction: Transaction) -> None:
         for end in (10, 20):
             transaction.spend_nonce(bytes([end]), NOW + end)
-            transaction.put_launch_token(make_launch_token(token_hash=bytes([end]) * 32, expires_at=NOW + end))
-            transaction.put_grant(make_grant(sid=f"sid-{end}", exp=NOW + end))
+            transaction.put(make_launch_token(token_hash=bytes([end]) * 32, expires_at=NOW + end))
+            transaction.put(make_grant(sid=f"sid-{end}", exp=NOW + end))
             transaction.revoke(revocation(f"sid-{end}", last_exp=NOW + end))
-        transaction.put_app(make_app())
-        transaction.put_signing_key(make_key("kid-1", NOW))
+        transaction.put(make_app())
+        transaction.put(make_key("kid-1", NOW))
         transaction.record(ISSUED)
 
     subject.write(put)
@@ -762,7 +762,7 @@ def test_purge_forgets_at_most_what_it_was_asked_to(subject: Subject) -> None:
     def put(transaction: Transaction) -> None:
         for number in range(5):
             transaction.spend_nonce(bytes([number]), NOW)
-            transaction.put_launch_token(make_launch_token(token_hash=bytes([number]) * 32, expires_at=NOW))
+            transaction.put(make_launch_token(token_hash=bytes([number]) * 32, expires_at=NOW))
 
     subject.write(put)
     subject.time.wall = NOW + 1
@@ -776,10 +776,10 @@ def test_launch_tokens_and_first_answers_are_dropped_whatever_their_time(subject
     answer = FirstAnswer(key=b"k" * 32, request=b"r" * 32, grant=make_grant(), expires_at=NOW + 600)
 
     def put(transaction: Transaction) -> None:
-        transaction.put_launch_token(make_launch_token())
-        transaction.put_launch_token(make_launch_token(token_hash=b"u" * 32, uses=1, expires_at=NOW + 86_400))
-        transaction.put_first_answer(answer)
-        transaction.put_grant(make_grant())
+        transaction.put(make_launch_token())
+        transaction.put(make_launch_token(token_hash=b"u" * 32, uses=1, expires_at=NOW + 86_400))
+        transaction.put(answer)
+        transaction.put(make_grant())
 
     def drop(transaction: Transaction) -> tuple[int, int]:
         return transaction.drop_launch_tokens(), transaction.drop_first_answers()
@@ -814,7 +814,7 @@ def test_a_new_epoch_of_the_feed_takes_its_numbers_along(subject: Subject) -> No
 
 
 def test_what_was_dropped_comes_back_with_a_unit_that_fails(subject: Subject) -> None:
-    subject.write(lambda t: t.put_launch_token(make_launch_token()))
+    subject.write(lambda t: t.put(make_launch_token()))
     before = subject.read(lambda s: s.feed_epoch())
 
     def fail(transaction: Transaction) -> None:
@@ -909,7 +909,7 @@ def test_events_go_a_tile_at_a_time_as_far_as_they_were_archived(subject: Subjec
     subject.write(lambda t: [t.record(ISSUED) for _ in range(900)])
     head = subject.write(lambda t: t.head)
     assert subject.write(lambda t: t.prune()) == 0
-    subject.write(lambda t: t.put_archive(make_archive(512)))
+    subject.write(lambda t: t.put(make_archive(512)))
     assert [subject.write(lambda t: t.prune()) for _ in range(3)] == [256, 256, 0]
     assert subject.read(lambda s: (s.pruned(), s.event_head(), s.event_count())) == (512, 900, 388)
     assert subject.read(lambda s: [event.sequence for event in s.events(EventQuery(limit=2))]) == [513, 514]
@@ -925,7 +925,7 @@ def test_what_goes_comes_back_with_a_unit_that_fails(subject: Subject) -> None:
     before = subject.read(lambda s: s.entries(1, 300))
 
     def fail(transaction: Transaction) -> None:
-        transaction.put_archive(make_archive(256))
+        transaction.put(make_archive(256))
         assert transaction.prune() == 256
         raise NotFound("no")
 
@@ -942,13 +942,13 @@ def test_the_hash_of_an_event_is_known_for_as_long_as_the_log_says_it(subject: S
     subject.write(lambda t: [t.record(ISSUED) for _ in range(300)])
     events = {event.sequence: event.hash for event in subject.read(lambda s: s.events(EventQuery(limit=300)))}
     assert hashes(0, 1, 256, 300, 301) == [audit.GENESIS_HASH, events[1], events[256], events[300], None]
-    subject.write(lambda t: t.put_archive(make_archive(256)))
+    subject.write(lambda t: t.put(make_archive(256)))
     subject.write(lambda t: t.prune())
     assert hashes(0, 1, 255, 256, 257, 300) == [None, None, None, events[256], events[257], events[300]]
 
 
 def test_archives_are_listed_from_the_one_that_holds_an_event_on(subject: Subject) -> None:
     first, second = make_archive(512), make_archive(768, 513)
-    subject.write(lambda t: [t.put_archive(first), t.put_archive(second)])
+    subject.write(lambda t: [t.put(first), t.put(second)])
     for after, expected in ((0, [first, second]), (511, [first, second]), (512, [second]), (768, [])):
         assert list(subject.read(methodcaller("archives", after=after))) == expected

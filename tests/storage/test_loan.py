@@ -99,7 +99,7 @@ def test_units_and_loans_that_come_together_lose_nothing_and_wait_for_a_turn_eac
 
         async def through_the_database(name: str) -> None:
             def unit(transaction: Transaction) -> None:
-                transaction.put_app(make_app(app_id=name, client_id=name, name=name))
+                transaction.put(make_app(app_id=name, client_id=name, name=name))
                 transaction.record(ISSUED)
 
             await lender.store.write(unit)

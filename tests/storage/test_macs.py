@@ -57,18 +57,16 @@ READS: Final[dict[str, list[Read]]] = {
 
 
 def fill(transaction: Transaction) -> None:
-    transaction.put_operator(Operator(name="admin", password_hash="$argon2id$", created_at=NOW, updated_at=NOW))
-    transaction.put_app(make_app())
-    transaction.put_app_usage(AppUsage(app_id="app-1", live_agents=1))
-    transaction.put_ending(ENDING)
-    transaction.put_launch_token(make_launch_token())
-    transaction.put_grant(make_grant(is_counted=True))
-    transaction.put_first_answer(FirstAnswer(key=KEY, request=KEY, grant=make_grant(), expires_at=NOW + 600))
+    transaction.put(Operator(name="admin", password_hash="$argon2id$", created_at=NOW, updated_at=NOW))
+    transaction.put(make_app())
+    transaction.put(AppUsage(app_id="app-1", live_agents=1))
+    transaction.put(ENDING)
+    transaction.put(make_launch_token())
+    transaction.put(make_grant(is_counted=True))
+    transaction.put(FirstAnswer(key=KEY, request=KEY, grant=make_grant(), expires_at=NOW + 600))
     transaction.revoke(revocation("sid-1", last_exp=NOW + 300))
-    transaction.put_signing_key(make_key("kid-1", NOW))
-    transaction.put_archive(
-        Archive(first=1, last=256, root="r" * 64, file="f", sha256="s" * 64, archived_at=NOW, event=256)
-    )
+    transaction.put(make_key("kid-1", NOW))
+    transaction.put(Archive(first=1, last=256, root="r" * 64, file="f", sha256="s" * 64, archived_at=NOW, event=256))
 
 
 def in_store(place: Place, work: Callable[[Store], Any]) -> Any:

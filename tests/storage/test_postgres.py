@@ -140,7 +140,7 @@ def test_a_thousand_who_catch_up_at_once_ask_the_database_once(pair: Pair) -> No
 def test_units_of_two_brokers_that_run_at_once_form_one_log_and_lose_nothing(pair: Pair) -> None:
     def add(transaction: Transaction) -> None:
         known = transaction.grant("sid-1")
-        transaction.put_grant(make_grant() if known is None else known)
+        transaction.put(make_grant() if known is None else known)
         transaction.record(ISSUED)
 
     async def claim() -> None:

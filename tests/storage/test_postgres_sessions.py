@@ -84,7 +84,7 @@ def test_a_store_does_not_depend_on_the_defaults_of_its_database(database_url: s
             for _ in range(2):
                 await store.write(lambda transaction: transaction.record(ISSUED))
                 await store.catch_up()
-            await store.write(lambda transaction: transaction.put_grant(grant))
+            await store.write(lambda transaction: transaction.put(grant))
             assert await store.read(lambda snapshot: snapshot.grant(grant.sid)) == grant
             assert await store.read(lambda snapshot: snapshot.event_head()) == 2
             await store.write(lambda transaction: transaction.purge(100))
@@ -262,7 +262,7 @@ def test_a_role_that_may_change_rows_and_nothing_else_is_enough_for_a_broker(
         opened = open_database(url, SEALER, "tests")
         store = PostgresStore(opened, Clock(opened.time), SEALER)
         try:
-            await store.write(lambda transaction: transaction.put_grant(make_grant()))
+            await store.write(lambda transaction: transaction.put(make_grant()))
             await store.write(lambda transaction: transaction.record(ISSUED))
             await store.catch_up()
             assert await store.is_in_charge()

@@ -72,22 +72,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 def fill(transaction: Transaction) -> None:
     for name in ("admin", "ana"):
-        transaction.put_operator(Operator(name=name, password_hash="$argon2id$", created_at=NOW, updated_at=NOW))
-    transaction.put_app(make_app())
-    transaction.put_launch_token(make_launch_token())
-    transaction.put_signing_key(make_key("kid-1", NOW))
-    transaction.put_first_answer(
-        FirstAnswer(key=b"k" * 32, request=b"r" * 32, grant=make_grant(), expires_at=NOW + 600)
-    )
+        transaction.put(Operator(name=name, password_hash="$argon2id$", created_at=NOW, updated_at=NOW))
+    transaction.put(make_app())
+    transaction.put(make_launch_token())
+    transaction.put(make_key("kid-1", NOW))
+    transaction.put(FirstAnswer(key=b"k" * 32, request=b"r" * 32, grant=make_grant(), expires_at=NOW + 600))
     for number in range(GRANTS):
-        transaction.put_grant(make_grant(sid=f"sid-{number}", jti=f"jti-{number}"))
+        transaction.put(make_grant(sid=f"sid-{number}", jti=f"jti-{number}"))
     for number in range(3):
         transaction.revoke(revocation(f"sid-{number}", last_exp=NOW + 300))
     for number in range(merkle.TILE_WIDTH + 3):
         transaction.record(Draft(event_type=EventType.TOKEN_ISSUED, detail=f"event {number}"))
-    transaction.put_archive(
-        Archive(first=1, last=256, root="r" * 64, file="f", sha256="s" * 64, archived_at=NOW, event=256)
-    )
+    transaction.put(Archive(first=1, last=256, root="r" * 64, file="f", sha256="s" * 64, archived_at=NOW, event=256))
     transaction.spend_nonce(b"n" * 32, NOW + 30)
 
 

@@ -57,11 +57,11 @@ def live(config: Config, new_clock: NewClock) -> None:
     def fill(transaction: Transaction) -> None:
         now = int(transaction.now)
         app = make_app(max_live_agents=2, previous_secret_hash=b"p" * 32, previous_secret_until=now + 86_400)
-        transaction.put_app(app)
-        transaction.put_grant(make_grant(exp=now + 300, is_counted=True))
-        transaction.put_launch_token(msgspec.structs.replace(make_launch_token(), expires_at=now + 60))
+        transaction.put(app)
+        transaction.put(make_grant(exp=now + 300, is_counted=True))
+        transaction.put(msgspec.structs.replace(make_launch_token(), expires_at=now + 60))
         usage = AppUsage(app_id=app.app_id, live_agents=1, counted_at=now, permits=1, refilled_at=now)
-        transaction.put_app_usage(usage)
+        transaction.put(usage)
         transaction.record(Draft(event_type=EventType.TOKEN_ISSUED))
 
     asyncio.run(unit())

@@ -113,10 +113,10 @@ def file(tmp_path: Path) -> Iterator[File]:
 
 
 def put_one_of_each(transaction: Transaction) -> None:
-    transaction.put_operator(Operator(name="admin", password_hash="$argon2id$", created_at=NOW, updated_at=NOW))
-    transaction.put_app(make_app())
-    transaction.put_launch_token(make_launch_token())
-    transaction.put_grant(make_grant())
+    transaction.put(Operator(name="admin", password_hash="$argon2id$", created_at=NOW, updated_at=NOW))
+    transaction.put(make_app())
+    transaction.put(make_launch_token())
+    transaction.put(make_grant())
     transaction.spend_nonce(b"n", NOW + 30)
     transaction.revoke(ENTRY)
     transaction.record(ISSUED)
@@ -197,20 +197,20 @@ def test_a_batch_writes_all_its_rows_in_their_order(file: File, rows: int) -> No
 
     def unit(transaction: Transaction) -> None:
         for grant in grants:
-            transaction.put_grant(grant)
+            transaction.put(grant)
             transaction.record(ISSUED)
 
     store.write(unit)
     assert store.read(lambda s: list(s.grants(GrantQuery()))) == grants
     assert [event.sequence for event in store.read(lambda s: s.events(EventQuery(limit=1000)))] == [*range(1, rows + 1)]
     ended = [msgspec.structs.replace(grant, ended_at=5) for grant in grants]
-    store.write(lambda transaction: [transaction.put_grant(grant) for grant in ended])
+    store.write(lambda transaction: [transaction.put(grant) for grant in ended])
     assert store.read(lambda s: list(s.grants(GrantQuery()))) == ended
 
 
 def test_a_unit_that_cannot_read_is_told_that_the_store_is_out_of_order(file: File) -> None:
     store = file.open()
-    store.write(lambda t: t.put_grant(make_grant()))
+    store.write(lambda t: t.put(make_grant()))
     with contextlib.closing(sqlite3.connect(file.path)) as connection:
         connection.execute("ALTER TABLE grants RENAME TO elsewhere")
     with pytest.raises(Unavailable):
@@ -235,7 +235,7 @@ def test_only_what_is_small_is_committed_where_everybody_else_waits(
         lambda sql: threads.append(threading.get_ident()) if sql == "COMMIT" else None
     )
     grants = [make_grant(sid=f"sid-{number}", jti=f"jti-{number}") for number in range(rows)]
-    store.write(lambda t: [t.put_grant(grant) for grant in grants])
+    store.write(lambda t: [t.put(grant) for grant in grants])
     assert [thread == threading.get_ident() for thread in threads] == [is_lone]
 
 
@@ -305,7 +305,7 @@ def test_an_edited_revocation_is_refused(file: File, change: str) -> None:
 
 def test_a_genuine_row_in_anothers_place_is_refused(file: File) -> None:
     store = file.open()
-    store.write(lambda t: (t.put_grant(make_grant(sid="a")), t.put_grant(make_grant(sid="b", scope=("admin:all:*",)))))
+    store.write(lambda t: (t.put(make_grant(sid="a")), t.put(make_grant(sid="b", scope=("admin:all:*",)))))
     file.close()
     file.edit(
         "UPDATE grants SET (body, mac) = (SELECT o.body, o.mac FROM grants AS o WHERE o.sid = 'b') WHERE sid = 'a'"
@@ -324,7 +324,7 @@ def test_a_row_cannot_be_moved_to_another_table(file: File) -> None:
 
 def test_an_ended_grant_does_not_live_again_by_its_columns(file: File) -> None:
     store = file.open()
-    store.write(lambda t: t.put_grant(make_grant(ended_at=NOW, end_reason="revoked")))
+    store.write(lambda t: t.put(make_grant(ended_at=NOW, end_reason="revoked")))
     file.close()
     file.edit("UPDATE grants SET ended_at = 0")
     store = file.open()
@@ -579,7 +579,7 @@ def spend(transaction: Transaction) -> bool:
 
 
 def end_and_revoke(transaction: Transaction) -> None:
-    transaction.put_grant(make_grant(ended_at=NOW, end_reason="revoked"))
+    transaction.put(make_grant(ended_at=NOW, end_reason="revoked"))
     transaction.revoke(ENTRY)
 
 
@@ -612,7 +612,7 @@ def test_what_comes_during_a_commit_sees_what_is_being_committed(file: File) -> 
             assert await store.write(look) == expected
             assert audit.verify(await store.read(lambda snapshot: snapshot.events(EventQuery()))) == 3
 
-    file.open().write(lambda transaction: transaction.put_grant(make_grant()))
+    file.open().write(lambda transaction: transaction.put(make_grant()))
     file.close()
     asyncio.run(claim())
 
@@ -622,7 +622,7 @@ def test_what_comes_while_a_unit_on_the_database_is_committed_waits_for_it(file:
         seen: list[Any] = []
         async with opened(file) as store:
             go_on = _held_up(store)
-            under_way = [asyncio.create_task(store.write(lambda t: t.put_app(make_app()))) for _ in range(2)]
+            under_way = [asyncio.create_task(store.write(lambda t: t.put(make_app()))) for _ in range(2)]
             for _ in range(3):
                 assert await store.read(lambda snapshot: snapshot.app_count()) == 0
             later = asyncio.create_task(store.write(lambda transaction: seen.append(transaction.app("app-1"))))
@@ -645,7 +645,7 @@ def test_units_run_as_they_come_again_when_what_needed_the_database_is_committed
             monkeypatch.setattr(sqlite, limit, LONG)
         async with opened(file) as store:
             go_on = _held_up(store)
-            under_way = [asyncio.create_task(store.write(lambda t: t.put_app(make_app()))) for _ in range(2)]
+            under_way = [asyncio.create_task(store.write(lambda t: t.put(make_app()))) for _ in range(2)]
             for _ in range(3):
                 await store.read(lambda snapshot: snapshot.app_count())
             waited = [asyncio.create_task(store.write(spend)) for _ in range(2)]
@@ -921,7 +921,7 @@ def test_no_lookup_of_events_goes_through_all_of_them(
     ids=str,
 )
 def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQuery, index: str) -> None:
-    file.open().write(lambda t: [t.put_grant(make_grant(sid=str(number))) for number in range(100)])
+    file.open().write(lambda t: [t.put(make_grant(sid=str(number))) for number in range(100)])
     file.close()
     plan = plan_of(file, lambda snapshot: snapshot.grants(query))
     assert any(f"INDEX {index}" in step for step in plan), plan
@@ -942,7 +942,7 @@ def test_no_lookup_of_grants_goes_through_all_of_them(file: File, query: GrantQu
     ids=str,
 )
 def test_a_page_of_grants_is_found_without_sorting_them(file: File, query: GrantQuery, index: str) -> None:
-    file.open().write(lambda t: [t.put_grant(make_grant(sid=str(number))) for number in range(100)])
+    file.open().write(lambda t: [t.put(make_grant(sid=str(number))) for number in range(100)])
     file.close()
     plan = plan_of(file, lambda snapshot: snapshot.grant_page(query, behind=7, limit=9))
     assert any(index in step for step in plan), plan
@@ -950,7 +950,7 @@ def test_a_page_of_grants_is_found_without_sorting_them(file: File, query: Grant
 
 
 def test_delegations_are_counted_by_an_index_alone(file: File) -> None:
-    file.open().write(lambda t: [t.put_grant(make_grant(sid=str(number))) for number in range(100)])
+    file.open().write(lambda t: [t.put(make_grant(sid=str(number))) for number in range(100)])
     file.close()
     for in_tree, index in ((False, "grants_live_below"), (True, "grants_live_in_tree")):
         plan = plan_of(file, lambda s: s.live_delegations("x", in_tree=in_tree, now=NOW, limit=9))  # noqa: B023
@@ -1064,9 +1064,9 @@ def test_what_is_to_end_is_found_without_looking_at_what_has_ended(file: File, l
 
         def fill(transaction: Transaction) -> None:
             for number in range(dead):
-                transaction.put_grant(make_grant(sid=f"{dead}-{number}", jti=f"{dead}-{number}", ended_at=NOW))
+                transaction.put(make_grant(sid=f"{dead}-{number}", jti=f"{dead}-{number}", ended_at=NOW))
             for name in (f"{dead}-alive-{number}" for number in range(3)):
-                transaction.put_grant(make_grant(sid=name, jti=name, kid="kid-1"))
+                transaction.put(make_grant(sid=name, jti=name, kid="kid-1"))
 
         subject.write(fill)
         store: Any = subject.store
@@ -1086,7 +1086,7 @@ def test_what_is_to_end_is_found_without_looking_at_what_has_ended(file: File, l
 
 def test_grants_of_other_keys_are_passed_by_a_page_at_a_time(file: File) -> None:
     subject = file.open()
-    subject.write(lambda t: [t.put_grant(make_grant(sid=str(number), kid="kid-1")) for number in range(100)])
+    subject.write(lambda t: [t.put(make_grant(sid=str(number), kid="kid-1")) for number in range(100)])
     query = GrantQuery(live_at=NOW, kind=GrantKind.AGENT, signed_by="kid-2")
     page = subject.read(lambda snapshot: snapshot.grant_page(query, behind=0, limit=9))
     assert (page.grants, page.looked_at, page.is_last) == ([], 9, False)

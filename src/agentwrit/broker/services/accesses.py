@@ -57,7 +57,7 @@ class AccessService:
             self._log_budget.check(caller, reporter.claims.client_id, who=reporter.who)
             receipt = _record(transaction, caller, reporter, accesses)
             if identity is not None:
-                transaction.put_first_answer(identity.answered(receipt, now))
+                transaction.put(identity.answered(receipt, now))
             return receipt, True
 
         receipt, is_new = await self._denials.write(record)

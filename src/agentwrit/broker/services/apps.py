@@ -107,7 +107,7 @@ class AppService:
                 revision=1,
                 **limits_asked,
             )
-            transaction.put_app(app)
+            transaction.put(app)
             transaction.record(
                 app_events.event(caller, operator, EventType.APP_REGISTERED, app, "an app was registered")
             )
@@ -180,7 +180,7 @@ class AppService:
                 requires_binding=before.requires_binding if requires_binding is None else requires_binding,
                 reports_for=before.reports_for if reported is None else reported,
             )
-            transaction.put_app(app)
+            transaction.put(app)
             if app.max_live_agents is not None and before.max_live_agents is None:
                 begin_to_count(transaction, app)
             ended: Ending | None = None
@@ -219,7 +219,7 @@ class AppService:
                 previous_secret_hash=before.secret_hash if overlap else b"",
                 previous_secret_until=now + overlap if overlap else 0,
             )
-            transaction.put_app(app)
+            transaction.put(app)
             logins = Named(
                 level=EndingLevel.SECRET,
                 target=app_id,
@@ -259,7 +259,7 @@ class AppService:
             if not before.is_active:
                 return before, None
             app = _changed(before, transaction.now, status=AppStatus.SUSPENDED, suspensions=before.suspensions + 1)
-            transaction.put_app(app)
+            transaction.put(app)
             ended = _end_all(transaction, caller, operator, app, EndReason.APP_SUSPENDED)
             transaction.record(
                 app_events.ending(caller, operator, EventType.APP_SUSPENDED, app, "an app was suspended", ended)
@@ -281,7 +281,7 @@ class AppService:
             if before.is_active:
                 return before
             app = _changed(before, transaction.now, status=AppStatus.ACTIVE)
-            transaction.put_app(app)
+            transaction.put(app)
             transaction.record(app_events.event(caller, operator, EventType.APP_RESUMED, app, "an app was resumed"))
             return app
 
@@ -302,7 +302,7 @@ class AppService:
                 return before, None
             now = transaction.now
             app = _changed(before, now, status=AppStatus.INACTIVE, deregistered_at=max(1, int(now)))
-            transaction.put_app(app)
+            transaction.put(app)
             ended = _end_all(transaction, caller, operator, app, EndReason.APP_DEREGISTERED)
             event = app_events.ending(caller, operator, EventType.APP_DEREGISTERED, app, "an app was removed", ended)
             transaction.record(event)
@@ -345,7 +345,7 @@ class AppService:
                 audience=(self._config.issuer,),
             )
             grant = msgspec.structs.replace(grant, credential=fingerprint)
-            transaction.put_grant(grant)
+            transaction.put(grant)
             transaction.record(
                 caller.event(
                     EventType.APP_AUTHENTICATED,

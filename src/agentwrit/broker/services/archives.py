@@ -62,7 +62,7 @@ class ArchiveService:
                     data=audit_archive.data(archive),
                 )
             )
-            transaction.put_archive(archive)
+            transaction.put(archive)
             return archive
 
         return await self._store.write(record)

@@ -124,10 +124,10 @@ class DelegationService:
             )
             grant = msgspec.structs.replace(grant, audience=audience, names_actors=request.names_actors)
             issued = self._issuer.token(grant, now, scope_field="scope")
-            transaction.put_grant(grant)
+            transaction.put(grant)
             _record(transaction, caller, parent, grant)
             if identity is not None:
-                transaction.put_first_answer(identity.answered(grant, now))
+                transaction.put(identity.answered(grant, now))
             return issued
 
         first_answer = () if identity is None else (Row("first_answers", identity.key),)

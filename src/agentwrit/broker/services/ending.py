@@ -200,7 +200,7 @@ class _Work:
             self._announce(ending)
         elif is_over:
             self._record(EventType.ENDING_COMPLETED, "all that was to end has ended", {"count": ending.count})
-        transaction.put_ending(ending)
+        transaction.put(ending)
         return ending
 
     # -- finding ------------------------------------------------------------------------------------------------------

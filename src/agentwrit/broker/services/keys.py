@@ -156,7 +156,7 @@ class KeyService:
             # Found anew in here: another broker of this store may have just done it.
             expired, aged = self._due(transaction.signing_keys(), transaction.now)
             for key in expired:
-                transaction.put_signing_key(signing_key.gone(key))
+                transaction.put(signing_key.gone(key))
                 transaction.record(
                     Draft(
                         event_type=EventType.SIGNING_KEY_EXPIRED,
@@ -188,7 +188,7 @@ class KeyService:
     def _rotate(self, transaction: Transaction, caller: Caller, principal: str, purpose: KeyPurpose) -> Rotation:
         before = _key(transaction, purpose, KeyState.ACTIVE)
         retired = signing_key.retired(before, verifies_until=_last_exp(transaction, self._config))
-        transaction.put_signing_key(retired)
+        transaction.put(retired)
         active = self._activate_next(transaction, purpose)
         transaction.record(
             caller.event(
@@ -203,7 +203,7 @@ class KeyService:
 
     def _activate_next(self, transaction: Transaction, purpose: KeyPurpose) -> StoredKey:
         active = self._wrap.activated(_key(transaction, purpose, KeyState.NEXT), int(transaction.now))
-        transaction.put_signing_key(active)
+        transaction.put(active)
         return active
 
     def _announced(self, revocations: Sequence[Revocation]) -> None:
@@ -217,7 +217,7 @@ class KeyService:
 def end_key(transaction: Transaction, key: StoredKey, config: Config) -> None:
     """Let a key be gone at once, and all that it signed be dead. What takes its place is the caller's to say."""
     now = int(transaction.now)
-    transaction.put_signing_key(signing_key.gone(key, revoked_at=max(1, now)))
+    transaction.put(signing_key.gone(key, revoked_at=max(1, now)))
     last_exp = _last_exp(transaction, config)
     transaction.revoke(Revocation(kind=RevocationKind.KEY, id=key.kid, effective_at=now, last_exp=last_exp))
 
@@ -229,7 +229,7 @@ def complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
             if not any(key.purpose is purpose and key.state is state for key in transaction.signing_keys()):
                 now = int(transaction.now)
                 key = wrap.wrap(new_seed(), purpose=purpose, state=state, created_at=now)
-                transaction.put_signing_key(key)
+                transaction.put(key)
                 transaction.record(
                     Draft(
                         event_type=EventType.SIGNING_KEY_CREATED,

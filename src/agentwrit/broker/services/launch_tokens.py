@@ -109,7 +109,7 @@ class LaunchTokenService:
                 is_bound=policy.is_bound,
                 suspensions=app.suspensions if app is not None else 0,
             )
-            transaction.put_launch_token(record)
+            transaction.put(record)
             transaction.record(
                 caller.event(
                     EventType.LAUNCH_TOKEN_ISSUED,

@@ -87,14 +87,14 @@ def use(transaction: Transaction, caller: Caller, app: App, *, orch_id: str, tas
         if usage.live_agents >= app.max_live_agents:
             reached = LimitReached("max_live_agents", app.max_live_agents, retry_after=limits.FULL_SECONDS, until=now)
             raise _denied(caller, app.app_id, reached, orch_id, task_id)
-    transaction.put_app_usage(limits.created(usage, agents=agents, permits=permits))
+    transaction.put(limits.created(usage, agents=agents, permits=permits))
 
 
 def begin_to_count(transaction: Transaction, app: App) -> None:
     """Begin to count the agents that live when the app is given a limit of them: `go_on_counting` counts them."""
     usage = transaction.app_usage(app.app_id) or AppUsage(app_id=app.app_id)
     counted = limits.counted(usage, 0, transaction.now)
-    transaction.put_app_usage(msgspec.structs.replace(counted, counted_behind=0))
+    transaction.put(msgspec.structs.replace(counted, counted_behind=0))
     go_on_counting(transaction, app.app_id)
 
 
@@ -111,8 +111,8 @@ def go_on_counting(transaction: Transaction, app_id: str) -> bool:
     # Some may be counted already, from an earlier limit. None is counted twice: those that are new have to wait.
     for grant in page.grants:
         if not grant.is_counted:
-            transaction.put_grant(msgspec.structs.replace(grant, is_counted=True))
-    transaction.put_app_usage(
+            transaction.put(msgspec.structs.replace(grant, is_counted=True))
+    transaction.put(
         msgspec.structs.replace(
             usage,
             live_agents=usage.live_agents + len(page.grants),
@@ -132,7 +132,7 @@ def make_room(transaction: Transaction, ended: Iterable[Grant]) -> None:
     for app_id, agents in by_app.items():
         usage = transaction.app_usage(app_id)
         if usage is not None:
-            transaction.put_app_usage(limits.without(usage, sum(_is_in(usage, agent) for agent in agents)))
+            transaction.put(limits.without(usage, sum(_is_in(usage, agent) for agent in agents)))
 
 
 def _is_in(usage: AppUsage, grant: Grant) -> bool:

@@ -72,7 +72,7 @@ class OperatorAccounts:
                 updated_at=now,
                 revision=1 if known is None else known.revision + 1,
             )
-            transaction.put_operator(added)
+            transaction.put(added)
             _record(transaction, caller, by, EventType.OPERATOR_ADDED, added, "an operator was added")
             return NewOperatorSecret(operator=added, secret=made)
 
@@ -98,7 +98,7 @@ class OperatorAccounts:
             rotated = msgspec.structs.replace(
                 known, password_hash=password_hash, updated_at=int(transaction.now), revision=known.revision + 1
             )
-            transaction.put_operator(rotated)
+            transaction.put(rotated)
             ending = end_logins(transaction, caller, by.name, name, EndReason.SECRET_ROTATED)
             detail = "an operator was given a new secret"
             _record(transaction, caller, by, EventType.OPERATOR_SECRET_ROTATED, rotated, detail, ending)
@@ -130,7 +130,7 @@ class OperatorAccounts:
             removed = msgspec.structs.replace(
                 known, password_hash="", updated_at=now, removed_at=max(1, now), revision=known.revision + 1
             )
-            transaction.put_operator(removed)
+            transaction.put(removed)
             ending = end_logins(transaction, caller, by.name, name, EndReason.OPERATOR_REMOVED)
             _record(transaction, caller, by, EventType.OPERATOR_REMOVED, removed, "an operator was removed", ending)
             return removed, ending

@@ -70,7 +70,7 @@ class OperatorService:
                 audience=(self._config.issuer,),
             )
             grant = msgspec.structs.replace(grant, operator=_as_in_grants(name))
-            transaction.put_grant(grant)
+            transaction.put(grant)
             transaction.record(
                 caller.event(
                     EventType.ADMIN_AUTH,
@@ -168,7 +168,7 @@ async def _replace_secret(store: Store, known: Operator | None, password_hash: s
         before = known or Operator(name=operator.SUBJECT, password_hash="", created_at=now, updated_at=now)
         revision = before.revision + 1
         # Replaced and not made anew: what a newer version has put into the row stays there.
-        transaction.put_operator(
+        transaction.put(
             msgspec.structs.replace(
                 before, password_hash=password_hash, updated_at=now, revision=revision, removed_at=0
             )

@@ -160,7 +160,7 @@ class RegistrationService:
             self._log_budget.check(caller, app.client_id, who=by.who)
             issued = self.admit(transaction, caller, application, terms, app)
             if identity is not None:
-                transaction.put_first_answer(identity.answered(issued.grant, now))
+                transaction.put(identity.answered(issued.grant, now))
             return issued, app
 
         first_answer = () if identity is None else (Row("first_answers", identity.key),)
@@ -198,7 +198,7 @@ class RegistrationService:
         grant = self._grant(application, application.requested_scope, terms, app, transaction)
         if not grant.public_key:  # nobody could say later that the token is theirs: it is not renewed
             grant = msgspec.structs.replace(grant, ends_at=grant.exp)
-        transaction.put_grant(grant)
+        transaction.put(grant)
         issued = self._issuer.token(grant, transaction.now)
         _record(transaction, caller, grant)
         return issued
@@ -259,9 +259,9 @@ class RegistrationService:
             if not is_proven:
                 raise _refused(caller, application, "the signature is not by that key over that nonce")
             _check_limits(transaction, caller, application, app)
-            transaction.put_launch_token(launch_token.used(token))
+            transaction.put(launch_token.used(token))
             grant = self._grant(application, requested, terms, app, transaction)
-            transaction.put_grant(grant)
+            transaction.put(grant)
             issued = self._issuer.token(grant, now)
             _record(transaction, caller, grant)
             return issued

@@ -48,9 +48,9 @@ def set_back(transaction: Transaction, before: float, end: Callable[[Transaction
     restored = end(transaction)
     for app in transaction.apps():
         if app.previous_secret_until > transaction.now:
-            transaction.put_app(msgspec.structs.replace(app, previous_secret_hash=b"", previous_secret_until=0))
+            transaction.put(msgspec.structs.replace(app, previous_secret_hash=b"", previous_secret_until=0))
         if transaction.app_usage(app.app_id) is not None:
-            transaction.put_app_usage(AppUsage(app_id=app.app_id, counted_at=int(transaction.now)))
+            transaction.put(AppUsage(app_id=app.app_id, counted_at=int(transaction.now)))
     return TimeSet(before, transaction.now, restored)
 
 

@@ -174,7 +174,7 @@ class TokenService:
         successor = self._issuer.renewed(permit_used(grant, transaction.now), app, transaction.now)
         if successor.exp < grant.exp:
             ending = _end_what_outlives(transaction, caller, successor)
-        transaction.put_grant(successor)
+        transaction.put(successor)
         data: EventData = {"jti": successor.jti, "previous_jti": grant.jti, "exp": successor.exp}
         transaction.record(
             caller.event(EventType.TOKEN_RENEWED, detail="a token was renewed", **holder(grant), data=data)

@@ -45,6 +45,10 @@ from agentwrit.domain.signing_key import StoredKey
 T = TypeVar("T")
 
 
+Record = Operator | App | AppUsage | LaunchToken | Grant | Ending | FirstAnswer | StoredKey | Archive
+"""What a transaction puts into the store, by its key."""
+
+
 class Denied(AgentWritError):
     """Raised by a unit of work: undo all of it, keep `events`, and tell the caller `error`."""
 
@@ -347,28 +351,16 @@ class Snapshot(Protocol):
 
 
 class Transaction(Snapshot, Protocol):
-    """A state in the making. `put_*` inserts, or replaces what has the same key."""
+    """A state in the making."""
 
     @property
     def now(self) -> float:
         """The time of this transaction (Unix seconds). It never runs backwards, not even across restarts."""
         ...
 
-    def put_operator(self, operator: Operator) -> None: ...
-
-    def put_app(self, app: App) -> None: ...
-
-    def put_app_usage(self, usage: AppUsage) -> None: ...
-
-    def put_launch_token(self, token: LaunchToken) -> None: ...
-
-    def put_grant(self, grant: Grant) -> None: ...
-
-    def put_ending(self, ending: Ending) -> None: ...
-
-    def put_first_answer(self, answer: FirstAnswer) -> None: ...
-
-    def put_signing_key(self, key: StoredKey) -> None: ...
+    def put(self, record: Record) -> None:
+        """Insert a record, or replace the record that has the same key."""
+        ...
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
         """Remember that `nonce` was used, until it expires. False when it had been used before."""
@@ -417,10 +409,6 @@ class Transaction(Snapshot, Protocol):
 
     def name_cluster(self, name: str) -> None:
         """Let the store be that of the brokers of this name."""
-        ...
-
-    def put_archive(self, archive: Archive) -> None:
-        """Keep in mind that these events were archived. They go with `prune`."""
         ...
 
     def prune(self) -> int:

@@ -16,11 +16,13 @@ from agentwrit.broker.storage.base import (
     Expired,
     GrantPage,
     GrantQuery,
+    Record,
     RevocationListener,
     Row,
     Snapshot,
     Transaction,
 )
+from agentwrit.broker.storage.tables import table_of
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
 from agentwrit.domain.audit_archive import Archive
@@ -312,29 +314,9 @@ class _MemoryTransaction(_MemorySnapshot):
             self._undo_log.pop()()
         self.revoked.clear()
 
-    def put_operator(self, operator: Operator) -> None:
-        self._put(self._tables.operators, operator.name, operator)
-
-    def put_app(self, app: App) -> None:
-        self._put(self._tables.apps, app.app_id, app)
-
-    def put_app_usage(self, usage: AppUsage) -> None:
-        self._put(self._tables.app_usage, usage.app_id, usage)
-
-    def put_launch_token(self, token: LaunchToken) -> None:
-        self._put(self._tables.launch_tokens, token.token_hash, token)
-
-    def put_grant(self, grant: Grant) -> None:
-        self._put(self._tables.grants, grant.sid, grant)
-
-    def put_ending(self, ending: Ending) -> None:
-        self._put(self._tables.endings, ending.id, ending)
-
-    def put_first_answer(self, answer: FirstAnswer) -> None:
-        self._put(self._tables.first_answers, answer.key, answer)
-
-    def put_signing_key(self, key: StoredKey) -> None:
-        self._put(self._tables.signing_keys, key.kid, key)
+    def put(self, record: Record) -> None:
+        table = table_of(record)
+        self._put(getattr(self._tables, table.name), table.lookup(record)[0], record)
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
         if nonce in self._tables.nonces:
@@ -352,7 +334,7 @@ class _MemoryTransaction(_MemorySnapshot):
 
     def end(self, ends: Iterable[End]) -> None:
         for end in ends:
-            self.put_grant(end.ended(self.now))
+            self.put(end.ended(self.now))
             self.revoke(end.revocation(self.now), replaces=True)
             self.record(end.draft())
 
@@ -384,9 +366,6 @@ class _MemoryTransaction(_MemorySnapshot):
 
     def name_cluster(self, name: str) -> None:
         self._put(self._tables.names, "cluster", name)
-
-    def put_archive(self, archive: Archive) -> None:
-        self._put(self._tables.archives, archive.last, archive)
 
     def prune(self) -> int:
         first = self.pruned() + 1

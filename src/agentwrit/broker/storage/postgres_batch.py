@@ -23,7 +23,8 @@ from agentwrit.broker.storage.sql_batch import (
     Question,
     Unread,
 )
-from agentwrit.broker.storage.sql_rows import COLUMNS, Key, on_conflict
+from agentwrit.broker.storage.sql_rows import Key
+from agentwrit.broker.storage.tables import Table
 from agentwrit.domain import audit
 
 _KINDS: Final = {str: "text", int: "bigint", bytes: "bytea"}
@@ -98,8 +99,9 @@ class Reading:
 
 @cache
 def _lookup(table: str) -> str:
-    key, columns = READ[table]
-    return f"SELECT {key}, {columns} FROM {table} WHERE {key} = ANY(?)"
+    found = READ[table]
+    [key] = found.key
+    return f"SELECT {key}, {', '.join(found.found_by_key)} FROM {table} WHERE {key} = ANY(?)"
 
 
 def _array(values: Sequence[Any]) -> str:
@@ -115,8 +117,8 @@ def _array(values: Sequence[Any]) -> str:
 
 
 @cache
-def _put_all(table: str, kinds: tuple[type, ...]) -> str:
+def _put_all(table: Table, kinds: tuple[type, ...]) -> str:
     """What puts rows, an array for each of their columns: inserts them, or replaces those that have the same key."""
     arrays = ", ".join(f"?::{_KINDS[kind]}[]" for kind in kinds)
-    columns = ", ".join(COLUMNS[table])
-    return f"INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays}) {on_conflict(table)}"
+    columns = ", ".join(table.columns)
+    return f"INSERT INTO {table.name} ({columns}) SELECT * FROM unnest({arrays}) {table.on_conflict}"

@@ -5,46 +5,23 @@ where anything is wrong nothing is written.
 """
 
 import sqlite3
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import psycopg
 from psycopg import sql
 
-from agentwrit.broker.storage import postgres_schema, sql_log, sql_rows, sqlite_rows, sqlite_schema
+from agentwrit.broker.storage import postgres_schema, sql_log, sqlite_rows, sqlite_schema, tables
 from agentwrit.broker.storage.postgres_link import Link, escaped
 from agentwrit.broker.storage.postgres_migration import prepare
 from agentwrit.broker.storage.postgres_rows import SELECT_STATE, State
 from agentwrit.broker.storage.sealing import Sealer
+from agentwrit.broker.storage.tables import Table
 from agentwrit.domain import audit
 from agentwrit.domain.audit_export import PROGRESS_EVENTS, Progress, unwatched
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
 
-
-class _Table(NamedTuple):
-    name: str
-    columns: Sequence[str]
-    order: str
-
-
-_SEALED = ("body", "mac")
-
-TABLES: Final = (
-    _Table("operators", ("name", *_SEALED), "name"),
-    _Table("apps", ("app_id", "client_id", "name", "status", *_SEALED), "position"),
-    _Table("app_usage", ("app_id", *_SEALED), "app_id"),
-    _Table("endings", ("id", "done_at", *_SEALED), "id"),
-    _Table("launch_tokens", ("token_hash", "expires_at", *_SEALED), "token_hash"),
-    _Table("nonces", ("nonce", "expires_at"), "nonce"),
-    _Table("grants", (*sql_rows.GRANT_COLUMNS, *_SEALED), "rowid"),
-    _Table("first_answers", ("key", "expires_at", *_SEALED), "key"),
-    _Table("revocations", ("kind", "id", "effective_at", "last_exp", "mac", "seq"), "seq"),
-    _Table("signing_keys", ("kid", "created_at", *_SEALED), "kid"),
-    _Table("events", sql_log.EVENT_COLUMNS, "sequence"),
-    _Table("tiles", ("level", "number", "hashes", "mac"), "level, number"),
-    _Table("checkpoint", ("one", "size", "note"), "one"),
-    _Table("archives", ("last", *_SEALED), "last"),
-)
+COPIED: Final = tuple(table for table in tables.ALL if table is not tables.META)
+"""All tables but the one whose rows each engine writes for itself: see `_move_state`."""
 
 
 def copy(
@@ -63,7 +40,7 @@ def copy(
             link.take_time()
             if State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), sealer) != State():
                 raise ConfigurationError("the database is in use already: copy into one that no broker was started on")
-            counts = {table.name: _copy_table(source, link, table) for table in TABLES}
+            counts = {table.name: _copy_table(source, link, table) for table in COPIED}
             _move_state(source, link, sealer)
             _verify(link, sealer, progress)
             return counts
@@ -73,7 +50,7 @@ def copy(
         link.close()
 
 
-def _copy_table(source: sqlite3.Connection, link: Link, table: _Table) -> int:
+def _copy_table(source: sqlite3.Connection, link: Link, table: Table) -> int:
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
         sql.Identifier(table.name), sql.SQL(", ").join(map(sql.Identifier, table.columns))
     )

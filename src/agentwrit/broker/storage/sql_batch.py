@@ -12,12 +12,13 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from agentwrit.broker.storage import sql_units
-from agentwrit.broker.storage.base import GrantPage, GrantQuery, Row, Transaction
+from agentwrit.broker.storage import sql_units, tables
+from agentwrit.broker.storage.base import GrantPage, GrantQuery, Record, Row, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
-from agentwrit.broker.storage.sql_rows import SELECT_REVOCATIONS, Key, SqlTransaction, key_of, open_revocation
+from agentwrit.broker.storage.sql_rows import SELECT_REVOCATIONS, Key, SqlTransaction, open_revocation
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
+from agentwrit.broker.storage.tables import Columns, Table, table_of
 from agentwrit.domain import audit
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.revocation import Revocation, RevocationKind
@@ -25,37 +26,13 @@ from agentwrit.domain.revocation import Revocation, RevocationKind
 R = TypeVar("R", bound=msgspec.Struct)
 T = TypeVar("T")
 
-Columns = tuple[object, ...]
-"""A row, in the order of its table's COLUMNS."""
+READ: Final = {table.name: table for table in tables.ALL if table.found_by_key}
+"""The tables whose rows units in memory find by their key."""
 
-# The tables whose rows are found by one key here, and what is read of them.
-READ: Final = {
-    "apps": ("app_id", "body, mac"),
-    "app_usage": ("app_id", "body, mac"),
-    "launch_tokens": ("token_hash", "body, mac"),
-    "grants": ("sid", "body, mac"),
-    "first_answers": ("key", "body, mac"),
-    "nonces": ("nonce", "expires_at"),
-    "endings": ("id", "body, mac"),
+_KEY_OF: Final[Mapping[Table, Callable[[Columns], object]]] = {
+    table: itemgetter(*range(len(table.key) or 1)) for table in tables.ALL if table.in_memory
 }
-
-# The tables whose rows are written here.
-WRITTEN: Final = (
-    "app_usage",
-    "launch_tokens",
-    "grants",
-    "first_answers",
-    "nonces",
-    "revocations",
-    "tiles",
-    "events",
-    "meta",
-    "endings",
-)
-
-_KEY_OF: Final[Mapping[str, Callable[[Columns], object]]] = {
-    table: itemgetter(*range(len(key_of(table)) or 1)) for table in WRITTEN
-}
+"""What tells a row from the others that a batch writes, of the tables that units write in memory."""
 
 
 class Question(NamedTuple):
@@ -85,7 +62,7 @@ class Changes:
 
     def __init__(self, below: "Changes | None" = None) -> None:
         self.below = below
-        self.rows: defaultdict[str, dict[object, Columns]] = defaultdict(dict)
+        self.rows: defaultdict[Table, dict[object, Columns]] = defaultdict(dict)
         self.records: dict[Row, msgspec.Struct] = {}
         self.grants: dict[str, Grant] = {}
         self.delegations: dict[str, Grant] = {}  # those grants that were delegated
@@ -99,14 +76,14 @@ class Changes:
     def row_count(self) -> int:
         return sum(map(len, self.rows.values()))
 
-    def put(self, table: str, row: Columns) -> None:
+    def put(self, table: Table, row: Columns) -> None:
         self.rows[table][_KEY_OF[table](row)] = row
 
-    def put_all(self, table: str, rows: Iterable[Columns]) -> None:
+    def put_all(self, table: Table, rows: Iterable[Columns]) -> None:
         key_of = _KEY_OF[table]
         self.rows[table].update((key_of(row), row) for row in rows)
 
-    def has(self, table: str, key: Key) -> bool:
+    def has(self, table: Table, key: Key) -> bool:
         is_here = table in self.rows and key in self.rows[table]
         return is_here or (self.below is not None and self.below.has(table, key))
 
@@ -321,35 +298,35 @@ class BatchTransaction(SqlTransaction):
         self.changes.revocations[revocation.kind, revocation.id] = self.revoked[-1]
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
-        if self.changes.has("nonces", nonce) or self._batch.rows(Row("nonces", nonce)):
+        if self.changes.has(tables.NONCES, nonce) or self._batch.rows(Row("nonces", nonce)):
             return False
         self._put_nonce(nonce, expires_at)
         return True
 
     def _put_nonce(self, nonce: bytes, expires_at: int) -> None:
-        self.changes.put("nonces", (nonce, expires_at))
+        self.changes.put(tables.NONCES, (nonce, expires_at))
 
     def _one(self, table: str, record_type: type[R], column: str, value: Key, condition: str = "") -> R | None:
-        if condition or table not in READ or column != READ[table][0]:
+        if condition or table not in READ or (column,) != READ[table].key:
             raise NotInMemory
         at = Row(table, value)
         written: Any = self.changes.grant(str(value)) if table == "grants" else self.changes.record(at)
         return written or self._batch.record(at, lambda row: self._open(table, record_type, row, column, value))
 
-    def _put(self, table: str, record: msgspec.Struct, /, *columns: object) -> None:
-        super()._put(table, record, *columns)
+    def put(self, record: Record) -> None:
+        super().put(record)
         if isinstance(record, Grant):
             self.changes.put_grant(record)
         else:
-            key: Any = columns[0]
-            self.changes.records[Row(table, key)] = record
+            table = table_of(record)
+            self.changes.records[Row(table.name, getattr(record, table.key[0]))] = record
 
-    def _put_row(self, table: str, row: Columns) -> None:
-        if table not in _KEY_OF:
+    def _put_row(self, table: Table, row: Columns) -> None:
+        if not table.in_memory:
             raise NotInMemory
         self.changes.put(table, row)
 
-    def _put_rows(self, table: str, rows: Sequence[Columns]) -> None:
+    def _put_rows(self, table: Table, rows: Sequence[Columns]) -> None:
         if rows:
             self.changes.put_all(table, rows)
 

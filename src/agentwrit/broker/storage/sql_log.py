@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import msgspec
 
+from agentwrit.broker.storage import tables
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
 
-EVENT_COLUMNS: Final = tuple(field.name for field in msgspec.structs.fields(audit.Event))
-TILE_COLUMNS: Final = ("level", "number", "hashes", "mac")
+EVENT_COLUMNS: Final = tables.EVENTS.columns
 SELECT_EVENTS: Final = f"SELECT {', '.join(EVENT_COLUMNS)} FROM events"
 
 _DATA_COLUMN = EVENT_COLUMNS.index("data")
@@ -179,7 +179,7 @@ def put_tiles(connection: Session, sealer: Sealer, tiles: Iterable[merkle.Tile])
 
 
 def tile_row(sealer: Sealer, tile: merkle.Tile) -> tuple[int, int, bytes, bytes]:
-    """The row of a tile, in the order of TILE_COLUMNS."""
+    """The row of a tile, in the order of its table's columns."""
     return tile.level, tile.number, tile.hashes, sealer.mac("tiles", tile_body(*tile))
 
 

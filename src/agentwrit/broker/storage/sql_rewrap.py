@@ -16,9 +16,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from agentwrit.broker.storage import sql_log
+from agentwrit.broker.storage import sql_log, tables
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
+from agentwrit.broker.storage.tables import Table
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.audit_export import Progress, unwatched
 from agentwrit.domain.errors import TamperedRecord
@@ -38,29 +39,7 @@ class Keys(NamedTuple):
     rewrapped: Callable[[StoredKey], StoredKey]
 
 
-class _Table(NamedTuple):
-    """`key`: what its rows are known by; `sealed`: the columns that the MAC is over."""
-
-    name: str
-    key: tuple[str, ...]
-    sealed: tuple[str, ...] = ("body",)
-
-
-_KEYS: Final = "signing_keys"
-
-TABLES: Final = (
-    _Table("operators", ("name",)),
-    _Table("apps", ("app_id",)),
-    _Table("app_usage", ("app_id",)),
-    _Table("endings", ("id",)),
-    _Table("launch_tokens", ("token_hash",)),
-    _Table("grants", ("sid",)),
-    _Table("first_answers", ("key",)),
-    _Table("revocations", ("kind", "id"), ("kind", "id", "effective_at", "last_exp")),
-    _Table(_KEYS, ("kid",)),
-    _Table("tiles", ("level", "number"), ("level", "number", "hashes")),
-    _Table("archives", ("last",)),
-)
+TABLES: Final = tuple(table for table in tables.ALL if table.authenticated)
 
 
 def move(
@@ -94,9 +73,9 @@ def event(rows: int) -> Draft:
     )
 
 
-def _pages(session: Session, table: _Table, place: tuple[str, ...]) -> Iterable[Sequence[tuple[Any, ...]]]:
+def _pages(session: Session, table: Table, place: tuple[str, ...]) -> Iterable[Sequence[tuple[Any, ...]]]:
     order = ", ".join(place)
-    columns = ", ".join((*place, *table.key, *table.sealed, "mac"))
+    columns = ", ".join((*place, *table.key, *table.authenticated, "mac"))
     page = session.execute(f"SELECT {columns} FROM {table.name} ORDER BY {order} LIMIT ?", (PAGE,)).fetchall()
     behind = f"({order}) > ({', '.join('?' * len(place))})"
     while page:
@@ -107,7 +86,7 @@ def _pages(session: Session, table: _Table, place: tuple[str, ...]) -> Iterable[
         ).fetchall()
 
 
-def _move(write: Write, table: _Table, place: tuple[str, ...], page: Sequence[tuple[Any, ...]], keys: Keys) -> None:
+def _move(write: Write, table: Table, place: tuple[str, ...], page: Sequence[tuple[Any, ...]], keys: Keys) -> None:
     changes: list[tuple[object, ...]] = []
     for row in page:
         at, key = row[: len(place)], row[len(place) : len(place) + len(table.key)]
@@ -118,23 +97,23 @@ def _move(write: Write, table: _Table, place: tuple[str, ...], page: Sequence[tu
         except TamperedRecord:
             name = " ".join(map(_shown, key))
             raise TamperedRecord(f"the row {name} of {table.name} was altered outside the broker") from None
-        if table.name == _KEYS:
+        if table is tables.SIGNING_KEYS:
             record = keys.old.open(table.name, sealed[0], mac, StoredKey)
             changes.append((*keys.new.seal(table.name, keys.rewrapped(record)), *at))
         else:
             changes.append((keys.new.mac(table.name, body), *at))
-    changed = "body = ?, mac = ?" if table.name == _KEYS else "mac = ?"
+    changed = "body = ?, mac = ?" if table is tables.SIGNING_KEYS else "mac = ?"
     write(f"UPDATE {table.name} SET {changed} WHERE {' AND '.join(f'{column} = ?' for column in place)}", changes)
 
 
-def _body(table: _Table, sealed: Sequence[Any]) -> Any:
+def _body(table: Table, sealed: Sequence[Any]) -> Any:
     """What the MAC of a row is over. In a file that was edited by hand a column may hold anything."""
-    if table.sealed == ("body",):
+    if table.authenticated == ("body",):
         return sealed[0]
     try:
-        if table.name == "tiles":
+        if table is tables.TILES:
             return sql_log.tile_body(*sealed)
-        return msgspec.json.encode(dict(zip(table.sealed, sealed, strict=True)))
+        return msgspec.json.encode(dict(zip(table.authenticated, sealed, strict=True)))
     except (TypeError, ValueError):
         return None
 

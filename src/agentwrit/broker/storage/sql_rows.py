@@ -7,10 +7,19 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
-from agentwrit.broker.storage import sql_log
-from agentwrit.broker.storage.base import DATA_FIELDS, EXPIRED_AT_ONCE, EventQuery, Expired, GrantPage, GrantQuery
+from agentwrit.broker.storage import sql_log, tables
+from agentwrit.broker.storage.base import (
+    DATA_FIELDS,
+    EXPIRED_AT_ONCE,
+    EventQuery,
+    Expired,
+    GrantPage,
+    GrantQuery,
+    Record,
+)
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql import Session
+from agentwrit.broker.storage.tables import Columns, Table, table_of
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.app import App
 from agentwrit.domain.audit_archive import Archive
@@ -21,7 +30,7 @@ from agentwrit.domain.idempotency import FirstAnswer
 from agentwrit.domain.launch_token import LaunchToken
 from agentwrit.domain.limits import AppUsage
 from agentwrit.domain.operator import Operator
-from agentwrit.domain.revocation import RETENTION_SECONDS, Revocation, RevocationKind
+from agentwrit.domain.revocation import Revocation, RevocationKind
 from agentwrit.domain.signing_key import StoredKey
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -30,52 +39,8 @@ Key = str | bytes
 
 SELECT_REVOCATIONS: Final = "SELECT kind, id, effective_at, last_exp, mac FROM revocations"
 
-# What stands beside a grant's sealed body, for finding it.
-GRANT_COLUMNS: Final = (
-    "sid",
-    "kind",
-    "app_id",
-    "ended_at",
-    "exp",
-    "subject",
-    "task_id",
-    "orch_id",
-    "jti",
-    "parent_sid",
-    "kid",
-    "counted",
-    "tree",
-)
-
-# The columns of the tables that are written row by row, in the order of the rows.
-COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
-    "operators": ("name", "body", "mac"),
-    "apps": ("app_id", "client_id", "name", "status", "body", "mac"),
-    "app_usage": ("app_id", "body", "mac"),
-    "launch_tokens": ("token_hash", "expires_at", "body", "mac"),
-    "grants": (*GRANT_COLUMNS, "body", "mac"),
-    "first_answers": ("key", "expires_at", "body", "mac"),
-    "nonces": ("nonce", "expires_at"),
-    "signing_keys": ("kid", "created_at", "body", "mac"),
-    "revocations": ("kind", "id", "effective_at", "last_exp", "mac", "seq"),
-    "tiles": sql_log.TILE_COLUMNS,
-    "events": sql_log.EVENT_COLUMNS,
-    "meta": ("name", "value"),
-    "endings": ("id", "done_at", "body", "mac"),
-    "archives": ("last", "body", "mac"),
-}
-
-# Of these the first columns are their key, so many; an event replaces no other one; of the rest the first column is.
-_KEY_WIDTHS: Final = {"revocations": 2, "tiles": 2, "events": 0}
-
-# What never changes of a grant. To write it again would be to write the indexes again that have it.
-_KEPT: Final = {"grants": frozenset({"kind", "app_id", "subject", "task_id", "orch_id", "parent_sid", "tree"})}
-
 ALL: Final = 2**63 - 1  # as a limit
 TALLIED: Final = 4096  # events: how many of each type are in so many is known
-
-# Not "<": for that there is an index, by which all entries would be looked at.
-_IS_NOT_HEAD = "seq <> (SELECT max(seq) FROM revocations)"
 
 
 class SqlSnapshot:
@@ -441,29 +406,9 @@ class SqlTransaction(SqlSnapshot):
         self.now = now
         self.revoked: list[Revocation] = []
 
-    def put_operator(self, operator: Operator) -> None:
-        self._put("operators", operator, operator.name)
-
-    def put_app(self, app: App) -> None:
-        self._put("apps", app, app.app_id, app.client_id, app.name, app.status.value)
-
-    def put_app_usage(self, usage: AppUsage) -> None:
-        self._put("app_usage", usage, usage.app_id)
-
-    def put_launch_token(self, token: LaunchToken) -> None:
-        self._put("launch_tokens", token, token.token_hash, token.expires_at)
-
-    def put_grant(self, grant: Grant) -> None:
-        self._put("grants", grant, *_grant_columns(grant))
-
-    def put_ending(self, ending: Ending) -> None:
-        self._put("endings", ending, ending.id, ending.done_at)
-
-    def put_first_answer(self, answer: FirstAnswer) -> None:
-        self._put("first_answers", answer, answer.key, answer.expires_at)
-
-    def put_signing_key(self, key: StoredKey) -> None:
-        self._put("signing_keys", key, key.kid, key.created_at)
+    def put(self, record: Record) -> None:
+        table = table_of(record)
+        self._put_row(table, (*table.lookup(record), *self._sealer.seal(table.name, record)))
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
         spent = self._connection.execute(
@@ -478,7 +423,7 @@ class SqlTransaction(SqlSnapshot):
             revocation = known.joined(revocation)
         _, mac = self._sealer.seal("revocations", revocation)
         entry = (revocation.kind._value_, revocation.id, revocation.effective_at, revocation.last_exp)
-        self._put_row("revocations", (*entry, mac, self._next_number()))
+        self._put_row(tables.REVOCATIONS, (*entry, mac, self._next_number()))
         self.revoked.append(revocation)
 
     def _next_number(self) -> int:
@@ -491,7 +436,7 @@ class SqlTransaction(SqlSnapshot):
         self._revoke_all([end.revocation(now) for end in ends])
         run = audit.Run(self.head)
         alike: dict[int, audit.Alike] = {}  # by the identity of what they have in common, which `ends` keeps
-        rows: list[tuple[object, ...]] = []
+        rows: list[Columns] = []
         for end in ends:
             grant = end.grant
             common = alike.get(id(end.event))
@@ -499,20 +444,22 @@ class SqlTransaction(SqlSnapshot):
                 common = alike[id(end.event)] = audit.Alike(end.event, now=now)
             who = about(grant)
             rows.append(sql_log.row_of_alike(common, who, run.append(common, who, grant.jti)))
-        self._put_rows("events", rows)
+        self._put_rows(tables.EVENTS, rows)
         self._put_tiles(run.tiles)
         self.head = run.head
 
     def _put_grants(self, grants: Sequence[Grant]) -> None:
         sealed = self._sealer.seal_all("grants", grants)
-        self._put_rows("grants", [(*_grant_columns(grant), *row) for grant, row in zip(grants, sealed, strict=True)])
+        self._put_rows(
+            tables.GRANTS, [(*tables.GRANTS.lookup(grant), *row) for grant, row in zip(grants, sealed, strict=True)]
+        )
 
     def _revoke_all(self, revocations: Sequence[Revocation]) -> None:
         """As `revoke`, where each replaces what there may be."""
         sealed = self._sealer.seal_all("revocations", revocations)
         first = self._next_number()
         self._put_rows(
-            "revocations",
+            tables.REVOCATIONS,
             [
                 (each.kind._value_, each.id, each.effective_at, each.last_exp, mac, number)
                 for number, (each, (_, mac)) in enumerate(zip(revocations, sealed, strict=True), first)
@@ -522,7 +469,7 @@ class SqlTransaction(SqlSnapshot):
 
     def record(self, draft: audit.Draft) -> None:
         appended = audit.append(draft, self.head, now=self.now)
-        self._put_row("events", sql_log.event_row(appended.event))
+        self._put_row(tables.EVENTS, sql_log.event_row(appended.event))
         if appended.tiles:
             self._put_tiles(appended.tiles)
         self.head = appended.head
@@ -551,9 +498,6 @@ class SqlTransaction(SqlSnapshot):
             (name, value),
         )
 
-    def put_archive(self, archive: Archive) -> None:
-        self._put("archives", archive, archive.last)
-
     def prune(self) -> int:
         pruned = self.pruned()
         last = pruned + merkle.TILE_WIDTH
@@ -564,84 +508,42 @@ class SqlTransaction(SqlSnapshot):
         return len(gone.fetchall())
 
     def purge(self, limit: int) -> int:
-        over = int(self.now)
         count = 0
-        for table, key, column, before in (
-            ("nonces", "nonce", "expires_at", over),
-            ("launch_tokens", "token_hash", "expires_at", over),
-            ("first_answers", "key", "expires_at", over),
-            ("grants", "sid", "exp", over - RETENTION_SECONDS),
-            ("revocations", "(kind, id)", f"{_IS_NOT_HEAD} AND last_exp", over - RETENTION_SECONDS),
-            ("endings", "id", "done_at > 0 AND done_at", over - RETENTION_SECONDS),
-        ):
-            columns = key.strip("()")
-            forgotten = self._connection.execute(
-                f"DELETE FROM {table} WHERE {key} IN (SELECT {columns} FROM {table} WHERE {column} <= ? LIMIT ?)"
-                " RETURNING 1",
-                (before, limit - count),
-            )
-            count += len(forgotten.fetchall())
+        for table in tables.ALL:
+            if table.expiry and count < limit:
+                count += self._delete_expired(table, limit - count)
         return count
+
+    def _delete_expired(self, table: Table, limit: int) -> int:
+        key = ", ".join(table.key)
+        conditions = [*([table.condition] if table.condition else []), f"{table.expiry} <= ?"]
+        deleted = self._connection.execute(
+            f"DELETE FROM {table.name} WHERE ({key}) IN"
+            f" (SELECT {key} FROM {table.name} WHERE {' AND '.join(conditions)} LIMIT ?) RETURNING 1",
+            (int(self.now) - table.kept_seconds, limit),
+        )
+        return len(deleted.fetchall())
 
     def _drop(self, table: str) -> int:
         return len(self._connection.execute(f"DELETE FROM {table} RETURNING 1").fetchall())
 
-    def _put(self, table: str, record: msgspec.Struct, /, *columns: object) -> None:
-        """Write a record's row. `columns`: what it is found by, its key first."""
-        self._put_row(table, (*columns, *self._sealer.seal(table, record)))
-
-    def _put_row(self, table: str, row: tuple[object, ...]) -> None:
+    def _put_row(self, table: Table, row: Columns) -> None:
         self._connection.execute(_upsert(table), row)
 
-    def _put_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def _put_rows(self, table: Table, rows: Sequence[Columns]) -> None:
         for row in rows:
             self._put_row(table, row)
 
     def _put_tiles(self, tiles: Sequence[merkle.Tile]) -> None:
         for tile in tiles:
-            self._put_row("tiles", sql_log.tile_row(self._sealer, tile))
-
-
-def _grant_columns(grant: Grant) -> tuple[object, ...]:
-    """What stands beside a grant's body: see GRANT_COLUMNS."""
-    chain = grant.chain
-    return (
-        grant.sid,
-        grant.kind._value_,
-        grant.app_id,
-        grant.ended_at,
-        grant.exp,
-        grant.subject,
-        grant.task_id,
-        grant.orch_id,
-        grant.jti,
-        chain[-1].sid if chain else "",
-        grant.kid,
-        int(grant.is_counted),
-        chain[0].sid if chain else "",
-    )
+            self._put_row(tables.TILES, sql_log.tile_row(self._sealer, tile))
 
 
 @cache
-def _upsert(table: str) -> str:
-    """What inserts a row, or replaces the one that has the same key."""
-    columns = COLUMNS[table]
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) {on_conflict(table)}"
-
-
-def key_of(table: str) -> tuple[str, ...]:
-    """The columns by which a row of a table replaces another one: none for events, which never do."""
-    return COLUMNS[table][: _KEY_WIDTHS.get(table, 1)]
-
-
-def on_conflict(table: str) -> str:
-    """What makes an INSERT replace a row that has the same key."""
-    key = key_of(table)
-    if not key:
-        return ""
-    kept = {*key, *_KEPT.get(table, ())}
-    changes = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[table] if name not in kept)
-    return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
+def _upsert(table: Table) -> str:
+    """The statement that inserts a row, or replaces the row that has the same key."""
+    values = ", ".join("?" * len(table.columns))
+    return f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES ({values}) {table.on_conflict}"
 
 
 class _Where:

@@ -11,6 +11,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import Any, Final
 
+from agentwrit.broker.storage import tables
 from agentwrit.broker.storage.base import Row
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.spent_nonces import SpentNonces
@@ -20,12 +21,11 @@ from agentwrit.broker.storage.sql_batch import (
     Batch,
     BatchTransaction,
     Changes,
-    Columns,
     Question,
 )
-from agentwrit.broker.storage.sql_rows import COLUMNS, on_conflict
 from agentwrit.broker.storage.sql_units import Outcome, Waiting
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, SqliteTransaction
+from agentwrit.broker.storage.tables import Columns, Table
 from agentwrit.domain import audit
 
 MOST_ROWS: Final = 128  # of a statement
@@ -44,14 +44,20 @@ def is_stores_fault(error: Exception) -> bool:
 
 
 @cache
-def _insert(table: str, rows: int) -> str:
+def _insert(table: Table, rows: int) -> str:
     """What inserts so many rows, or replaces those that have the same key, and leaves out those of NULLs."""
-    columns = COLUMNS[table]
-    row = f"({', '.join('?' * len(columns))})"
+    row = f"({', '.join('?' * len(table.columns))})"
     return (
-        f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM (VALUES {', '.join([row] * rows)})"
-        f" WHERE column1 IS NOT NULL {on_conflict(table)}"
+        f"INSERT INTO {table.name} ({', '.join(table.columns)}) SELECT * FROM (VALUES {', '.join([row] * rows)})"
+        f" WHERE column1 IS NOT NULL {table.on_conflict}"
     )
+
+
+@cache
+def _lookup(table: str) -> str:
+    """The statement that reads what units in memory need of a row."""
+    found = READ[table]
+    return f"SELECT {', '.join(found.found_by_key)} FROM {table} WHERE {found.key[0]} = ?"
 
 
 class SqliteBatchTransaction(BatchTransaction, SqliteSnapshot):
@@ -109,7 +115,7 @@ class SqliteBatch(Batch):
 
     def put_meta(self, name: str, value: str) -> None:
         """Write a row of `meta`."""
-        self.changes.put("meta", (name, value))
+        self.changes.put(tables.META, (name, value))
 
     def settle(self) -> None:
         """The batch before this one is committed: what it has written is to be read from the database."""
@@ -122,8 +128,7 @@ class SqliteBatch(Batch):
     def rows(self, wanted: Row | Question) -> Sequence[tuple[Any, ...]]:
         if isinstance(wanted, Question):
             return self._reader.execute(wanted.sql, wanted.values).fetchall()
-        key, columns = READ[wanted.table]
-        return self._reader.execute(f"SELECT {columns} FROM {wanted.table} WHERE {key} = ?", (wanted.key,)).fetchall()
+        return self._reader.execute(_lookup(wanted.table), (wanted.key,)).fetchall()
 
     def _in_memory(self) -> BatchTransaction:
         return SqliteBatchTransaction(self, self._sealer, self._spent)
@@ -143,8 +148,8 @@ class SqliteBatch(Batch):
             for start in range(0, len(written), MOST_ROWS):
                 self._write_rows(table, written[start : start + MOST_ROWS])
 
-    def _write_rows(self, table: str, rows: Sequence[Columns]) -> None:
+    def _write_rows(self, table: Table, rows: Sequence[Columns]) -> None:
         count = 1 << (len(rows) - 1).bit_length()
         values = list(chain.from_iterable(rows))
-        values += [None] * (count * len(COLUMNS[table]) - len(values))
+        values += [None] * (count * len(table.columns) - len(values))
         self._session.execute(_insert(table, count), values)
