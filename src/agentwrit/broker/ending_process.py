@@ -39,7 +39,7 @@ from agentwrit.domain.errors import Unavailable
 
 AT_ONCE: Final = 512
 """Grants that are ended in one commit of a data directory."""
-LENT_SECONDS: Final = 0.1
+LENT_MS: Final = 100
 """After which no other commit is begun: others who want to write have waited that long."""
 NICENESS: Final = 3
 """What is to end is refused already, so that requests may go first where processors are scarce: a nice value."""
@@ -258,7 +258,7 @@ class _DataDirectory:
         self._borrower = Borrower(database, sealer)
 
     def step(self, order: _Step) -> _Stepped:
-        until = time.monotonic() + LENT_SECONDS
+        until = time.monotonic() + LENT_MS / 1000
         ending, returned = self._borrower.commit(
             order.loan,
             partial(_go_on, order.ending_id),
