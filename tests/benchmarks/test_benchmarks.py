@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
         partial(revocation.run, rounds=1),
         partial(life.run, rounds=1),
         partial(scale.past, rounds=1, many=500),
-        partial(scale.ended, many=500, few=10, afterlife=15),
+        partial(scale.ended, many=500, few=10, afterlife=25),
     ],
     ids=["verify", "revocation", "life", "past", "ended"],
 )

@@ -12,7 +12,7 @@ AGENTWRIT = str(Path(sys.executable).parent / "agentwrit")
 CLEAN = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith("AGENTWRIT_") and not name.lower().endswith("_proxy")
+    if not name.startswith(("AGENTWRIT_", "PYTEST_")) and not name.lower().endswith("_proxy")
 }
 
 # Makes standard input the terminal whose keys signal the process, as a login does; then becomes the command.

@@ -95,10 +95,21 @@ class Client:
         """Release this token at any broker, go on asking about it, and say whether it was done."""
         with self._shared.lock:
             self._shared.released[sid] = token
-        return self._release_one(sid, token) is Told.YES
+        return self._release_one(*self._any_broker(), sid, token) is Told.YES
 
-    def _release_one(self, sid: str, token: str) -> Told:
-        number, http = self._any_broker()
+    def ask_elsewhere(self, agents: int = 8) -> None:
+        """Register some agents, release each at the first broker, and ask the others about it at once."""
+        with self._shared.lock:
+            known = set(self._shared.tokens)
+        while len(new := self._shared.tokens.keys() - known) < agents:
+            self._register()
+        for sid in new:
+            token = self._shared.tokens[sid]
+            self._release_one(0, self._http[0], sid, token)
+            for number, http in enumerate(self._http[1:], 1):
+                self._ask_whether_valid(number, http, sid, token)
+
+    def _release_one(self, number: int, http: httpx2.Client, sid: str, token: str) -> Told:
         asked_at = time.monotonic()
         answer = self._ask(http, "/v1/token/release", None, bearer(token))
         self._note(Kind.RELEASE, sid, told := _told(answer, yes=204, no=(401, 403)), asked_at, number)
@@ -107,7 +118,7 @@ class Client:
     def _release(self) -> None:
         sid, token = self._any_token()
         if token:
-            self._release_one(sid, token)
+            self._release_one(*self._any_broker(), sid, token)
 
     def _validate(self) -> None:
         number, http = self._any_broker()

@@ -69,9 +69,8 @@ def record(cluster: Cluster, faults: int, seed: int) -> tuple[list[Operation], l
     """The history of clients who go on while so many faults happen, and the log that it left."""
     generator, shared, is_over = random.Random(seed), Shared(), threading.Event()
     app = cluster.brokers[0].app()
-    clients = [
-        Client([broker.url for broker in cluster.brokers], app, shared, f"{seed}-{number}") for number in range(CLIENTS)
-    ]
+    urls = [broker.url for broker in cluster.brokers]
+    clients = [Client(urls, app, shared, f"{seed}-{number}") for number in range(CLIENTS)]
     threads = [threading.Thread(target=client.live, args=[is_over]) for client in clients]
     for thread in threads:
         thread.start()
@@ -84,6 +83,8 @@ def record(cluster: Cluster, faults: int, seed: int) -> tuple[list[Operation], l
     is_over.set()
     for thread in threads:
         thread.join()
+    with closing(Client(urls, app, shared, f"{seed}")) as client:
+        client.ask_elsewhere()
     return shared.history, log_of(cluster.brokers[0], app.app_id)
 
 
