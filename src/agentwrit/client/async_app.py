@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 
 class AsyncAgentWritApp(Identity, AsyncConnected):
-    """An `AgentWritApp` whose calls are awaited. Safe to share between tasks, and to use on one loop after another.
+    """An `AgentWritApp` whose calls are awaited. Safe to share between tasks, and to use on several loops in turn.
 
-    Of a great many calls at once some are under way and the others wait; that does not count towards `timeout` while
+        async with AsyncAgentWritApp("https://broker.example", client_id, client_secret) as app:
+            async with await app.create_agent("orders", "order-4823", ["read:data:customer-7291"]) as agent:
+                ...  # call services with auth=agent.auth
+
+    The number of calls in progress is limited, and further calls wait. The wait does not count towards `timeout` while
     the broker answers.
     """
 
@@ -41,10 +45,10 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         cert: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """As for `AgentWritApp`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
+        """As for `AgentWritApp`. `http_client`: an httpx2.AsyncClient, for use on its own loop only.
 
         Raises:
-            AgentWritError: `broker_url` is no URL.
+            AgentWritError: `broker_url` is not a valid URL.
         """
         secret = Secret(client_secret)
         self.client_id = client_id
