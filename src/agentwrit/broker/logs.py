@@ -15,8 +15,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from agentwrit.domain import text
 
-MAX_WAITING_BYTES: Final = 4 * 2**20  # of lines that are yet to be written
-STUCK_SECONDS: Final = 2.0  # that a write may take
+MAX_WAITING_BYTES: Final = 4 * 2**20  # of lines waiting to be written
+STUCK_SECONDS: Final = 2.0  # for one write, after which the log is considered stuck
 RETRY_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 2.0  # that process exit waits for the last lines
 STANDARD_ERROR: Final = 2

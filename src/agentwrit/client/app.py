@@ -117,11 +117,14 @@ class AgentWritApp(Identity, Connected):
     ) -> Agent:
         """Register an agent for one task.
 
-        `orch_id` and `task_id` become part of its SPIFFE ID. `requested_scope`: scopes of the form
-        `action:resource:identifier`, within the app's ceiling. `private_key`: its Ed25519 key; a new one by default.
-        `max_ttl`: the lifetime of its tokens in seconds. `label`: its name in the audit log. `audience`: the services
-        that its tokens are for. `bound`: bind its tokens to its key (RFC 9449), so that a stolen token is useless; show
-        such tokens to services with `Agent.headers`.
+        - `orch_id`, `task_id`: parts of its SPIFFE ID.
+        - `requested_scope`: a list of scopes of the form `action:resource:identifier`, within the app's ceiling.
+        - `private_key`: its Ed25519 key; a new one by default.
+        - `max_ttl`: the lifetime of its tokens in seconds.
+        - `label`: its name in the audit log.
+        - `audience`: the services that its tokens are for.
+        - `bound`: whether to bind its tokens to its key (RFC 9449), so that a stolen token is useless. Show bound
+          tokens to services with `Agent.headers` or `Agent.auth`.
 
         Raises:
             AuthenticationError: the broker rejected the app's credentials.

@@ -32,20 +32,20 @@ class AsyncAgent(Presence):
         self._shown: Tokens | None = None
 
     async def renew(self) -> None:
-        """As `Agent.renew`. If the caller is cancelled, the renewal continues, so that no successor is lost."""
+        """Replace the token with its successor, as `Agent.renew`. The renewal continues if the caller is cancelled."""
         await self._driver.run_through(self._life.renew())
 
     async def delegate(self, delegate_to: str, scope: Iterable[str], *, ttl: int | None = None) -> DelegatedToken:
-        """As `Agent.delegate`."""
+        """Delegate some of this agent's scope to another agent, as `Agent.delegate`."""
         return await self._driver.run(self._life.delegate(delegate_to, scope, ttl))
 
     @discreet
     def accept(self, delegated: DelegatedToken | str) -> "AsyncAgent":
-        """As `Agent.accept`. Makes no call."""
+        """This agent, acting on a delegation to it, as `Agent.accept`. Makes no call."""
         return AsyncAgent(self._driver, self._life.accept(delegated))
 
     async def release(self) -> None:
-        """As `Agent.release`. A cancellation takes effect after the release."""
+        """End the grant, as `Agent.release`. A cancellation takes effect after the release."""
         await self._driver.run_to_the_end(self._life.release())
 
     async def __aenter__(self) -> Self:

@@ -76,7 +76,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         audience: str | Sequence[str] | None = None,
         bound: bool = False,
     ) -> AsyncAgent:
-        """As `AgentWritApp.create_agent`."""
+        """Register an agent for one task, as `AgentWritApp.create_agent`."""
         life = await self._driver.run(
             AgentLife.begin(
                 self._ceremony,
@@ -105,7 +105,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         audience: str | Sequence[str] | None = None,
         bound: bool = False,
     ) -> AsyncIterator[AsyncAgent]:
-        """As `AgentWritApp.agent_for`, with `async with`."""
+        """An agent for one task, current inside the `async with`, as `AgentWritApp.agent_for`."""
         agent = await self.create_agent(
             self.client_id if orch_id is None else orch_id,
             task_id,
@@ -121,16 +121,16 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
 
     @discreet
     def take_over(self, token: str) -> AsyncAgent:
-        """As `AgentWritApp.take_over`. Makes no call."""
+        """An agent that acts on a token from elsewhere, as `AgentWritApp.take_over`. Makes no call."""
         return AsyncAgent(self._driver, AgentLife.take_over(Secret(token), clock=self._clock))
 
     @discreet
     async def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
     ) -> ValidateResult:
-        """As `AgentWritApp.validate`."""
+        """Ask the broker whether `token` is valid, and what it says, as `AgentWritApp.validate`."""
         return await self._driver.run(steps.validate(Secret(token), steps.ShownProof(proof, htm, htu)))
 
     async def health(self) -> HealthStatus:
-        """As `AgentWritApp.health`."""
+        """The broker's health, as `AgentWritApp.health`."""
         return await self._driver.run(steps.health())

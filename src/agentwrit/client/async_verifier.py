@@ -112,7 +112,7 @@ class AsyncVerifier(AsyncConnected):
         htm: str | None = None,
         htu: str | Collection[str] | None = None,
     ) -> AgentClaims:
-        """As `Verifier.verify`."""
+        """The claims of a token, if it is valid and covers `scope`, as `Verifier.verify`."""
         handled = sys.exception()
         try:
             follower = self._follower
@@ -133,7 +133,10 @@ class AsyncVerifier(AsyncConnected):
     def report(
         self, claims: AgentClaims, *, scope: str | Sequence[str], resource: str, outcome: Done = "success"
     ) -> None:
-        """As `Verifier.report`. Needs a running loop, on which a task sends the report. It is not awaited."""
+        """Report to the audit log what was done with a token, as `Verifier.report`.
+
+        It is not awaited: a task on the running loop, which it needs, sends the report.
+        """
         if self._reporter is None:
             raise AgentWritError(UNNAMED)
         self._reporter.note(claims, scope, resource, outcome)

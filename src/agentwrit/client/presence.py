@@ -32,10 +32,12 @@ class Presence:
 
     @property
     def orch_id(self) -> str:
+        """The `orch_id` that the agent was created with."""
         return self._life.orch_id
 
     @property
     def task_id(self) -> str:
+        """The task that the agent was created for."""
         return self._life.task_id
 
     @property

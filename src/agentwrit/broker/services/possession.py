@@ -10,7 +10,7 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import MasterKey
 from agentwrit.broker.storage.base import Row, Transaction
 from agentwrit.domain import challenge, jwk, proof
-from agentwrit.domain import p256 as _p256  # noqa: F401  # or the first who needs it waits, and all with them
+from agentwrit.domain import p256 as _p256  # noqa: F401  # imported at startup: later it would block the event loop
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.errors import InvalidChallenge, InvalidProof, ProofNonceNeeded, Unproven
 from agentwrit.domain.proof import Proof
