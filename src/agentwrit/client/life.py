@@ -332,7 +332,7 @@ class AgentLife:
         """
         if not self.is_own:
             raise AgentWritError(
-                f"the agent is of process {self._pid}, and this is a child that was forked from it: create one here"
+                f"the agent belongs to process {self._pid}, and this is a forked child of it: create one here"
             )
 
     def release(self) -> Plan[None]:

@@ -200,5 +200,5 @@ def _at(collection: str, name: str) -> str:
         AgentWritError: as a path segment, the name would lead elsewhere (RFC 3986 §5.2.4).
     """
     if name in ("", ".", ".."):
-        raise AgentWritError(f"{name!r} is no name of anything at the broker")
+        raise AgentWritError(f"{name!r} is not a valid name")
     return f"{collection}/{quote(name, safe='')}"

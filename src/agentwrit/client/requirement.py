@@ -80,7 +80,7 @@ def guarded(function: Callable[P, R], requirement: Requirement, held: Held) -> C
     """
     if isinstance(function, type | classmethod | staticmethod) or not callable(function):
         raise TypeError(
-            f"{function!r} is no function: a guard stands at functions, below @classmethod or @staticmethod"
+            f"{function!r} is not a function: put the guard on functions, below @classmethod or @staticmethod"
         )
     signature = inspect.signature(function)
     check_holes(function, signature, requirement)

@@ -171,7 +171,7 @@ def create_agent(ceremony: Ceremony, key: AgentKey, wanted: WantedAgent) -> Step
         response = yield from _create_at_once(ceremony.broker_url, key, wanted)
         if response.status not in (404, 405):
             return (yield from _registered(response, wanted))
-        ceremony.is_one_step = False  # a broker of the first protocol version, remembered for this driver
+        ceremony.is_one_step = False  # a broker of the first protocol version: remembered from now on
         logger.info("the broker at %s registers agents in three steps", ceremony.broker_url)
     return (yield from _create_in_three_steps(key, wanted))
 
@@ -416,7 +416,7 @@ class _Members:
         """A token that is valid in a header (RFC 6750 §2.1). For another one, an HTTP library's error would show it."""
         token = self.secret("access_token")
         if not _is_bearer_token(token):
-            raise TransportError("the access_token is none (RFC 6750): is this a broker?")
+            raise TransportError("the access_token is not a bearer token (RFC 6750): is this a broker?")
         return token
 
     def number(self, name: str, at_most: int = MAX_NUMBER) -> int:
