@@ -285,7 +285,7 @@ def test_a_guard_that_could_never_hold_is_refused_where_it_stands() -> None:
         requires()
     with pytest.raises(TypeError, match="below @classmethod"):
         requires("read:data:7")(classmethod(read))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="no function"):
+    with pytest.raises(TypeError, match="not a function"):
         requires("read:data:7")(dict)
 
 

@@ -27,10 +27,10 @@ def test_whoever_has_other_settings_than_the_last_that_was_started_says_so(datab
             "AGENTWRIT_ADMIN_SECRET": "another" * 5,
         }
         with member(database_url, tmp_path / "two", **others) as two:
-            assert warned(two, "this broker has other settings") == [DIFFERING]
+            assert warned(two, "this broker's settings differ") == [DIFFERING]
             wait_for(lambda: differing(one))
             assert differing(one) == DIFFERING
-            assert warned(one, "another broker was started with other settings") == [DIFFERING]
+            assert warned(one, "another broker has started with settings that differ") == [DIFFERING]
             assert "agentwrit_settings_differing 3.0" in one.http.get("/v1/metrics").text
             assert differing(two) == []
             for log in (one.log, two.log):

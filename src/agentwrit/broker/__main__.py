@@ -1,4 +1,4 @@
-"""`python -m agentwrit.broker`: the broker's process. `agentwrit serve` and `agentwrit init` become this."""
+"""`python -m agentwrit.broker`: the broker's process. `agentwrit serve` and `agentwrit init` run it."""
 
 import argparse
 import asyncio
@@ -24,7 +24,7 @@ from agentwrit.progress import ProgressBar
 
 def main() -> int:
     arguments = _parser().parse_args()
-    logs.configure(level="warning", log_format="console")  # as long as no settings have been read
+    logs.configure(level="warning", log_format="console")  # until the settings have been read
     try:
         if arguments.command == "serve":
             server.serve(
@@ -49,12 +49,12 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         print("agentwrit: interrupted", file=sys.stderr)
-        return 130  # 128 + SIGINT, as shells say it
+        return 130  # 128 + SIGINT, the convention of shells
     return 0
 
 
 async def _init(config: Config, *, replace: bool) -> str:
-    """Make the first operator's secret, or make it anew, and store its hash."""
+    """Create or replace the first operator's secret, and store its hash."""
     secret = secrets.token_hex(32)
     async with stores.open_store(config) as opened:
         known = await opened.store.read(lambda snapshot: snapshot.operator(operator.SUBJECT))
@@ -68,7 +68,7 @@ async def _init(config: Config, *, replace: bool) -> str:
 
 
 async def _migrate(config: Config, back_to: int | None) -> None:
-    """Make the store, or bring its schema up to date, as a start does; or bring it back to an older version."""
+    """Create the store or migrate its schema, as startup does; or migrate it back to an older version."""
     if back_to is not None:
         databases.go_back(back_to, config)
         print(f"the store has schema {back_to} again: start brokers of the version that made it")
@@ -78,7 +78,7 @@ async def _migrate(config: Config, back_to: int | None) -> None:
 
 
 def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
-    """Check the audit log in a database file, and say what was checked."""
+    """Verify the audit log in a database file, and print what was verified."""
     try:
         keys = [VerifierKey.parse(text) for text in texts]
     except ValueError as error:
@@ -91,14 +91,14 @@ def _verify_audit(database: Path, config: Config, texts: Sequence[str]) -> None:
 
 
 def _verify_store(directory: Path | None, config: Config) -> None:
-    """Check all that is in a store, and say what was checked."""
+    """Verify everything in a store, and print what was verified."""
     with ProgressBar() as progress:
         count = verification.verify_store(directory, config, progress=progress)
     print(f"verified {count} events, and that everything else is as they say")
 
 
 def _copy_store(directory: Path, url: str | None, config: Config) -> None:
-    """Copy a data directory into a database, and say what was copied."""
+    """Copy a data directory into a database, and print what was copied."""
     url = url or config.database_url
     if url is None:
         raise ConfigurationError("where to copy it to is missing: give --to, or set AGENTWRIT_DATABASE_URL")
@@ -110,7 +110,7 @@ def _copy_store(directory: Path, url: str | None, config: Config) -> None:
 
 
 def _back_up(file: Path, config: Config, *, overwrite: bool) -> None:
-    """Write a backup, and say what it has not."""
+    """Write a backup, and print what it does not contain."""
     count = backups.back_up(file, config, overwrite=overwrite)
     print(f"wrote {file}, with {count} events, and read it back")
     kept = "AGENTWRIT_MASTER_KEY" if config.master_key is not None else config.data_dir / MASTER_KEY_FILE
@@ -118,14 +118,14 @@ def _back_up(file: Path, config: Config, *, overwrite: bool) -> None:
 
 
 def _restore(file: Path, config: Config) -> None:
-    """Make a data directory from a backup, and say what came of it."""
+    """Create a data directory from a backup, and print the result."""
     with ProgressBar() as progress:
         restored = backups.restore(file, config, progress=progress)
     _show_restored(restored)
 
 
 def _show_restored(restored: Restored) -> None:
-    """Say what ended, and what a backup cannot know."""
+    """Print what ended, and what a backup cannot know."""
     print(f"restored what there was at {restored.last_event_at}, when {restored.last_event} was the last event")
     ended = f"ended {restored.grants} grants, forgot {restored.launch_tokens} launch tokens"
     print(f"{ended} and revoked {restored.keys} keys: no token from before holds")
@@ -140,7 +140,7 @@ def _show_restored(restored: Restored) -> None:
 
 
 def _set_time(config: Config) -> None:
-    """Have the store believe the clock, and say what that is."""
+    """Make the store accept the clock, and print the result."""
     done = time_setting.set_time(config)
     print(f"the store's time was {rfc3339(int(done.before))}, and is {rfc3339(int(done.now))} now")
     if done.restored is not None:
@@ -149,7 +149,7 @@ def _set_time(config: Config) -> None:
 
 
 def _rename(config: Config) -> None:
-    """Give the store the names in the settings, and say which it had."""
+    """Give the store the names in the settings, and print the previous ones."""
     renamed = renaming.rename(config)
     if renamed.before == renamed.now:
         print(f"the store is that of {renamed.now} already")
@@ -159,7 +159,7 @@ def _rename(config: Config) -> None:
 
 
 def _rewrap_keys(key_file: Path | None, config: Config) -> None:
-    """Move the store to a new master key, and say where the keys are."""
+    """Move the store to a new master key, and print where the keys are."""
     given = rewrapping.Given(os.environ.get(rewrapping.NEW_MASTER_KEY) or None, key_file)
     with ProgressBar(things="rows") as progress:
         moved = rewrapping.rewrap(config, given, progress=progress)

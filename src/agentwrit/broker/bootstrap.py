@@ -1,4 +1,4 @@
-"""The composition root: makes the parts of a broker and puts them together."""
+"""The composition root: creates the parts of a broker and connects them."""
 
 import asyncio
 import contextlib
@@ -81,18 +81,18 @@ from agentwrit.domain.target_uri import KnownNames
 NO_OPERATOR: Final = "no operator's secret is set: make one with `agentwrit init`, or set AGENTWRIT_ADMIN_SECRET"
 
 EndingElsewhere = Callable[[Store, bytes, Path, str], Awaitable[Ending | None]]
-"""Sees an ending through in a store, whose rows are sealed with this key, and which may be in this file."""
+"""Completes an ending in a store, whose rows are sealed with this key, and whose database may be this file."""
 
-SETTINGS_MAC: Final = "settings-mac"  # to compare settings with those of other brokers
+SETTINGS_MAC: Final = "settings-mac"  # for comparing settings with other brokers
 
 log = structlog.get_logger("agentwrit.bootstrap")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broker:
-    """A broker, ready to serve. `metrics_app` answers /v1/metrics alone, for a port of its own.
+    """A broker, ready to serve. `metrics_app` serves only /v1/metrics, for a separate port.
 
-    `metrics` are what it counts. `housekeeping` runs by itself; a round may be asked for out of turn.
+    `metrics` are its metrics. `housekeeping` runs by itself; callers may request an additional round.
     """
 
     app: Edge
@@ -109,10 +109,10 @@ async def open_broker(
     is_stopping: Callable[[], bool],
     ending_elsewhere: EndingElsewhere | None = None,
 ) -> AsyncIterator[Broker]:
-    """A broker over the store of these settings. `ending_elsewhere`: what sees large endings through beside it.
+    """A broker over the store that the settings name. `ending_elsewhere`: completes large endings in another process.
 
     Raises:
-        ConfigurationError: something that it needs is missing or wrong.
+        ConfigurationError: something that it needs is missing or invalid.
     """
     async with open_store(config, is_to_serve=True) as (store, clock, master_key):
         await _require_operator(store, config)
@@ -134,7 +134,7 @@ async def open_broker(
 
 @contextlib.asynccontextmanager
 async def open_in_memory(config: Config, clock: Clock, *, is_stopping: Callable[[], bool]) -> AsyncIterator[Broker]:
-    """A broker that keeps nothing beyond its end, for tests. The data directory is left alone.
+    """A broker that keeps nothing after its end, for tests. It does not touch the data directory.
 
     Raises:
         ConfigurationError: no operator's secret is set.
@@ -157,8 +157,10 @@ async def open_on(
     is_stopping: Callable[[], bool],
     ending_elsewhere: Elsewhere | None = None,
 ) -> AsyncIterator[Broker]:
-    """A broker over a store that is open. `is_draining`: whether requests should go elsewhere, though they are served;
-    `is_stopping`: whether those who follow the feed are let go.
+    """A broker over an open store.
+
+    `is_draining`: whether requests should go elsewhere, although they are served; `is_stopping`: whether to disconnect
+    the followers of the feed.
     """
     wrap = KeyWrap(master_key)
     rings = await KeyRings.load(store, wrap)
@@ -283,7 +285,7 @@ async def open_on(
 
 
 def _failing(background: Background) -> Sequence[str]:
-    """What health names besides the store."""
+    """What health reports as failing, apart from the store."""
     return [*background.failing(), *(["log"] if logs.is_failing() else [])]
 
 

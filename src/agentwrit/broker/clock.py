@@ -2,15 +2,15 @@
 
 The rules:
 
-- Whatever time has refused once it refuses for good: an expired token does not live again because somebody, or NTP, set
-  the clock back. The store keeps the highest time that was ever committed, so this holds across restarts too.
-- While the system's clock is behind it, ours goes on at half speed. Standing still instead would let every token live
-  for as long as the step was.
-- So a time that was believed once cannot be taken back, and a clock that steps ahead while the broker runs is believed
-  only if it is by little in an hour, or if the machine was asleep for as long. Else ours goes on by itself, and the
-  operator is told: whoever finds the system's clock right restarts the broker.
-- At a start there is nothing to go on by itself from, so the system's clock is believed; but not if it is so far ahead
-  of the store's time that no broker can have been away for so long.
+- What has expired once stays expired: an expired token does not become valid again because somebody, or NTP, set the
+  clock back. The store keeps the highest committed time, so this holds across restarts too.
+- While the system's clock is behind that time, the broker's time runs at half speed. If it stood still, every token
+  would live longer by the whole step.
+- Accepted time cannot be taken back. So while the broker runs, it accepts a clock that steps ahead only by little per
+  hour, or if the machine was asleep for that long. Otherwise its time continues by itself, and the operator is told: if
+  the system's clock is right, restart the broker.
+- At startup, the broker's time has nothing to continue from, so the system's clock is accepted, unless it is so far
+  ahead of the store's time that no broker can have been down for that long.
 """
 
 import math
@@ -23,25 +23,25 @@ from agentwrit.domain.errors import ConfigurationError
 from agentwrit.domain.timestamps import rfc3339
 
 CATCH_UP_RATE: Final = 0.5
-MAX_STEP_SECONDS: Final = 60.0  # ahead, while the broker runs, that are believed: at once, or in many small steps
-STEPS_SECONDS: Final = 3600.0  # within which these are taken together
-MAX_GAP_SECONDS: Final = 30 * 86_400.0  # between the store's time and a start
-SLEPT_SECONDS: Final = 300.0  # for how long a step may be because of a sleep
+MAX_STEP_SECONDS: Final = 60.0  # the largest accepted step ahead of a running broker, at once or in small steps
+STEPS_SECONDS: Final = 3600.0  # in which such steps are added up
+MAX_GAP_SECONDS: Final = 30 * 86_400.0  # between the store's time and startup
+SLEPT_SECONDS: Final = 300.0  # for how long after a sleep a step may be due to it
 _LEAST_SLEEP: Final = 1.0  # seconds; two clocks are not read at the same moment
 
 
 def suspended() -> float:
-    """For how many seconds this machine has been asleep, as far as it knows; they pass on no monotonic clock."""
+    """The seconds that this machine has been asleep, as far as it knows. Monotonic clocks do not count them."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 class Clock:
-    """Unix seconds that never run backwards. `wall` and `monotonic` are where time comes from. Threads may share it.
+    """Unix seconds that never run backwards. `wall` and `monotonic`: sources of time. Safe to share between threads.
 
-    `max_step`: how many seconds `wall` may be ahead in an hour and is believed; `slept`: by how many more, because the
-    machine was asleep for as long. `max_gap`: how many seconds it may be ahead of what a store knows.
+    `max_step`: the seconds that `wall` may step ahead within an hour and be accepted; `slept`: additional seconds,
+    because the machine was asleep. `max_gap`: the seconds that `wall` may be ahead of a store's time.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Clock:
         self._wall = wall
         self._monotonic = monotonic
         self._max_step = max_step
-        self._left = max_step  # of what may be believed now
-        self._regained = max_step / STEPS_SECONDS if max_step < math.inf else 0.0  # of that, in each second
+        self._left = max_step  # of what may be accepted now
+        self._regained = max_step / STEPS_SECONDS if max_step < math.inf else 0.0  # of that, per second
         self._max_gap = max_gap
         self._slept = slept
         self._slept_before = slept()
@@ -70,7 +70,7 @@ class Clock:
 
     @classmethod
     def of_broker(cls, wall: Callable[[], float] = time.time) -> "Clock":
-        """The clock of a broker: it believes nothing that nobody could take back."""
+        """The clock of a broker, which accepts nothing that could not be taken back."""
         return cls(wall, max_step=MAX_STEP_SECONDS, max_gap=MAX_GAP_SECONDS, slept=suspended)
 
     def now(self) -> float:
@@ -89,15 +89,15 @@ class Clock:
             return self._last
 
     def advance_to(self, mark: float) -> None:
-        """Let no later reading be below `mark`: the durable high-water mark of a store."""
+        """Let no later reading be below `mark`: a store's durable high-water mark."""
         with self._lock:
             self._last = max(self._last, mark)
 
     def resume(self, mark: float) -> None:
-        """Go on from `mark`, the highest time that a store knows; 0 for a new one.
+        """Continue from `mark`, a store's highest time; 0 for a new store.
 
         Raises:
-            ConfigurationError: the source says that it is much later than that.
+            ConfigurationError: the source of time is too far ahead of it.
         """
         wall = self._wall()
         if mark and wall - mark > self._max_gap:
@@ -108,18 +108,18 @@ class Clock:
         self.advance_to(mark)
 
     def offset(self) -> float:
-        """By how many seconds the system's clock is ahead of our time, which does not believe it; negative: behind."""
+        """The seconds by which the system's clock is ahead of the broker's time; negative if it is behind."""
         now = self.now()
         return self._wall() - now
 
     def most_ahead(self) -> float:
-        """By how much the system's clock was ahead and not believed, at most, since this was asked last; or 0."""
+        """The largest lead of the system's clock that was not accepted, in seconds, since the last call; or 0."""
         with self._lock:
             most, self._most_ahead = self._most_ahead, 0.0
             return most
 
     def _allowance(self) -> float:
-        """By how many seconds more the system's clock may be ahead now, because this machine was asleep."""
+        """The additional seconds that the system's clock may be ahead now, because this machine was asleep."""
         slept = self._slept()
         if slept - self._slept_before > _LEAST_SLEEP:
             self._allowed += slept - self._slept_before
@@ -131,10 +131,10 @@ class Clock:
 
 
 class DatabaseTime:
-    """The time of a database that brokers share, told without asking it each time: a source for a `Clock`.
+    """The time of a database that brokers share, known without a query for each reading: a source for a `Clock`.
 
-    What is kept is by how much it is ahead of our monotonic clock. An answer of the database bounds that: it was made
-    between the asking and the hearing.
+    It keeps the database clock's lead over the local monotonic clock. Each answer of the database bounds the lead,
+    because it was made between the request and its arrival.
     """
 
     def __init__(self, now: float, asked_at: float, heard_at: float) -> None:
@@ -144,5 +144,5 @@ class DatabaseTime:
         return time.monotonic() + self._offset
 
     def observe(self, now: float, asked_at: float, heard_at: float) -> None:
-        """Take in what the database said; `asked_at` and `heard_at`: of our monotonic clock."""
+        """Take in a time from the database. `asked_at` and `heard_at`: readings of the local monotonic clock."""
         self._offset = min(max(self._offset, now - heard_at), now - asked_at)

@@ -1,7 +1,8 @@
 """The broker's settings: AGENTWRIT_* variables, or the same names in a TOML file (`data_dir = "…"`).
 
-A variable outranks the file. A bad value stops the start and is named; so is a name that the file should not have. A
-variable that nobody knows is only reported, because an environment is shared with others.
+A variable takes precedence over the file. An invalid value aborts startup with an error that names the setting; so does
+an unknown name in the file. An unknown variable is only reported, because the environment is shared with other
+programs.
 """
 
 import difflib
@@ -18,14 +19,14 @@ from agentwrit.domain.errors import AgentWritError, ConfigurationError
 from agentwrit.reading import small_text
 
 PREFIX: Final = "AGENTWRIT_"
-UNIX: Final = "unix:"  # what a host begins with that is the path of a socket
+UNIX: Final = "unix:"  # the prefix of a host that is the path of a socket
 
 _NO_PUBLIC_URL: Final = (
     "AGENTWRIT_PUBLIC_URL is not set: agents prove their keys for the URL that they know the broker by, and are refused"
     " unless that is the address that they connect to; set it to that URL, or to several, separated by commas"
 )
 
-# Settings of the SDK and the command line, which share the prefix.
+# Settings of the SDK and the command line, which use the same prefix.
 CLIENT_NAMES: Final = frozenset(
     {
         "BROKER_URL",
@@ -42,7 +43,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class _BadValue(Exception):
-    """Says what a value should have been."""
+    """Says what the value should be."""
 
 
 def _text(value: object) -> str:
@@ -69,7 +70,7 @@ def _integer(low: int, high: int) -> Callable[[object], int]:
 
 
 def _where_from(value: object) -> str:
-    """What to do about a value that Kubernetes gives to each pod beside a Service that is called agentwrit."""
+    """A hint about a value that Kubernetes sets in each pod beside a Service named agentwrit."""
     if not isinstance(value, str) or not value.startswith(("tcp://", "udp://")):
         return ""
     return ", and this is Kubernetes' link to a Service: set enableServiceLinks: false in the pod"
@@ -124,7 +125,7 @@ def _hosts(value: object) -> tuple[str, ...]:
     hosts = _list(value)
     if not hosts or any(host.startswith(UNIX) and not host.removeprefix(UNIX).startswith("/") for host in hosts):
         raise _BadValue("addresses or names to listen on, or unix:/a/path, separated by commas")
-    # An IPv6 address in brackets is what it is in a URL.
+    # IPv6 addresses may be in brackets, as in URLs.
     return tuple(host[1:-1] if host.startswith("[") and host.endswith("]") else host for host in hosts)
 
 
@@ -149,7 +150,7 @@ def _setting(default: Any, read: Callable[[object], Any], *, secret: bool = Fals
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings, checked. Times are in seconds."""
+    """All settings, validated. Times are in seconds."""
 
     admin_secret: str | None = _setting(None, _optional_text, secret=True)
     master_key: str | None = _setting(None, _optional_text, secret=True)
@@ -185,17 +186,17 @@ class Config:
 
     @property
     def is_tls(self) -> bool:
-        """Whether clients come by TLS, to us or to a proxy in front of us."""
+        """Whether clients connect by TLS, to the broker or to a proxy in front of it."""
         return self.tls_cert is not None or any(url.startswith("https:") for url in self.public_url)
 
     @property
     def told_url(self) -> str | None:
-        """Of the URLs that clients reach the broker by, the one that they are told."""
+        """The URL that clients are told, of the URLs by which they reach the broker."""
         return self.public_url[0] if self.public_url else None
 
     @property
     def default_audience(self) -> tuple[str, ...]:
-        """Whom tokens are for, unless somebody says otherwise."""
+        """The audience of tokens, unless the request names another."""
         return self.audience or (self.issuer,)
 
 
@@ -206,7 +207,7 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Config:
     """Read the settings.
 
     Raises:
-        ConfigurationError: one line that names the setting and says what it takes.
+        ConfigurationError: one line that names the setting and its valid values.
     """
     values: dict[str, Any] = {}
     for name, value in (_read_file(file) if file is not None else {}).items():
@@ -221,7 +222,7 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Config:
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """A line for each AGENTWRIT_ variable that means nothing to us, with the nearest name that does."""
+    """A line for each AGENTWRIT_ variable that is not a setting, with the most similar name that is."""
     known = sorted({name.upper() for name in _READERS} | CLIENT_NAMES)
     given = sorted(name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX))
     lines = [f"{PREFIX}{name} is not a setting{_nearest(name, known, PREFIX)}" for name in given if name not in known]
@@ -234,14 +235,15 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def _named_operator(environ: Mapping[str, str]) -> bool:
-    """Whether the variables are those of an operator with a name, for the command line: `agentwrit operator add`
-    prints them for a shell, in which somebody may start a broker as well.
+    """Whether the variables are a named operator's, for the command line.
+
+    `agentwrit operator add` prints them for a shell, in which somebody may also start a broker.
     """
     return environ.get(f"{PREFIX}OPERATOR", "") not in ("", operator.SUBJECT)
 
 
 def doubts(config: Config) -> list[str]:
-    """A line for each setting that is left out and most probably needed."""
+    """A line for each missing setting that is probably needed."""
     is_local = all(host == target_uri.LOOPBACK_NAME or _is_loopback(host) for host in config.host)
     if config.public_url or (is_local and not config.trusted_proxies):
         return []

@@ -1,8 +1,7 @@
-"""Counts of several processes that serve one port: whoever is asked tells those of all.
+"""Metrics of several processes that serve one port: each of them reports the totals of all.
 
-Each worker writes its own into a file that has no name and that all of them hold: each second, and before it tells them
-to anybody, so that what was told once is never told as less. A worker that is started in another's place goes on from
-what that one counted.
+Each worker writes its counts into an unnamed file that all of them hold: each second, and before it reports them, so
+that reported counts never decrease. A worker that replaces another one continues from its counts.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ import msgspec
 import structlog
 
 PUBLISH_SECONDS: Final = 1
-READ_AGAIN: Final = 3  # times, if somebody writes meanwhile
+READ_AGAIN: Final = 3  # times, if another process is writing
 
 _HEAD: Final = 8  # bytes: CRC-32 and length of the body
 
@@ -24,7 +23,7 @@ log = structlog.get_logger("agentwrit.counts")
 
 
 class Counts(msgspec.Struct, kw_only=True):
-    """Numbers by name: counters and histograms, by their labels; gauges of which the sum counts, or the highest."""
+    """Numbers by name: counters and histograms by their labels, gauges to add up, and gauges whose maximum counts."""
 
     counters: dict[str, dict[str, float]] = {}
     histograms: dict[str, dict[str, list[float]]] = {}
@@ -32,7 +31,7 @@ class Counts(msgspec.Struct, kw_only=True):
     highest: dict[str, float] = {}
 
     def add(self, other: "Counts", *, is_over: bool = False) -> None:
-        """Take in those of another process. `is_over`: it has ended, and only what it counted stays."""
+        """Add another process's counts. `is_over`: it has ended, so its gauges no longer count."""
         for name, labelled in other.counters.items():
             mine = self.counters.setdefault(name, {})
             for label, number in labelled.items():
@@ -55,7 +54,7 @@ _decode = msgspec.json.Decoder(Counts).decode
 
 
 class SharedCounts:
-    """`files`: descriptors, of which the first is this process's own to write. `own`: what it has counted."""
+    """The counts of all workers. `files`: descriptors; this process writes the first. `own`: returns its own counts."""
 
     def __init__(self, files: Sequence[int], own: Callable[[], Counts]) -> None:
         self._file, *self._others = files
@@ -64,20 +63,20 @@ class SharedCounts:
         self._before.add(_read(self._file), is_over=True)
 
     async def run(self) -> None:
-        """Let the others know, until cancelled."""
+        """Publish this process's counts, until cancelled."""
         is_told = False
         while True:
             try:
                 self._publish()
                 is_told = False
-            except Exception as error:  # the others tell old counts meanwhile
+            except Exception as error:  # the others report old counts meanwhile
                 if not is_told:
-                    log.error("counts cannot be shared with other workers, and it is tried again", exc_info=error)
+                    log.error("counts cannot be shared with other workers, and this will be retried", exc_info=error)
                 is_told = True
             await asyncio.sleep(PUBLISH_SECONDS)
 
     def of_all(self) -> Counts:
-        """Those of all processes together."""
+        """The counts of all processes together."""
         counts = self._publish()
         for file in self._others:
             counts.add(_read(file))
@@ -92,7 +91,7 @@ class SharedCounts:
 
 
 def new_file() -> int:
-    """The descriptor of a file for one process, which is gone with the last who has it."""
+    """The descriptor of a file for one process. The file disappears with its last descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("agentwrit-counts")
     with tempfile.TemporaryFile() as file:

@@ -1,7 +1,7 @@
-"""The data directory of the embedded store: private, and one broker's at a time.
+"""The data directory of the embedded store: private, and used by one broker at a time.
 
-While the master key is changed, the new one is in a file beside that of the old. Which of the two the store is under,
-the store says: with the next one who opens it the right one stays.
+During a change of the master key, the new key is in a file beside the old one. The store knows which of the two it is
+under: the next process that opens it keeps the right one.
 """
 
 import fcntl
@@ -19,12 +19,12 @@ MASTER_KEY_FILE: Final = "master.key"
 NEW_MASTER_KEY_FILE: Final = "master.key.new"
 LOCK_FILE: Final = "lock"
 DATABASE_FILE: Final = "agentwrit.db"
-LOGS: Final = ("-wal", "-journal")  # what SQLite has beside a database, and takes for its newest part when it is opened
-RESTORING: Final = ".restoring"  # the end of its name for as long as it is being restored
+LOGS: Final = ("-wal", "-journal")  # files beside a database that SQLite would apply to it on opening
+RESTORING: Final = ".restoring"  # the suffix of a database's name while it is being restored
 
 
 def read_key_file(path: Path) -> str | None:
-    """What a key file says, or None if there is none.
+    """The content of a key file, or None if there is none.
 
     Raises:
         ConfigurationError: it cannot be read.
@@ -38,7 +38,7 @@ def read_key_file(path: Path) -> str | None:
 
 
 def write_key_file(path: Path, text: str) -> None:
-    """Make a key file, or replace it, whole and durably: what is under a key that a power cut takes away is lost.
+    """Create or replace a key file, whole and durably. Data under a key that is lost in a power failure is lost too.
 
     Raises:
         ConfigurationError: it cannot be written.
@@ -50,7 +50,7 @@ def write_key_file(path: Path, text: str) -> None:
 
 
 def read_master_key_text(directory: Path) -> str | None:
-    """What the key file in a data directory says, or None if there is none.
+    """The content of the key file in a data directory, or None if there is none.
 
     Raises:
         ConfigurationError: it cannot be read.
@@ -59,68 +59,68 @@ def read_master_key_text(directory: Path) -> str | None:
 
 
 def read_new_master_key_text(directory: Path) -> str | None:
-    """What the file of the new key says, while the key is being changed or since that was cut short."""
+    """The content of the new key's file, during a change of the key or after an interrupted one."""
     return read_key_file(directory / NEW_MASTER_KEY_FILE)
 
 
 class DataDirectory:
-    """A directory of mode 0700, locked for as long as the object is open. The lock dies with the process."""
+    """A directory of mode 0700, locked while the object is open. The lock ends with the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = _prepare(path)
 
     def read_master_key_text(self) -> str | None:
-        """What the key file says, or None if there is none yet."""
+        """The content of the key file, or None if there is none yet."""
         return read_master_key_text(self.path)
 
     @property
     def database(self) -> Path:
-        """Where the database is, or will be."""
+        """The path of the database."""
         return self.path / DATABASE_FILE
 
     @property
     def restoring(self) -> Path:
-        """Where a database is until it can be used: it is being made from a backup."""
+        """The path of a database that is being created from a backup."""
         return self.path / (DATABASE_FILE + RESTORING)
 
     @property
     def has_store(self) -> bool:
-        """Whether there is a database, or a log or journal that belonged to one."""
+        """Whether there is a database, or the log or journal of one."""
         return any((self.path / (DATABASE_FILE + end)).exists() for end in ("", *LOGS))
 
     def clear_restoring(self) -> None:
-        """Take away what a restore has left that was not finished."""
+        """Remove what an unfinished restore has left."""
         for end in ("", "-shm", *LOGS):
             self.restoring.with_name(self.restoring.name + end).unlink(missing_ok=True)
 
     def finish_restoring(self) -> None:
-        """Make what was restored the database, durably."""
+        """Make the restored file the database, durably."""
         durable.rename(self.restoring, self.database)
 
     def create_master_key(self) -> str:
-        """Make the key file, durably: what is wrapped under a key that a power cut takes away is lost."""
+        """Create the key file, durably. Data under a key that is lost in a power failure is lost too."""
         text = secrets.token_hex(32)
         durable.write(self.path / MASTER_KEY_FILE, f"{text}\n".encode("ascii"), replacing=False)
         return text
 
     def read_new_master_key_text(self) -> str | None:
-        """What the file of the new key says, if there is one."""
+        """The content of the new key's file, if there is one."""
         return read_new_master_key_text(self.path)
 
     def keep_new_master_key(self, text: str) -> None:
-        """Have the new key at hand, durably, before anything is under it."""
+        """Write the new key, durably, before anything is under it."""
         write_key_file(self.path / NEW_MASTER_KEY_FILE, text)
 
     def take_new_master_key(self, *, former: str | None) -> None:
-        """Let the new key take the old one's place, which is kept for backups in a file with the suffix `former`."""
+        """Put the new key in the old one's place. The old one is kept for backups, with the suffix `former`."""
         text = self.read_master_key_text()
         if text is not None and former is not None:
             write_key_file(self.path / f"{MASTER_KEY_FILE}.{former}", text)
         durable.rename(self.path / NEW_MASTER_KEY_FILE, self.path / MASTER_KEY_FILE)
 
     def drop_new_master_key(self) -> None:
-        """Forget a new key that nothing is under."""
+        """Remove a new key that nothing is under."""
         (self.path / NEW_MASTER_KEY_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class DataDirectory:
 
 
 def _prepare(path: Path) -> int:
-    """Make the directory if need be, and take its lock. Returns the lock's descriptor."""
+    """Create the directory if needed, and take its lock. Returns the lock's descriptor."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(path)
@@ -146,14 +146,14 @@ def _prepare(path: Path) -> int:
             f"the data directory {path} is in use by another broker: stop it, or set AGENTWRIT_DATA_DIR to another one"
         ) from None
     for unfinished in path.glob(f".*{durable.UNFINISHED}"):
-        unfinished.unlink()  # its writer was killed; a key may be in it
+        unfinished.unlink()  # its writer was killed; it may contain a key
     return lock
 
 
 def _make_private(path: Path) -> None:
     if stat.S_IMODE(path.stat().st_mode) & 0o077 == 0:
         return
-    # A directory that is ours alone is made private; one that holds other things is not ours to close.
+    # A directory that only the broker uses is made private; one with other files is not the broker's to close.
     others = [entry.name for entry in path.iterdir() if entry.name != LOCK_FILE]
     if any(not name.removeprefix(".").startswith((DATABASE_FILE, MASTER_KEY_FILE)) for name in others):
         raise ConfigurationError(

@@ -1,14 +1,14 @@
-"""The process beside a broker in which large endings are seen through, so that nobody waits for the interpreter.
+"""The process beside a broker that completes large endings, so that requests do not wait for the interpreter lock.
 
-Most of what an ending costs is Python's work: reading grants, checking and making MACs, hashing events. In a thread it
-would take the interpreter's lock from the event loop. So a broker forks as soon as it has its settings, before it has
-threads or sockets. The child waits, and does one ending at a time when it is told to.
+Most of an ending's cost is Python code: reading grants, computing MACs, hashing events. In a thread, this would keep
+the interpreter lock from the event loop. So a broker forks as soon as it has its settings, before it has threads or
+sockets. The child waits for orders and carries out one ending at a time.
 
-Of a data directory it is lent the database for a few commits, again and again (see `sqlite_loan`). Where brokers share
-a database it is one more of them.
+For a data directory, the broker lends the database to the child for a few commits at a time (see `sqlite_loan`). On a
+shared database, the child acts as one more broker.
 
-It ends with the broker: it reads the end of their socket, whatever became of the broker. If the child is gone, the
-broker sees its endings through by itself.
+The child ends with the broker: it reads the end of their socket, however the broker ended. If the child is gone, the
+broker completes its endings itself.
 """
 
 import asyncio
@@ -38,13 +38,13 @@ from agentwrit.domain.ending import Ending
 from agentwrit.domain.errors import Unavailable
 
 AT_ONCE: Final = 512
-"""Grants that are ended in one commit of a data directory."""
+"""Grants that end in one commit of a data directory."""
 LENT_MS: Final = 100
-"""After which no other commit is begun: others who want to write have waited that long."""
+"""After this time no further commit is started, because other writers have waited that long."""
 NICENESS: Final = 3
-"""What is to end is refused already, so that requests may go first where processors are scarce: a nice value."""
+"""The process's nice value. What is to end is refused already, so requests take precedence."""
 ANSWER_SECONDS: Final = 30.0
-"""For these commits. Who takes longer is ended."""
+"""The time limit for these commits. A process that takes longer is killed."""
 
 _LENGTH: Final = struct.Struct("!I")
 
@@ -52,7 +52,7 @@ log = structlog.get_logger("agentwrit.ending")
 
 
 class _Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Go on with an ending in a data directory. `key`: what its rows are sealed with."""
+    """Order: continue an ending in a data directory. `key`: the key that seals its rows."""
 
     ending_id: str
     database: str
@@ -61,26 +61,26 @@ class _Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class _All(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """See an ending through in the database of the settings."""
+    """Order: complete an ending in the database of the settings."""
 
     ending_id: str
 
 
 class _Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """An ending has come so far. `returned`: what is to be told of the database."""
+    """Answer: the progress of an ending. `returned`: what the broker has to know about the database."""
 
     ending: Ending
     returned: Returned
 
 
 class _Over(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """All has ended."""
+    """Answer: the ending is complete."""
 
     ending: Ending
 
 
 class _Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """It cannot be gone on with, and nothing was committed."""
+    """Answer: the ending could not be continued, and nothing was committed."""
 
     reason: str
 
@@ -95,11 +95,11 @@ _decode_answer = msgspec.msgpack.Decoder(_Answer).decode
 
 
 class Gone(Exception):
-    """The process is not there any more."""
+    """The process has ended."""
 
 
 class EndingProcess:
-    """The broker's end of it. `see_through` is for one event loop, one ending at a time."""
+    """The broker's side of the process. `see_through` is for one event loop, one ending at a time."""
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid = pid
@@ -108,14 +108,14 @@ class EndingProcess:
 
     @classmethod
     def fork(cls, config: Config) -> Self | None:
-        """Start it, if the system allows one more. To be called by a process that has no threads yet."""
+        """Start the process, if the system permits. Call this before the broker has threads."""
         ours, theirs = socket.socketpair()
         gc.collect()
-        gc.freeze()  # so that neither process writes to memory that both have
+        gc.freeze()  # so that neither process writes to shared memory pages
         try:
             pid = os.fork()
         except OSError as error:
-            log.warning("large endings are seen through by the broker itself", reason=error.strerror)
+            log.warning("large endings are completed by the broker itself", reason=error.strerror)
             ours.close()
             theirs.close()
             return None
@@ -126,9 +126,9 @@ class EndingProcess:
         return cls(pid, ours)
 
     async def see_through(self, store: Store, key: bytes, database: Path, ending_id: str) -> Ending | None:
-        """See an ending through that has a record. None if it cannot be done here.
+        """Complete an ending that has a record. None if this process cannot.
 
-        `key`: what the rows of the store are sealed with; `database`: its file, if it has one.
+        `key`: the key that seals the store's rows; `database`: the database file, if there is one.
         """
         try:
             if not isinstance(store, SqliteStore):
@@ -139,14 +139,14 @@ class EndingProcess:
                     return ending
         except (Gone, Unavailable) as error:
             reason = str(error.__cause__ or error)
-            log.warning("an ending is gone on with by the broker itself", ending=ending_id, reason=reason)
+            log.warning("the broker continues an ending itself", ending=ending_id, reason=reason)
             return None
 
     def close(self) -> None:
-        """End it, and wait until it is gone."""
+        """Kill the process, and wait until it is gone."""
         self._end()
         with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # for whoever waits for it
+            self._connection.shutdown(socket.SHUT_RDWR)  # for a thread that is waiting for an answer
         self._connection.close()
 
     def _step(self, ending_id: str, database: str, key: bytes, loan: Loan) -> tuple[Ending, Returned]:
@@ -171,7 +171,7 @@ class EndingProcess:
         raise Unavailable(answer.reason if isinstance(answer, _Failed) else "the answer is another one's")
 
     def _end(self) -> None:
-        """End the process, whatever it does: nobody else may write before it is gone."""
+        """Kill the process in any state: nothing else may write before it is gone."""
         self._is_over = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
@@ -187,7 +187,7 @@ def _receive(connection: socket.socket) -> bytes:
     """The next message.
 
     Raises:
-        EOFError: there is none.
+        EOFError: the connection has ended.
     """
     [length] = _LENGTH.unpack(_read(connection, _LENGTH.size))
     return _read(connection, length)
@@ -208,27 +208,27 @@ def _read(connection: socket.socket, length: int) -> bytes:
 
 
 def _be_the_child(connection: socket.socket, config: Config) -> None:
-    """Do what is told until the broker is gone. Does not return."""
+    """Carry out orders until the broker is gone. Does not return."""
     status = 1
     try:
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)  # they are sent to all processes of a broker, and it has its own end
+            signal.signal(each, signal.SIG_IGN)  # signals go to all processes of a broker, and this one ends with it
         _close_all_but(connection.fileno())
         os.nice(NICENESS)
         gc.disable()
         _serve(connection, config)
         status = 0
-    except BaseException as error:  # its frames are the parent's: nothing of it may go on here
+    except BaseException as error:  # its frames are the parent's: none of them may continue here
         os.write(2, f"agentwrit: the process for endings has ended: {error!r}\n".encode())
     finally:
         os._exit(status)
 
 
 def _close_all_but(kept: int) -> None:
-    """Close what was the broker's to have: whoever waits for its end would wait for ours as well."""
+    """Close the broker's descriptors. A process that waits for the broker to close them would wait for this one too."""
     for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
         if descriptor > 2 and descriptor != kept:
-            with contextlib.suppress(OSError):  # the listing's own is closed already
+            with contextlib.suppress(OSError):  # the listing's own descriptor is already closed
                 os.close(descriptor)
 
 
@@ -275,8 +275,8 @@ def _go_on(ending_id: str, transaction: Transaction) -> Ending:
 
 
 async def _see_through(config: Config, ending_id: str, connection: socket.socket) -> Ending:
-    """As one more broker of the database. Ends at once if ours is gone: whoever is left goes on."""
-    asyncio.get_running_loop().add_reader(connection, os._exit, 0)  # nothing is said now but the end
+    """Complete an ending as one more broker of the database. Exit at once if the broker ends: another one continues."""
+    asyncio.get_running_loop().add_reader(connection, os._exit, 0)  # nothing more is sent but the end
     try:
         async with stores.open_store(config, is_to_serve=True) as (store, *_):
             ending = await store.read(lambda snapshot: snapshot.ending(ending_id))

@@ -1,4 +1,4 @@
-"""How long the event loop is held: for as long nobody else has a turn, whatever they ask."""
+"""How long the event loop is blocked, during which no other request is served."""
 
 import asyncio
 import time
@@ -7,23 +7,23 @@ from typing import Final
 from agentwrit.broker.measures import Durations
 
 TICK_SECONDS: Final = 0.01
-"""Between two looks. As much of a hold may be missed: what of it was over when the loop should have looked."""
+"""The interval between two checks. A block's part up to the next check is not measured."""
 REMEMBERED_SECONDS: Final = 60.0
-"""For how long the longest one is told, at least. At most it is twice as long."""
+"""How long the longest block is reported, at least. At most it is twice as long."""
 
 
 class Holds:
-    """Measures by how much a timer comes late. `durations` are all that were measured, however short."""
+    """Measures how late a timer fires. `durations` contains all measurements, however short."""
 
     def __init__(self) -> None:
         self.durations = Durations()
-        self._longest = [0.0, 0.0]  # in this span of time, and in the one before
+        self._longest = [0.0, 0.0]  # in the present interval, and in the previous one
         self._span_ends = 0.0
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Look from now on, on the event loop that runs."""
+        """Measure from now on, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._span_ends = time.monotonic() + REMEMBERED_SECONDS
         self._wait(time.monotonic())
@@ -33,11 +33,11 @@ class Holds:
             self._timer.cancel()
 
     def longest(self) -> float:
-        """How long the longest one was of late, in seconds."""
+        """The longest recent block, in seconds."""
         return max(self._longest)
 
     def add(self, seconds: float, now: float) -> None:
-        """Count one, at a time of the monotonic clock."""
+        """Record a block, at a time of the monotonic clock."""
         self.durations.add(seconds)
         if now >= self._span_ends:
             is_next = now < self._span_ends + REMEMBERED_SECONDS

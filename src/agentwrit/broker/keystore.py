@@ -1,4 +1,4 @@
-"""The broker's keys: one master key, what is derived from it, and the signing keys that are wrapped under it."""
+"""The broker's keys: one master key, the keys derived from it, and the signing keys wrapped under it."""
 
 import base64
 import os
@@ -20,14 +20,14 @@ from agentwrit.domain.jws import ACCESS_TOKEN, REVOCATION_PAGE, Ed25519Signer, V
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
 
 KEY_BYTES: Final = 32
-SIGNED_REMEMBERED: Final = 1024  # tokens: most are shown to us soon after they were made, if they ever are
+SIGNED_REMEMBERED: Final = 1024  # tokens: most are presented soon after they were issued, if ever
 _TOKEN_TYPES: Final = {KeyPurpose.ACCESS_TOKEN: ACCESS_TOKEN, KeyPurpose.REVOCATION_FEED: REVOCATION_PAGE}
-_NONCE_BYTES: Final = 12  # NIST SP 800-38D §5.2.1.1: the length that GCM is made for
+_NONCE_BYTES: Final = 12  # NIST SP 800-38D §5.2.1.1: the length that GCM is designed for
 
 
 @dataclass(frozen=True)
 class MasterKey:
-    """The one secret that all others at rest depend on."""
+    """The secret that protects all others at rest."""
 
     _bytes: bytes = field(repr=False)
 
@@ -36,7 +36,7 @@ class MasterKey:
 
     @classmethod
     def parse(cls, text: str) -> "MasterKey":
-        """Read a key of 32 bytes in hex or base64.
+        """Parse a key of 32 bytes in hex or base64.
 
         Raises:
             ConfigurationError: it is neither.
@@ -55,17 +55,17 @@ class MasterKey:
 
     @property
     def text(self) -> str:
-        """The key in hex, for the file that holds it."""
+        """The key in hex, for its file."""
         return self._bytes.hex()
 
     def derive(self, purpose: str) -> bytes:
-        """A key for one purpose (HKDF, RFC 5869). Keys of different purposes tell nothing of each other."""
+        """A key for one purpose (HKDF, RFC 5869). Keys of different purposes reveal nothing about each other."""
         info = b"agentwrit/" + purpose.encode("ascii")
         return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(self._bytes)
 
 
 def new_seed() -> bytes:
-    """The 32 bytes of a new key. Its kid does not begin with a hyphen: a command would take that for an option."""
+    """The 32 bytes of a new key. Its kid does not begin with a hyphen, which a command would read as an option."""
     while True:
         seed = os.urandom(KEY_BYTES)
         if not Ed25519Signer(seed).kid.startswith("-"):
@@ -93,10 +93,10 @@ class KeyWrap:
         return self._wrapped(key, seed)
 
     def activated(self, key: StoredKey, now: int) -> StoredKey:
-        """The key, for its time as the one that signs.
+        """The key in the active state.
 
         Raises:
-            TamperedRecord: it was not wrapped by us, or as something else.
+            TamperedRecord: it was not wrapped by the broker, or with other attributes.
         """
         active = msgspec.structs.replace(key, state=KeyState.ACTIVE, active_since=now)
         return self._wrapped(active, self._seed(key))
@@ -105,15 +105,15 @@ class KeyWrap:
         """The key, ready to sign.
 
         Raises:
-            TamperedRecord: it was not wrapped by us, or as something else.
+            TamperedRecord: it was not wrapped by the broker, or with other attributes.
         """
         return Ed25519Signer(self._seed(key))
 
     def rewrapped(self, key: StoredKey, before: "KeyWrap") -> StoredKey:
-        """The key as it is wrapped here, after it was wrapped `before` under another master key.
+        """The key, wrapped under this master key instead of the one `before`.
 
         Raises:
-            TamperedRecord: it was not, or as something else.
+            TamperedRecord: it was not wrapped under `before`, or with other attributes.
         """
         return self._wrapped(key, before._seed(key)) if key.wrapped else key
 
@@ -134,11 +134,11 @@ def _binding(key: StoredKey) -> bytes:
 
 
 class SigningKeys:
-    """The keys of one purpose, as the store last had them: what to sign with, and what to verify by."""
+    """The keys of one purpose, as last read from the store: the signing key, and the keys to verify with."""
 
     signer: Ed25519Signer
     verifier: Verifier
-    """Of what is signed as a JWS."""
+    """For what is signed as a JWS."""
     public_keys: Mapping[str, bytes]
     jwks: Mapping[str, list[dict[str, str]]]
 
@@ -149,7 +149,7 @@ class SigningKeys:
         self.replace(keys)
 
     def sign(self, payload: bytes) -> str:
-        """A token of these keys' type. The verifier need not check its signature, as long as it is among the latest."""
+        """A token of these keys' type. The verifier need not check its signature while it is among the most recent."""
         token = jws.sign(payload, self.signer, typ=_TOKEN_TYPES[self.purpose])
         self._signed[token] = None
         if len(self._signed) > SIGNED_REMEMBERED:
@@ -157,7 +157,7 @@ class SigningKeys:
         return token
 
     def replace(self, keys: Sequence[StoredKey]) -> None:
-        """Go on with the keys as they were just committed, those of other purposes left aside."""
+        """Use the keys as just committed. Keys of other purposes are ignored."""
         published = [key for key in keys if key.purpose is self.purpose and key.is_published]
         [active] = [key for key in published if key.state is KeyState.ACTIVE]
         self.signer = self._wrap.unwrap(active)

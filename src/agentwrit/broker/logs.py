@@ -1,4 +1,4 @@
-"""Structured logs, on standard error: lines for people, or JSON for machines."""
+"""Structured logs on standard error: lines for people, or JSON for machines."""
 
 import atexit
 import logging
@@ -15,10 +15,10 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from agentwrit.domain import text
 
-MAX_WAITING_BYTES: Final = 4 * 2**20  # of lines that are yet to be written
-STUCK_SECONDS: Final = 2.0  # that a write may take
+MAX_WAITING_BYTES: Final = 4 * 2**20  # of lines waiting to be written
+STUCK_SECONDS: Final = 2.0  # for one write, after which the log is considered stuck
 RETRY_SECONDS: Final = 1.0
-LAST_SECONDS: Final = 2.0  # that the end of the process waits for the last lines
+LAST_SECONDS: Final = 2.0  # that process exit waits for the last lines
 STANDARD_ERROR: Final = 2
 
 _LEVELS: Final = {
@@ -30,11 +30,11 @@ _LEVELS: Final = {
 
 
 class _Lines:
-    """Writes the lines of the log, on a thread of its own.
+    """Writes the lines of the log, in its own thread.
 
-    Whoever logs never waits and is never told of an error: a pipe that nobody reads, and a disk that is full or does
-    not answer, keep this thread alone. Lines wait for it up to a bound. Those beyond it are counted and lost, which
-    the log says itself as soon as it can be written again.
+    Logging never blocks and never raises: a pipe that nobody reads, or a full or unresponsive disk, stops only this
+    thread. Lines wait for it up to a limit. Lines beyond it are lost and counted; the log reports the count once it can
+    be written again.
     """
 
     def __init__(self) -> None:
@@ -42,10 +42,10 @@ class _Lines:
         self._descriptor = STANDARD_ERROR
         self._changed = threading.Condition()
         self._waiting: list[bytes] = []
-        self._waiting_bytes = 0  # of those that are being written as well
+        self._waiting_bytes = 0  # includes lines that are being written
         self._untold = 0
         self._is_failing = False
-        self._begun_at: float | None = None  # when the write that is under way began
+        self._begun_at: float | None = None  # when the write in progress began
         self._thread: threading.Thread | None = None
 
     def msg(self, line: str) -> None:
@@ -70,7 +70,7 @@ class _Lines:
         return self._is_failing or (begun_at is not None and time.monotonic() > begun_at + STUCK_SECONDS)
 
     def flush(self, seconds: float) -> None:
-        """Wait until all lines are written, but no longer than this."""
+        """Wait until all lines are written, at most for `seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting_bytes, seconds)
 
@@ -86,17 +86,17 @@ class _Lines:
                 untold, self._untold = self._untold, 0
                 self._changed.notify_all()
             if untold:
-                log.warning("lines of the log could not be written, and are lost", count=untold)
+                log.warning("log lines could not be written, and are lost", count=untold)
 
     def _write(self, data: bytes) -> None:
-        """Write this to its end, however long that takes."""
+        """Write all of `data`, however long that takes."""
         left = memoryview(data)
         while left:
             self._begun_at = time.monotonic()
             try:
-                # Not by `sys.stderr`: its lock would be held for as long, and the interpreter wants it at its end.
+                # Not by `sys.stderr`: it would hold a lock for that time, which the interpreter needs at exit.
                 left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:  # whoever else has this pipe has made it one that does not wait
+            except BlockingIOError:  # another user of this pipe has made it non-blocking
                 select.select([], [self._descriptor], [], RETRY_SECONDS)
             except OSError:
                 self._is_failing = True
@@ -107,7 +107,7 @@ class _Lines:
 
 
 class _Handler(logging.Handler):
-    """Gives the logs of libraries to our own."""
+    """Passes the logs of libraries to the broker's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -122,7 +122,7 @@ atexit.register(_lines.flush, LAST_SECONDS)
 
 
 def lost() -> int:
-    """How many lines were lost since the start, because the log could not be written and too many waited."""
+    """The number of lines lost since startup, because the log could not be written and too many waited."""
     return _lines.lost
 
 
@@ -132,7 +132,7 @@ def is_failing() -> bool:
 
 
 def configure(*, level: str, log_format: str) -> None:
-    """Send our own logs, and those of the libraries below us, the same way."""
+    """Send the broker's log and those of libraries to the same output."""
     threshold = _LEVELS[level]
     shared: list[Processor] = [
         structlog.processors.add_log_level,
@@ -151,7 +151,7 @@ def configure(*, level: str, log_format: str) -> None:
 
 
 def _json_renderer() -> list[Processor]:
-    # Without local variables: tokens and secrets are among them.
+    # Without local variables, which may include tokens and secrets.
     frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
 
@@ -166,9 +166,9 @@ _PLAIN = re.compile(r"[!#-&(-<>-~]+")
 
 
 def _line(_: WrappedLogger, __: str, fields: EventDict) -> str:
-    """A line like that of structlog's console, for whoever reads it later: three times as fast, and without colours.
+    """A line like that of structlog's console renderer, three times as fast and without colors.
 
-    Values are quoted where they hold anything but plain text, so that no value can look like another field.
+    Values that hold anything but plain text are quoted, so that no value can look like another field.
     """
     start = f"{fields.pop('timestamp')} [{fields.pop('level'):9}] {text.escaped(str(fields.pop('event')))}"
     trace = fields.pop("exception", None)
@@ -177,5 +177,5 @@ def _line(_: WrappedLogger, __: str, fields: EventDict) -> str:
         start += f" {name}={shown if _PLAIN.fullmatch(shown) else repr(shown)}"
     if trace is None:
         return start
-    # What an exception says may be a caller's words: no line of it can look like one of the log, or steer a terminal.
+    # An exception's text may come from a caller: none of its lines may look like a log line or control a terminal.
     return "\n".join([start, *(f"    {text.escaped(part)}" for part in trace.splitlines())])

@@ -1,4 +1,4 @@
-"""The master key of a store: where it comes from, what is derived of it, and which of two a store is under."""
+"""The master key of a store: where it comes from, what is derived from it, and which of two keys a store is under."""
 
 from pathlib import Path
 from typing import Final
@@ -12,18 +12,18 @@ from agentwrit.broker.storage import sqlite_verification
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
-ROW_MAC: Final = "row-mac"  # what the master key is derived for, to seal rows with
+ROW_MAC: Final = "row-mac"  # the purpose of the key that seals rows
 
 log = structlog.get_logger("agentwrit.master_keys")
 
 
 def row_sealer(master_key: MasterKey) -> Sealer:
-    """What rows are sealed with under a master key."""
+    """The sealer of rows under a master key."""
     return Sealer(master_key.derive(ROW_MAC))
 
 
 def is_sealed_by(database: Path, text: str) -> bool:
-    """Whether the rows of a database that is there are under the master key that `text` is, if it is one."""
+    """Whether a database exists and its rows are under the master key `text`."""
     try:
         key = MasterKey.parse(text)
     except ConfigurationError:
@@ -32,20 +32,20 @@ def is_sealed_by(database: Path, text: str) -> bool:
 
 
 def at_rest(path: Path, config: Config) -> tuple[Path, Sealer | None]:
-    """The database in a data directory, or the file itself, and what its rows are sealed with if that is known."""
+    """The database in a data directory, or the file itself, and the sealer of its rows if known."""
     database = path / DATABASE_FILE if path.is_dir() else path
     new = read_new_master_key_text(database.parent)
     if config.master_key is None and new is not None and is_sealed_by(database, new):
-        return database, row_sealer(MasterKey.parse(new))  # a change of the key was cut short when it was done
+        return database, row_sealer(MasterKey.parse(new))  # a change of the key was interrupted after it was done
     text = config.master_key or read_master_key_text(database.parent)
     return database, None if text is None else row_sealer(MasterKey.parse(text))
 
 
 def load_master_key(config: Config, directory: DataDirectory) -> MasterKey:
-    """The master key of a data directory. A new one is made where there is no database yet.
+    """The master key of a data directory. A new one is created if there is no database yet.
 
     Raises:
-        ConfigurationError: it is missing, or is none.
+        ConfigurationError: it is missing or invalid.
     """
     if config.master_key is not None:
         return MasterKey.parse(config.master_key)
@@ -67,11 +67,12 @@ def load_master_key(config: Config, directory: DataDirectory) -> MasterKey:
 
 
 def settle_master_key(directory: DataDirectory) -> bool | None:
-    """End a change of the master key, whatever stopped it. Returns whether the store is under the new one; None if
-    there is no change to end, or if it cannot be told: then the new key stays where it is.
+    """Finish an interrupted change of the master key. Returns whether the store is under the new key.
+
+    Returns None if there is no change to finish, or if it cannot be determined; then the new key stays in its file.
 
     Raises:
-        ConfigurationError: the store, which would tell, is gone.
+        ConfigurationError: the store, which would show it, is gone.
     """
     new, old = directory.read_new_master_key_text(), directory.read_master_key_text()
     if new is None:
@@ -90,5 +91,5 @@ def settle_master_key(directory: DataDirectory) -> bool | None:
 
 
 def former_name(master_key: MasterKey) -> str:
-    """What tells the file of a master key that was replaced from those of others."""
+    """The suffix that identifies the file of a replaced master key."""
     return row_sealer(master_key).name[:8]

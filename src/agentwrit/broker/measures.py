@@ -1,4 +1,4 @@
-"""What a store measures of itself, as plain numbers, for whoever watches over it."""
+"""A store's measurements of itself, as plain numbers, for monitoring."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -8,7 +8,7 @@ BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 
 class Durations:
-    """How many took up to each bound, and how long all took together. One thread adds to it; any may read it."""
+    """A histogram: the durations within each bound, and their sum. One thread writes it; any thread may read it."""
 
     def __init__(self) -> None:
         self.numbers: list[float] = [0] * (len(BUCKETS) + 2)
@@ -19,17 +19,19 @@ class Durations:
 
 
 class Measures:
-    """Of one process. `log_head`, `feed_head`: numbers of the newest event and revocation that it knows;
-    `database_ahead`: by how many seconds the database's clock is ahead of this machine's, where there is one.
+    """The measurements of one process.
+
+    `log_head`, `feed_head`: numbers of the newest known event and revocation; `database_ahead`: the seconds by which
+    the database's clock is ahead of this machine's, if there is one.
     """
 
     def __init__(self) -> None:
         self.barrier = Durations()
-        """Asking the database what others have revoked."""
+        """Read barriers: asking the database what other brokers have revoked."""
         self.commit = Durations()
-        """Making a batch durable, fsync and standbys included."""
+        """Making a batch durable, including fsync and standbys."""
         self.lock_wait = Durations()
-        """From a batch's beginning until it is its turn among the brokers."""
+        """From the start of a batch until it has the lock among the brokers."""
         self.log_head = 0
         self.feed_head = 0
         self.is_in_charge = False

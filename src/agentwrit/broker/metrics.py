@@ -1,4 +1,4 @@
-"""What the broker counts, for Prometheus. No label takes a value that a caller chooses."""
+"""The broker's metrics, for Prometheus. No label has a value that a caller chooses."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -22,7 +22,7 @@ CLOSED_EARLY: Final = ("too_many", "no_descriptors")
 _REQUESTS: Final = "agentwrit_http_requests"
 _FAILING: Final = "agentwrit_background_failing"
 
-# By name: what it says, and its labels.
+# By name: its help text, and its labels.
 _COUNTERS: Final = {
     _REQUESTS: ("Requests answered.", ("method", "route", "status")),
     "agentwrit_validations": ("Tokens validated.", ("result",)),
@@ -64,16 +64,16 @@ _HIGHEST: Final = {
 
 
 class Metrics(Collector):
-    """The counters of one broker, owned by its event loop. `route` is a route's template, or `unknown`.
+    """The metrics of one broker, owned by its event loop. `route` is a route's template, or `unknown`.
 
-    They are plain numbers, put into Prometheus's form when they are asked for: the library's own counters, made for
-    many threads, would take a sixth of the time of a validation.
+    They are plain numbers, converted to Prometheus's form on request: the library's own counters, made for many
+    threads, would take a sixth of the time of a validation.
     """
 
     def __init__(self) -> None:
         self.validations: Counter[str] = Counter()
         self.unavailable: Counter[str] = Counter()
-        """Answers with 503, by what was out of order."""
+        """Answers with 503, by cause."""
         self.revocation_entries = 0
         self.connections = 0
         self.connections_closed_early: Counter[str] = Counter(dict.fromkeys(CLOSED_EARLY, 0))
@@ -89,14 +89,14 @@ class Metrics(Collector):
         self.store = Measures()
         self.holds = Holds()
         self.of_all: Callable[[], Counts] = self.counts
-        """Those of all workers of a port."""
-        # By method, route and status: how many took up to each bound, and at the end how long all took together.
+        """The counts of all workers of a port."""
+        # By method, route and status: how many answers are within each bound, and finally the sum of their durations.
         self._answers: dict[tuple[str, str, int], list[float]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def count_request(self, method: str, route: str, status: int, seconds: float, *, cause: str = "") -> None:
-        """Count a request that was answered. `seconds`: from its head to its answer; `cause`: what is out of order."""
+        """Count an answered request. `seconds`: from its head to its answer; `cause`: the cause of a 503."""
         if cause:
             self.unavailable[cause] += 1
         key = method, route, status
@@ -107,7 +107,7 @@ class Metrics(Collector):
         answers[-1] += seconds
 
     def counts(self) -> Counts:
-        """This broker's own, as they are now."""
+        """This broker's own counts, as of now."""
         requests: dict[str, float] = {}
         by_route: dict[str, list[float]] = {}
         failures, failing = self.background_failures, self.background_failing()
@@ -150,7 +150,7 @@ class Metrics(Collector):
         )
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics as they are now, for the library."""
+        """The present metrics, for the library."""
         counts = self.of_all()
         bounds = [*map(str, map(float, BUCKETS)), "+Inf"]
         for name, (text, labels) in _COUNTERS.items():

@@ -1,4 +1,4 @@
-"""Passwords, which only operators have: argon2id (RFC 9106), off the event loop and few at a time."""
+"""Passwords, which only operators have: argon2id (RFC 9106), off the event loop and a few at a time."""
 
 import asyncio
 import base64
@@ -16,11 +16,11 @@ from agentwrit.domain.errors import Unavailable
 T = TypeVar("T")
 
 AT_ONCE: Final = 2
-WAITING: Final = 2  # at each address prefix
+WAITING: Final = 2  # for each address prefix
 MAX_STRANGERS_WAITING: Final = 128
-MAX_FAMILIAR: Final = 256  # prefixes that are remembered as those of operators
+MAX_FAMILIAR: Final = 256  # prefixes that are remembered as operators'
 
-_OPERATORS: Final = "operators"  # where those wait who have logged in; no address prefix is called so
+_OPERATORS: Final = "operators"  # the queue of operators who have logged in; no address prefix has this name
 
 # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, two passes, one lane.
 _HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
@@ -28,7 +28,7 @@ COST: Final = f"m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.paralle
 
 
 def hash_password(password: str) -> str:
-    """The PHC form (`$argon2id$…`) that a password is stored in."""
+    """The PHC form (`$argon2id$…`) in which a password is stored."""
     return _HASHER.hash(password)
 
 
@@ -41,12 +41,12 @@ def is_password_hash(text: str) -> bool:
 
 
 def is_of_our_cost(password_hash: str) -> bool:
-    """Whether checking a password against this argon2id hash takes what it takes against one of ours."""
+    """Whether checking a password against this argon2id hash costs as much as against the broker's own hashes."""
     return argon2.extract_parameters(password_hash) == argon2.extract_parameters(unmatched_hash())
 
 
 def unmatched_hash() -> str:
-    """A hash of our cost that no known password has. Making it costs nothing."""
+    """A hash of the broker's cost that no known password has. Creating it costs nothing."""
     parts = (base64.b64encode(os.urandom(size)).decode("ascii").rstrip("=") for size in (16, 32))
     return f"$argon2id$v=19${COST}${'$'.join(parts)}"
 
@@ -59,14 +59,14 @@ def matches(password_hash: str, password: str) -> bool:
 
 
 class TooManyLogins(Unavailable):
-    """So many passwords wait to be checked that this one was not."""
+    """Too many passwords are waiting to be checked."""
 
     def __init__(self) -> None:
         super().__init__("too many logins at the same time")
 
 
 class _Lane:
-    """Who waits, by the address prefix that they come from: each prefix has its turn, however many wait there."""
+    """Waiting logins, by address prefix: each prefix gets its turn, however many wait in it."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -74,7 +74,7 @@ class _Lane:
         self._count = 0
 
     def enter(self, network: str) -> asyncio.Future[None]:
-        """Wait. What is returned is set when it is their turn.
+        """Wait. The returned future is set when it is this login's turn.
 
         Raises:
             TooManyLogins: there is no place.
@@ -88,20 +88,20 @@ class _Lane:
         return turn
 
     def leave(self, network: str, turn: asyncio.Future[None]) -> None:
-        """Wait no longer, if they still do."""
+        """Stop waiting, if still waiting."""
         queue = self._queues.get(network)
         if queue is not None and turn in queue:
             queue.remove(turn)
             self._left(network, queue)
 
     def call_next(self) -> bool:
-        """Let whoever is next have their turn. Returns whether there was anybody."""
+        """Give the next login its turn. Returns whether one was waiting."""
         while self._queues:
             network, queue = next(iter(self._queues.items()))
             turn = queue.popleft()
             self._queues.move_to_end(network)
             self._left(network, queue)
-            if not turn.done():  # else they gave up just now
+            if not turn.done():  # otherwise it has just given up
                 turn.set_result(None)
                 return True
         return False
@@ -113,11 +113,12 @@ class _Lane:
 
 
 class PasswordChecker:
-    """Checks passwords: `AT_ONCE` at the same time. The others wait, and have their turns, or are turned away.
+    """Checks passwords: `AT_ONCE` at a time. Others wait for their turn, or are refused.
 
-    Each check takes 19 MiB and tens of milliseconds, and strangers can ask for it from as many addresses as they have.
-    So turns go from one address prefix to the next, however many wait at each; and every second turn is for prefixes
-    that an operator has logged in from before. There an operator waits for a stranger or two, and not for all of them.
+    Each check takes 19 MiB and tens of milliseconds, and anonymous clients can request it from as many addresses as
+    they have. So turns alternate between address prefixes, however many logins wait in each, and every second turn is
+    for prefixes from which an operator has logged in before. There an operator waits for one or two anonymous clients,
+    not for all of them.
     """
 
     def __init__(self) -> None:
@@ -129,23 +130,23 @@ class PasswordChecker:
         self._is_strangers_turn = False
 
     async def matches(self, password_hash: str, password: str, network: str) -> bool:
-        """Whether this is the password. `network`: the address prefix of who says so.
+        """Whether this is the password. `network`: the caller's address prefix.
 
         Raises:
-            TooManyLogins: too many wait already.
+            TooManyLogins: too many are already waiting.
         """
         return await self._run(network, matches, password_hash, password)
 
     async def hash(self, password: str) -> str:
-        """The form that a password is stored in, for an operator who has logged in.
+        """The form in which a password is stored, for an operator who has logged in.
 
         Raises:
-            TooManyLogins: too many wait already.
+            TooManyLogins: too many are already waiting.
         """
         return await self._run(_OPERATORS, hash_password, password)
 
     def make_familiar(self, network: str) -> None:
-        """Remember that a password was right that came from there."""
+        """Remember that a right password came from this address prefix."""
         self._familiar[network] = None
         self._familiar.move_to_end(network)
         if len(self._familiar) > MAX_FAMILIAR:
@@ -169,7 +170,7 @@ class PasswordChecker:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._call_next()  # it was theirs just now
+                self._call_next()  # it had just got its turn
             else:
                 lane.leave(network, turn)
             raise

@@ -1,4 +1,4 @@
-"""Running a broker: its sockets, its signals and its end."""
+"""Running a broker: its sockets, its signals and its shutdown."""
 
 import asyncio
 import contextlib
@@ -29,10 +29,10 @@ from agentwrit.broker.shutdown import Shutdown
 from agentwrit.broker.workers import Workers
 from agentwrit.domain.errors import ConfigurationError
 
-MAX_UNSENT_BYTES: Final = 128 * 1024  # of a connection in the kernel: else it takes megabytes for one who does not read
+MAX_UNSENT_BYTES: Final = 128 * 1024  # per connection in the kernel, which would take megabytes for a slow reader
 HEALTH_SECONDS: Final = 3
-GRACE_SECONDS: Final = 10  # for requests in flight when the broker is told to stop
-YOUNG_OBJECTS: Final = 10_000  # before the garbage collector looks at them: requests end without leaving any to it
+GRACE_SECONDS: Final = 10  # for requests in progress at shutdown
+YOUNG_OBJECTS: Final = 10_000  # before the garbage collector runs: requests leave it no work
 
 log = structlog.get_logger("agentwrit.server")
 
@@ -47,18 +47,18 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until `stop_fd` reaches its end: see `shutdown`.
 
-    When the broker listens, one line of JSON with its `url` and `pid` is written to `ready_fd`, which is then closed.
-    `listen_fds`: sockets that listen already. Who is given some is a worker, and has no workers. `counts_fds`: see
-    `SharedCounts`.
+    When the broker listens, it writes one line of JSON with its `url` and `pid` to `ready_fd`, and closes it.
+    `listen_fds`: sockets that already listen. A process that is given some is a worker, and has no workers itself.
+    `counts_fds`: see `SharedCounts`.
 
     Raises:
-        ConfigurationError: it cannot start as it was told to.
+        ConfigurationError: it cannot start with these settings.
     """
     memory.give_back_large_blocks()
     config = from_environment(file)
     logs.configure(level=config.log_level, log_format=config.log_format)
     has_workers = config.workers > 1 and not listen_fds
-    ending = None if has_workers else EndingProcess.fork(config)  # as long as there are no threads
+    ending = None if has_workers else EndingProcess.fork(config)  # while there are no threads
     for line in [*unknown_variables(os.environ), *doubts(config)]:
         log.warning(line)
     _raise_file_limit()
@@ -77,7 +77,7 @@ async def _serve_with_workers(config: Config, file: Path | None, ready_fd: int |
     shutdown = Shutdown(config.drain_seconds)
     shutdown.heed(stop_fd)
     async with stores.open_store(config, is_to_serve=True):
-        pass  # what is wrong with it is said here, once
+        pass  # reports what is wrong with it, once
     with listening(config.host, config.port, "AGENTWRIT_PORT") as listeners:
         workers = Workers(config, file, listeners)
         keeping: asyncio.Task[None] | None = None
@@ -132,7 +132,7 @@ async def _serve(
             for listener in sockets.enter_context(of_metrics):
                 await http.listen(listener, broker.metrics_app, tls)
         url = url_of(config, listeners)
-        # What was loaded to get here stays: no garbage collection needs to look at it again.
+        # Objects loaded for startup remain: no garbage collection needs to examine them again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(YOUNG_OBJECTS)
@@ -148,7 +148,7 @@ async def _serve(
 
 
 def _share_counts(metrics: Metrics, files: Sequence[int]) -> asyncio.Task[None] | None:
-    """Let whoever is asked tell the counts of all workers, if there are any."""
+    """Make each worker report the counts of all workers, if there are any."""
     if not files:
         return None
     shared = SharedCounts(files, metrics.counts)
@@ -157,9 +157,10 @@ def _share_counts(metrics: Metrics, files: Sequence[int]) -> asyncio.Task[None] 
 
 
 def check_health(config: Config) -> str | None:
-    """Ask the broker with these settings, on this machine, whether it is well. For container health checks.
+    """Ask the broker with these settings, on this machine, for its health. For container health checks.
 
-    Where it asks for certificates it is shown `client_cert`, or else the broker's own. Returns why it is not well.
+    If it requires client certificates, `client_cert` is shown, or else the broker's own. Returns why it is unhealthy,
+    or None.
 
     Raises:
         ConfigurationError: a certificate cannot be loaded.
@@ -182,7 +183,7 @@ def _to_itself(config: Config) -> http.client.HTTPConnection:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104  # looked up, not bound
     context: ssl.SSLContext | None = None
     if config.tls_cert is not None:
-        # It asks itself: who answers on this machine's own port needs no certificate to be believed.
+        # The broker asks itself: the server on this machine's own port need not prove its identity.
         context = ssl._create_unverified_context()  # noqa: S323
         if config.tls_client_ca is not None:
             _show_certificate(context, config)
@@ -194,7 +195,7 @@ def _to_itself(config: Config) -> http.client.HTTPConnection:
 
 
 class _AtPath(http.client.HTTPConnection):
-    """A connection to a socket in the file system."""
+    """A connection to a Unix socket."""
 
     def __init__(self, path: str, context: ssl.SSLContext | None) -> None:
         super().__init__("localhost", timeout=HEALTH_SECONDS)
@@ -215,7 +216,7 @@ def _show_certificate(context: ssl.SSLContext, config: Config) -> None:
     else:
         certificate, key, prefix = config.client_cert, config.client_key, "AGENTWRIT_CLIENT"
     try:
-        context.load_cert_chain(certificate or "", key, "")  # a passphrase is asked for by nobody
+        context.load_cert_chain(certificate or "", key, "")  # no passphrase is prompted for
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"the certificate to show cannot be loaded ({error}): check {prefix}_CERT and {prefix}_KEY"
@@ -223,7 +224,7 @@ def _show_certificate(context: ssl.SSLContext, config: Config) -> None:
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
-    """What TLS is spoken with, if it is.
+    """The TLS settings, or None without TLS.
 
     Raises:
         ConfigurationError: the certificate or a key cannot be loaded.
@@ -246,12 +247,12 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 
 @contextlib.contextmanager
 def listening(hosts: Sequence[str], port: int, setting: str) -> Iterator[Sequence[socket.socket]]:
-    """Sockets that listen, one for each address of each host, all on one port. `setting`: where the port came from.
+    """Listening sockets, one for each address of each host, all on one port. `setting`: the setting that gave the port.
 
-    A host that is `unix:/a/path` is a socket there, which the process's group may connect to, until this is left.
+    A host `unix:/a/path` is a socket at that path, to which the process's group may connect. It is removed on exit.
 
     Raises:
-        ConfigurationError: an address, the port or a path cannot be had.
+        ConfigurationError: an address, the port or a path cannot be used.
     """
     with contextlib.ExitStack() as stack:
         listeners: list[socket.socket] = []
@@ -263,14 +264,14 @@ def listening(hosts: Sequence[str], port: int, setting: str) -> Iterator[Sequenc
                 continue
             for listener in _listen_on(host, port, setting, with_ipv4="0.0.0.0" not in hosts):  # noqa: S104
                 listeners.append(stack.enter_context(listener))
-                port = port or listener.getsockname()[1]  # which the system chose: the others have it too
+                port = port or listener.getsockname()[1]  # chosen by the system, and used for the others too
         for listener in listeners:
             listener.setblocking(False)
         yield listeners
 
 
 def _listen_on(host: str, port: int, setting: str, *, with_ipv4: bool) -> Iterator[socket.socket]:
-    """`with_ipv4`: whether `::` stands for all addresses of the other kind as well."""
+    """`with_ipv4`: whether `::` also stands for all IPv4 addresses."""
     error: OSError | None = None
     count = 0
     try:
@@ -282,7 +283,7 @@ def _listen_on(host: str, port: int, setting: str, *, with_ipv4: bool) -> Iterat
                 listener = socket.create_server(
                     (location[0], port, *location[2:]), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
                 )
-            except OSError as missing:  # a name may have an address that this machine has not
+            except OSError as missing:  # a name may have an address that this machine does not have
                 if missing.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 error = missing
@@ -307,7 +308,7 @@ def _listen_on(host: str, port: int, setting: str, *, with_ipv4: bool) -> Iterat
 
 
 def _listen_at(path: Path) -> socket.socket:
-    """A socket in the file system, in place of one that a process left which is gone."""
+    """A Unix socket, in place of one that a dead process left."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         if path.is_socket() and not _is_answered(path):
@@ -334,14 +335,14 @@ def _is_answered(path: Path) -> bool:
 
 
 def _remove(path: Path, number: int) -> None:
-    """Remove a socket, if it is still ours."""
+    """Remove a socket file, if it is still this process's."""
     with contextlib.suppress(OSError):
         if path.stat().st_ino == number:
             path.unlink()
 
 
 def url_of(config: Config, listeners: Sequence[socket.socket]) -> str:
-    """The URL at which the first of these sockets is reached; of one in the file system, its path."""
+    """The URL of the first of these sockets; for a Unix socket, its path."""
     scheme = "https" if config.tls_cert is not None else "http"
     of_network = [each for each in listeners if each.family != socket.AF_UNIX]
     if not of_network:
@@ -357,7 +358,7 @@ def _announce(ready_fd: int | None, url: str) -> None:
 
 
 def _raise_file_limit() -> None:
-    """As many connections as the system lets us have: the usual soft limit of 1024 is soon reached."""
+    """Raise the limit on open files to the maximum: the usual soft limit of 1024 is soon reached."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

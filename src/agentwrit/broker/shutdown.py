@@ -1,10 +1,11 @@
 """How a broker's process ends.
 
-- SIGTERM drains: `/readyz` says no at once, so that a proxy sends its requests elsewhere, and everything is served on
-  for as long as `drain_seconds` gives the proxy to notice. Then the broker stops.
-- A second SIGTERM while it drains stops it: somebody is in a hurry.
-- SIGINT (Ctrl-C) stops at once, because a person is waiting; so does the end of `stop_fd`: whoever started us is gone.
-- SIGHUP stops as well: the terminal is gone. It is not heeded where whoever started us had it ignored, as nohup does.
+- SIGTERM drains: `/readyz` fails at once, so that a proxy sends its requests elsewhere, and the broker continues to
+  serve for `drain_seconds`, to give the proxy time to notice. Then it stops.
+- A second SIGTERM during the drain stops it at once.
+- SIGINT (Ctrl-C) stops it at once, because a person is waiting. So does the end of `stop_fd`, because the parent
+  process is gone.
+- SIGHUP stops it as well, because the terminal is gone. It is ignored if the parent process ignored it, as nohup does.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ log = structlog.get_logger("agentwrit.server")
 
 
 class Shutdown:
-    """Where a process is on its way to its end. `drain_seconds`: how long it serves on after SIGTERM."""
+    """The progress of a process's shutdown. `drain_seconds`: how long it continues to serve after SIGTERM."""
 
     def __init__(self, drain_seconds: float) -> None:
         self._drain_seconds = drain_seconds
@@ -25,15 +26,15 @@ class Shutdown:
         self._stop = asyncio.Event()
 
     def is_draining(self) -> bool:
-        """Whether new requests should go elsewhere. True from the first sign of an end."""
+        """Whether new requests should go elsewhere. True from the first signal on."""
         return self._drain.is_set()
 
     def is_stopping(self) -> bool:
-        """Whether nothing is waited for any more but the requests under way."""
+        """Whether only requests in progress are still being served."""
         return self._stop.is_set()
 
     async def wait_to_drain(self) -> None:
-        """Wait for the first sign of an end."""
+        """Wait for the first signal."""
         await self._drain.wait()
 
     async def wait(self) -> None:
@@ -41,7 +42,7 @@ class Shutdown:
         await self._stop.wait()
 
     def heed(self, stop_fd: int | None) -> None:
-        """Listen to signals, and to the end of a descriptor, from now on. On the running loop."""
+        """Handle signals, and the end of a descriptor, from now on. Call this on the running loop."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.drain)
         loop.add_signal_handler(signal.SIGINT, self.stop)
@@ -57,7 +58,7 @@ class Shutdown:
             loop.add_reader(stop_fd, readable)
 
     def drain(self) -> None:
-        """Say that we are not ready, and stop when that has been heard. Said twice: stop."""
+        """Report that the broker is not ready, and stop after the drain time. A second call stops at once."""
         if self._drain.is_set() or not self._drain_seconds:
             self.stop()
             return
@@ -66,6 +67,6 @@ class Shutdown:
         asyncio.get_running_loop().call_later(self._drain_seconds, self.stop)
 
     def stop(self) -> None:
-        """Stop now; requests under way are still answered."""
+        """Stop now; requests in progress are still answered."""
         self._drain.set()
         self._stop.set()

@@ -1,4 +1,4 @@
-"""Opening the store that settings name: a data directory, or a database that brokers share."""
+"""Opening the store that the settings name: a data directory, or a database that brokers share."""
 
 import contextlib
 import time
@@ -17,11 +17,11 @@ from agentwrit.broker.storage.sqlite import SqliteStore
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord, Unavailable
 
 NewClock = Callable[[Callable[[], float]], Clock]
-"""Makes a clock of the source of its time."""
+"""Makes a clock from a source of time."""
 
 
 class OpenStore(NamedTuple):
-    """A store, the clock that it keeps, and the key that it is sealed with."""
+    """A store, its clock, and the key that protects it."""
 
     store: Store
     clock: Clock
@@ -32,11 +32,11 @@ class OpenStore(NamedTuple):
 async def open_store(
     config: Config, *, is_ours: bool = True, is_to_serve: bool = False, new_clock: NewClock = Clock.of_broker
 ) -> AsyncIterator[OpenStore]:
-    """The store of these settings: a database that brokers share, or a data directory, which is ours alone for as long.
+    """The store that the settings name: a database that brokers share, or a data directory, locked for this process.
 
-    `is_ours`: whether it has to have the names in these settings, as it has for a broker; `is_to_serve`: by a broker,
-    which remembers what it sees of a database, and goes on with it when that was promoted; `new_clock`: what makes a
-    clock of the time's source.
+    `is_ours`: whether the store must have the names in these settings, as for a broker; `is_to_serve`: whether a broker
+    opens it, which remembers what it sees of a database, and continues with it after a promotion; `new_clock`: makes a
+    clock from the source of time.
 
     Raises:
         ConfigurationError: the directory, the database or the master key cannot be used.
@@ -111,7 +111,7 @@ async def _open_shared(config: Config, new_clock: NewClock, *, is_to_serve: bool
 
 
 def cluster_of(config: Config) -> Cluster:
-    """The cluster that a broker with these settings is one of."""
+    """The cluster to which a broker with these settings belongs."""
     return Cluster(config.issuer, config.trust_domain)
 
 
@@ -121,7 +121,7 @@ def cluster_name(config: Config) -> str:
 
 @contextlib.contextmanager
 def driver_of_postgres() -> Iterator[None]:
-    """Around imports of what needs the driver, which is an extra."""
+    """Wraps imports that need the PostgreSQL driver, which is an extra."""
     try:
         yield
     except ModuleNotFoundError as error:

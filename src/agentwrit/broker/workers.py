@@ -1,6 +1,6 @@
-"""Several workers of one broker: processes that take connections from the same socket, and one that keeps them going.
+"""Several workers of one broker: processes that accept connections from the same socket, and a supervisor.
 
-Each worker is a broker of its own over the database that all share. The one that keeps them serves nothing.
+Each worker is a complete broker over the shared database. The supervisor serves nothing.
 """
 
 import asyncio
@@ -20,45 +20,45 @@ from agentwrit.broker import counts
 from agentwrit.broker.config import PREFIX, Config
 from agentwrit.domain.errors import ConfigurationError
 
-RESTART_SECONDS: Final = 1  # before a worker that ended is started again
+RESTART_SECONDS: Final = 1  # before a worker that ended is restarted
 STOP_SECONDS: Final = 30
 
 log = structlog.get_logger("agentwrit.workers")
 
 
 class Workers:
-    """`listeners`: the sockets that they take connections from; `file`: the settings' file, if there is one."""
+    """The workers. `listeners`: the sockets from which they accept connections; `file`: the settings file, if any."""
 
     def __init__(self, config: Config, file: Path | None, listeners: Sequence[socket.socket]) -> None:
         self._config = config
         self._file = file
         self._listeners = listeners
-        # Its other end is ours alone: when we are gone, however that came about, the workers read its end and stop.
+        # Only this process has the write end: when it is gone for any reason, the workers read the end and stop.
         self._stop_read, self._stop_write = os.pipe()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
-        # Where metrics have the port that all share, whoever is asked has to know those of all.
+        # If metrics are served on the shared port, the worker that is asked has to know the counts of all.
         self._counts = [counts.new_file() for _ in range(config.workers)] if config.metrics_port is None else []
 
     async def start(self) -> None:
-        """Start all, and wait until they serve.
+        """Start all workers, and wait until they serve.
 
         Raises:
-            ConfigurationError: one of them does not. It has said why.
+            ConfigurationError: a worker did not start, and has reported why.
         """
         await asyncio.gather(*(self._start(number) for number in range(self._config.workers)))
 
     async def keep(self) -> None:
-        """Start those that end again, until cancelled."""
+        """Restart workers that end, until cancelled."""
         await asyncio.gather(*(self._keep(number) for number in range(self._config.workers)))
 
     def drain(self) -> None:
-        """Tell all that they will be stopped: each serves on, and says that it is not ready."""
+        """Tell all workers that they will be stopped: each continues to serve, and reports that it is not ready."""
         self._tell(signal.SIGTERM)
 
     async def stop(self) -> None:
-        """Tell all to stop now, and wait until they have."""
+        """Tell all workers to stop now, and wait until they have."""
         self._tell(signal.SIGINT)
-        os.close(self._stop_write)  # for those that were not yet listening to signals
+        os.close(self._stop_write)  # for workers that do not handle signals yet
         for process in self._processes.values():
             try:
                 async with asyncio.timeout(STOP_SECONDS):
@@ -78,14 +78,14 @@ class Workers:
     async def _keep(self, number: int) -> None:
         while True:
             code = await self._processes[number].wait()
-            log.error("a worker ended, and is started again", worker=number, exit_code=code)
+            log.error("a worker ended, and will be restarted", worker=number, exit_code=code)
             await asyncio.sleep(RESTART_SECONDS)
             try:
                 await self._start(number)
             except ConfigurationError:
-                pass  # it has said why, and is tried again
-            except Exception as error:  # whatever the system refuses us now: the others go on, and so do we
-                log.error("a worker cannot be started, and is tried again", worker=number, exc_info=error)
+                pass  # it has reported why, and is retried
+            except Exception as error:  # any refusal by the system: the other workers and this process continue
+                log.error("a worker cannot be started, and this will be retried", worker=number, exc_info=error)
 
     async def _start(self, number: int) -> None:
         ready_read, ready_write = os.pipe()
@@ -100,7 +100,7 @@ class Workers:
                 *(["--counts-fds", ",".join(map(str, own_first))] if own_first else []),
                 env={**os.environ, **self._own_settings(number)},
                 pass_fds=[ready_write, self._stop_read, *listening, *own_first],
-                start_new_session=True,  # Ctrl-C is for us: we tell them
+                start_new_session=True,  # Ctrl-C is handled here, and passed on
             )  # fmt: skip
         finally:
             os.close(ready_write)
@@ -111,7 +111,7 @@ class Workers:
         log.info("a worker serves", worker=number, pid=json.loads(line)["pid"])
 
     def _own_settings(self, number: int) -> dict[str, str]:
-        """Each worker counts for itself, so each shows its metrics at a port of its own."""
+        """Each worker counts for itself, so each serves its metrics on its own port."""
         if self._config.metrics_port is None:
             return {}
         return {f"{PREFIX}METRICS_PORT": str(self._config.metrics_port + number)}

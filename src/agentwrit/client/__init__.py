@@ -1,1 +1,1 @@
-"""The SDK. `steps` knows the protocol and does no I/O; drivers carry its requests."""
+"""The SDK. `steps` implements the protocol without I/O; the drivers carry out its requests."""

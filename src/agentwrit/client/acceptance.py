@@ -1,14 +1,15 @@
-"""What a verifier accepts, without I/O: when what it knows is enough, and whom it asks when it is not.
+"""Which tokens a verifier accepts, without I/O: when its own knowledge is enough, and whom it asks otherwise.
 
 The rules:
 
-- On knowledge that is fresh nobody is asked.
-- A token by a key that is not known may be by a new one: then the keys are fetched, once for all who have such tokens,
-  and no more than once in `KEYS_AGAIN_SECONDS`, however many such tokens there are.
-- A token that is bound to a key needs a proof by that key (`agentwrit.client.possession`), whoever says that it holds.
-- On knowledge that may be out of date (`max_staleness`) the broker is asked for each token, or none is accepted. While
-  it does not answer (`agentwrit.client.reach`) it is not asked, and none is accepted.
-- What is known to be dead is refused, however old that knowledge is, and whoever might say otherwise.
+- While the verifier's knowledge is fresh, it asks nobody.
+- A token signed by an unknown key may be signed by a new one. The keys are then fetched again, once for all such
+  tokens, and at most once in `KEYS_AGAIN_SECONDS`, however many such tokens arrive.
+- A bound token needs a proof by its key (`agentwrit.client.possession`), whether the verifier or the broker says that
+  the token is valid.
+- While the knowledge may be out of date (`max_staleness`), the verifier asks the broker about each token, or accepts
+  none. While the broker does not answer (`agentwrit.client.reach`), it is not asked, and no token is accepted.
+- A token that is known to be dead is refused, however old that knowledge is, and whatever the broker says.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ Subject = Literal["agent", "app", "operator"]
 
 
 class Acceptance:
-    """The rules of one verifier. `max_staleness`: seconds; `can_log_in`: whether it has an app to show as."""
+    """The rules of one verifier. `max_staleness`: seconds; `can_log_in`: whether it has an app's token to show."""
 
     def __init__(
         self,
@@ -64,20 +65,20 @@ class Acceptance:
         self._wall, self._monotonic = clock.wall, clock.monotonic
         self.reach = Reach(broker_url, clock.monotonic)
         self._turn = Turn()
-        self._keys_fetched_at = float("-inf")  # because of a token
+        self._keys_fetched_at = float("-inf")  # because of a token with an unknown key
 
     @property
     def staleness(self) -> float:
-        """How many seconds ago all revocations were known; infinite before the first time."""
+        """The seconds since all revocations were known; infinite before the first time."""
         return self._revocations.staleness()
 
     @property
     def known_until(self) -> float:
-        """Up to when all revocations are known, on the monotonic clock."""
+        """The time up to which all revocations are known, on the monotonic clock."""
         return self._revocations.known_until
 
     def follow(self) -> Following:
-        """What it takes to stay up to date."""
+        """The steps that keep the verifier up to date."""
         following = follow(
             self._checker, self._broker_url, max_staleness=self._max_staleness, can_log_in=self._can_log_in
         )
@@ -86,11 +87,11 @@ class Acceptance:
     def accept(
         self, token: str, scope: str | Sequence[str] | None, shown: ShownProof | None = None
     ) -> AgentClaims | None:
-        """What a token says, if what is known is enough to accept it; None where somebody has to be asked (`ask`).
+        """The claims of a token, if present knowledge is enough to accept it; None if `ask` is needed.
 
         Raises:
-            InvalidToken: it does not hold.
-            ScopeDenied: it does not cover `scope`.
+            InvalidToken: the token is not valid.
+            ScopeDenied: the token does not cover `scope`.
         """
         now = Moment(self._wall(), self._monotonic())
         if self._revocations.staleness(now) > self._max_staleness:
@@ -109,13 +110,13 @@ class Acceptance:
         return known.shown()
 
     def ask(self, token: str, scope: str | Sequence[str] | None, shown: ShownProof | None = None) -> Plan[AgentClaims]:
-        """The same for a token that what is known was not enough for.
+        """Check a token for which `accept` returned None: fetch the keys, or ask the broker.
 
         Raises:
-            InvalidToken: it does not hold.
-            ScopeDenied: it does not cover `scope`.
-            Unverifiable: revocations may be missing, and the broker is not to be asked.
-            TransportError: the broker was to be asked, and was not reached.
+            InvalidToken: the token is not valid.
+            ScopeDenied: the token does not cover `scope`.
+            Unverifiable: revocations may be missing, and the settings forbid asking the broker.
+            TransportError: the broker had to be asked, and was not reached.
         """
         if self.staleness <= self._max_staleness:
             yield InTurn(self._turn, self._fetch_keys(token))
@@ -130,7 +131,7 @@ class Acceptance:
         if result.claims is None:
             raise InvalidToken("the broker says that the token does not hold")
         self._checker.check_meant(result.claims.sub, result.claims.aud, result.claims.iss)
-        if result.claims.cnf is not None:  # remembered here too, for when the broker is not asked any more
+        if result.claims.cnf is not None:  # remembered here too, for when the broker is no longer asked
             self._possession.check(shown, token, result.claims.cnf.get("jkt", ""), self._revocations.now())
         check_scope(scope, result.claims.scope)
         return result.claims

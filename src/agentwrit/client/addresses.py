@@ -1,4 +1,4 @@
-"""Connecting to a host within a time, whatever the system or the network make of it."""
+"""Connecting to a host within a deadline, whatever the system or the network does."""
 
 import socket
 import threading
@@ -10,16 +10,16 @@ from typing import Any, Final, TypeAlias
 
 from agentwrit.client.exchange import ConnectFailed
 
-ADDRESS_SECONDS: Final = 1.0  # for an address that is not a host's last one
+ADDRESS_SECONDS: Final = 1.0  # for each address of a host but the last
 
 Remaining: TypeAlias = Callable[[], float]
-"""Says how many seconds there are, or raises where there are none."""
+"""Returns the remaining seconds, or raises if none remain."""
 Address: TypeAlias = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
-"""As `socket.getaddrinfo` gives it."""
+"""In the form that `socket.getaddrinfo` returns."""
 
 
 def within(seconds: float) -> Remaining:
-    """What remains of so many seconds from now on. It raises TimeoutError where nothing does."""
+    """A countdown of `seconds` that starts now. It raises TimeoutError once the time is up."""
     deadline = time.monotonic() + seconds
 
     def remaining() -> float:
@@ -32,9 +32,9 @@ def within(seconds: float) -> Remaining:
 
 
 class Addresses:
-    """The addresses of a host. A thread asks for them: the system may take longer over that than anybody waits.
+    """The addresses of a host. A thread looks them up, because the system may take longer than the caller can wait.
 
-    One thread for all who wait, so that there is never another one beside it.
+    All callers share one lookup thread, so at most one exists at a time.
     """
 
     def __init__(self, host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
@@ -45,14 +45,14 @@ class Addresses:
         self._asked: Future[list[Address]] | None = None
 
     def get(self, timeout: float) -> list[Address]:
-        """The addresses, in the order in which they are to be tried.
+        """The addresses, in the order in which to try them.
 
         Raises:
-            ConnectFailed: there are none.
-            TimeoutError: that is not known in time.
+            ConnectFailed: the host has no address.
+            TimeoutError: the lookup did not finish in time.
         """
         with suppress(socket.gaierror):
-            return self._look_up(socket.AI_NUMERICHOST)  # nobody has to be asked
+            return self._look_up(socket.AI_NUMERICHOST)  # a numeric address needs no lookup
         with self._lock:
             asked = self._asked
             if asked is None:
@@ -65,11 +65,11 @@ class Addresses:
         raise ConnectFailed(failure)
 
     def connect(self, remaining: Remaining) -> socket.socket:
-        """A connection to the first address that takes one.
+        """A connection to the first address that accepts one.
 
         Raises:
-            ConnectFailed: none does.
-            TimeoutError: none did in time.
+            ConnectFailed: no address accepts one.
+            TimeoutError: no address accepted one in time.
         """
         addresses = self.get(remaining())
         failure = OSError("the host has no address")
@@ -98,7 +98,7 @@ class Addresses:
 
 
 def seconds_for(place: int, addresses: int, remaining: float) -> float:
-    """How long to try the address at this place of so many: one that leads nowhere leaves time for the others."""
+    """Seconds to spend on one of several addresses, so that an unreachable address leaves time for the others."""
     left = addresses - place
     return remaining if left == 1 else min(ADDRESS_SECONDS, remaining / left)
 

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 class Agent(Presence):
-    """A registered agent, made by `AgentWritApp.create_agent`. Safe to share between threads.
+    """A registered agent, created by `AgentWritApp.create_agent`. Safe to share between threads.
 
-    As a context manager it releases its token on the way out, whatever happened inside.
+        with app.create_agent("orders", "order-4823", ["read:data:customer-7291"]) as agent:
+            httpx2.get("https://orders.example/customers/7291", auth=agent.auth)
 
-    It is of the process that made it. A child that is forked from that (`multiprocessing`, prefork servers) may read
-    its token and delegate; to renew, to release and to show a token through `auth` it creates an agent of its own.
+    As a context manager, it releases its token on exit, also after an exception.
+
+    An agent belongs to the process that created it. A forked child (`multiprocessing`, prefork servers) may read its
+    token and delegate. To renew, to release or to show a token through `auth`, the child creates an agent of its own.
     """
 
     def __init__(self, driver: Driver, life: AgentLife) -> None:
@@ -30,50 +33,50 @@ class Agent(Presence):
         self._shown: Tokens | None = None
 
     def renew(self) -> None:
-        """Replace the token by its successor; the one before is dead then.
+        """Replace the token with its successor. The previous token is then dead.
 
         Raises:
-            AgentWritError: the agent was released, or was made by the process that this one was forked from.
+            AgentWritError: the agent was released, or belongs to the parent of this process.
             AuthenticationError: the grant has ended.
-            ProblemResponseError: the broker refused otherwise.
-            TransportError: the broker was not reached. The token in use may have been superseded: renew again.
+            ProblemResponseError: the broker refused for another reason.
+            TransportError: the broker was not reached. The current token may have been superseded: call `renew` again.
         """
         self._driver.run(self._life.renew())
 
     def delegate(self, delegate_to: str, scope: Iterable[str], *, ttl: int | None = None) -> DelegatedToken:
-        """Give another agent of this app, by its `agent_id`, some of what this one holds.
+        """Delegate some of this agent's scope to another agent of the same app, named by its `agent_id`.
 
-        `ttl`: seconds; the broker's default is 60, and it is cut to what this agent's token has left. The delegate
-        takes it with `accept`, or shows it to a service as it is.
+        `ttl`: seconds; by default the broker's 60, and never more than what is left of this agent's token. The delegate
+        acts on the delegation with `accept`, or shows the delegated token to a service directly.
 
         Raises:
             AgentWritError: this agent was released.
             AuthenticationError: this agent's token has expired.
             AuthorizationError: the scope exceeds this agent's, the chain is too long, or the grant has ended.
-            ProblemResponseError: there is no such live agent in this app (404), or an argument is wrong (400).
+            ProblemResponseError: the app has no such live agent (404), or an argument is invalid (400).
             TransportError: the broker was not reached.
         """
         return self._driver.run(self._life.delegate(delegate_to, scope, ttl))
 
     @discreet
     def accept(self, delegated: DelegatedToken | str) -> "Agent":
-        """This agent, acting on what another one delegated to it. What that agent delegates is the chain's next hop.
+        """This agent, acting on a delegation to it. Its own delegations become the next hop of the chain.
 
-        It is a grant of its own: releasing it leaves this agent's own as it is. Makes no call.
+        The delegation is a grant of its own: releasing it leaves this agent's registration as it is. Makes no call.
 
         Raises:
-            AgentWritError: it is not a delegated token, or was delegated to another agent.
+            AgentWritError: it is not a delegated token, or it was delegated to another agent.
         """
         return Agent(self._driver, self._life.accept(delegated))
 
     def release(self) -> None:
-        """End the grant: this token, its successors and all that was delegated from it. Again, it does nothing.
+        """End the grant: this token, its successors and all delegations from it. Further calls do nothing.
 
-        A grant that has ended already counts as released.
+        If the grant has already ended, this counts as success.
 
         Raises:
-            AgentWritError: the agent was made by the process that this one was forked from.
-            TransportError: the broker was not reached; it may be tried again.
+            AgentWritError: the agent belongs to the parent of this process.
+            TransportError: the broker was not reached; call `release` again.
         """
         self._driver.run(self._life.release())
 
@@ -84,7 +87,7 @@ class Agent(Presence):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._life.is_own:
-            return  # after a fork inside the `with`: what it is to end is the parent's
+            return  # after a fork inside the `with`: only the parent ends its grant
         try:
             self.release()
         except AgentWritError as failure:

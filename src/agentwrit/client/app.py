@@ -1,4 +1,4 @@
-"""An app: what creates agents."""
+"""An app, which creates agents."""
 
 import contextlib
 import os
@@ -24,20 +24,20 @@ _VARIABLES = ("AGENTWRIT_BROKER_URL", "AGENTWRIT_CLIENT_ID", "AGENTWRIT_CLIENT_S
 
 
 class Identity:
-    """What a blocking and an asynchronous app have in common: how they show themselves, and where they come from."""
+    """What the blocking and the asynchronous app have in common: their repr, and their creation from variables."""
 
     broker_url: Any
     client_id: str
 
     @classmethod
     def from_env(cls) -> Self:
-        """The app that AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID and AGENTWRIT_CLIENT_SECRET describe.
+        """The app described by AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID and AGENTWRIT_CLIENT_SECRET.
 
-        Where the broker asks for a certificate (AGENTWRIT_TLS_CLIENT_CA) the app shows the one in the PEM file
-        AGENTWRIT_CLIENT_CERT, whose key is there too, or in AGENTWRIT_CLIENT_KEY.
+        If the broker requires a client certificate (AGENTWRIT_TLS_CLIENT_CA), the app shows the one in the PEM file
+        AGENTWRIT_CLIENT_CERT. Its key is in the same file, or in AGENTWRIT_CLIENT_KEY.
 
         Raises:
-            AgentWritError: one of them is not set; names it.
+            AgentWritError: a variable is not set; the message names it.
         """
         missing = [name for name in _VARIABLES if not os.environ.get(name)]
         if missing:
@@ -53,9 +53,13 @@ class Identity:
 
 
 class AgentWritApp(Identity, Connected):
-    """An app at a broker. Makes no call before it has to. Safe to share between threads.
+    """An app at a broker. It makes no call before it needs to. Safe to share between threads.
 
-    The secret is kept to log in with, and shown nowhere.
+        with AgentWritApp("https://broker.example", client_id, client_secret) as app:
+            with app.create_agent("orders", "order-4823", ["read:data:customer-7291"]) as agent:
+                ...  # call services with auth=agent.auth
+
+    It keeps the client secret for logins, and shows it nowhere.
     """
 
     @discreet
@@ -72,13 +76,18 @@ class AgentWritApp(Identity, Connected):
         cert: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`timeout`: seconds for a whole call, retries included. `http_client`: an httpx2.Client to use, and to close
-        by whoever made it, in the process that made it. Else `verify` is what httpx2 takes by this name, and `cert` is
-        the certificate to show to a broker that asks for one: a PEM file that has its key too, or a tuple of the two
-        files, or of these and the key's passphrase. `clock`: what time it is for agents; tests may move it.
+        """Set up an app, without making a call.
+
+        - `timeout`: seconds for a whole call, retries included.
+        - `http_client`: an httpx2.Client to use. Its creator closes it, in the process that created it. `verify` and
+          `cert` then have no effect.
+        - `verify`: as for httpx2.
+        - `cert`: the client certificate for a broker that requires one: a PEM file that also holds the key, a tuple of
+          the two files, or a tuple of these and the key's passphrase.
+        - `clock`: the clock for agents; tests may replace it.
 
         Raises:
-            AgentWritError: `broker_url` is no URL.
+            AgentWritError: `broker_url` is not a valid URL.
         """
         secret = Secret(client_secret)
         self.client_id = client_id
@@ -108,16 +117,20 @@ class AgentWritApp(Identity, Connected):
     ) -> Agent:
         """Register an agent for one task.
 
-        `orch_id` and `task_id` become part of its SPIFFE id. `requested_scope`: `action:resource:identifier` each,
-        within the app's ceiling. `private_key`: its Ed25519 key, else a fresh one. `max_ttl`: seconds that its tokens
-        live. `label`: its name in the audit log. `audience`: whom its tokens are for. `bound`: its tokens are bound to
-        its key (RFC 9449), so that they are of no use to who steals them; services are shown `Agent.headers`.
+        - `orch_id`, `task_id`: parts of its SPIFFE ID.
+        - `requested_scope`: a list of scopes of the form `action:resource:identifier`, within the app's ceiling.
+        - `private_key`: its Ed25519 key; a new one by default.
+        - `max_ttl`: the lifetime of its tokens in seconds.
+        - `label`: its name in the audit log.
+        - `audience`: the services that its tokens are for.
+        - `bound`: whether to bind its tokens to its key (RFC 9449), so that a stolen token is useless. Show bound
+          tokens to services with `Agent.headers` or `Agent.auth`.
 
         Raises:
-            AuthenticationError: the app's credentials were not accepted.
-            AuthorizationError: the scope exceeds the app's ceiling, or the app's agents have to be `bound`.
-            AgentWritError: the broker binds no tokens.
-            ProblemResponseError: an argument is not what it should be.
+            AuthenticationError: the broker rejected the app's credentials.
+            AuthorizationError: the scope exceeds the app's ceiling, or the app's agents must be `bound`.
+            AgentWritError: the broker does not bind tokens.
+            ProblemResponseError: an argument is invalid.
             CryptoError: `private_key` cannot be used.
             TransportError: the broker was not reached.
         """
@@ -149,10 +162,13 @@ class AgentWritApp(Identity, Connected):
         audience: str | Sequence[str] | None = None,
         bound: bool = False,
     ) -> Iterator[Agent]:
-        """An agent for one task, and the current one (`current_agent`) inside the `with`, which releases it at its end.
+        """An agent for one task: the current agent (`current_agent`) inside the `with`, and released at its end.
 
-        `scope`: `action:resource:identifier` each. `orch_id`: the app's client_id if not given. All else, errors
-        included, is as for `create_agent`.
+            with app.agent_for(task_id="order-4823", scope=["read:data:customer-7291"]):
+                read_customer("7291")
+
+        `scope`: scopes of the form `action:resource:identifier`. `orch_id`: the app's client ID by default. All other
+        arguments, and the errors, are those of `create_agent`.
         """
         agent = self.create_agent(
             self.client_id if orch_id is None else orch_id,
@@ -168,13 +184,13 @@ class AgentWritApp(Identity, Connected):
 
     @discreet
     def take_over(self, token: str) -> Agent:
-        """An agent that acts on a token that it was handed, such as a job in a queue, without the agent's key.
+        """An agent that acts on a token from elsewhere, such as a job in a queue, without the original agent's key.
 
-        It is the token's holder from now on: it renews it and releases it. `Agent.delegate` makes such tokens. Makes no
-        call: whether the token holds, `validate` tells.
+        It becomes the token's holder: it renews the token and releases it. `Agent.delegate` makes such tokens. Makes no
+        call, so it does not tell whether the token is valid; `validate` does.
 
         Raises:
-            AgentWritError: it is not an agent's token, or is bound to a key.
+            AgentWritError: it is not an agent's token, or it is bound to a key.
         """
         return Agent(self._driver, AgentLife.take_over(Secret(token), clock=self._clock))
 
@@ -182,10 +198,10 @@ class AgentWritApp(Identity, Connected):
     def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
     ) -> ValidateResult:
-        """Whether `token` holds, and what it says. A bad token is an answer, not an error.
+        """Ask the broker whether `token` is valid, and what it says. An invalid token is a result, not an error.
 
-        A bound token holds with its `proof` alone: what came in the DPoP header of the request whose method is `htm`
-        and whose URL is `htu`. A proof is good once.
+        A bound token is valid only with its `proof`: the DPoP header of the request whose method is `htm` and whose URL
+        is `htu` (RFC 9449 §4.3). Each proof can be used once.
 
         Raises:
             TransportError: the broker was not reached.
@@ -193,9 +209,9 @@ class AgentWritApp(Identity, Connected):
         return self._driver.run(steps.validate(Secret(token), steps.ShownProof(proof, htm, htu)))
 
     def health(self) -> HealthStatus:
-        """How the broker is.
+        """The broker's health.
 
         Raises:
-            TransportError: it was not reached.
+            TransportError: the broker was not reached.
         """
         return self._driver.run(steps.health())

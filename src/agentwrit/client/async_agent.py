@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class AsyncAgent(Presence):
-    """A registered agent, made by `AsyncAgentWritApp.create_agent`. Safe to share between tasks.
+    """A registered agent, created by `AsyncAgentWritApp.create_agent`. Safe to share between tasks.
 
-    With `async with` it releases its token on the way out, whatever happened inside: also when the task is cancelled,
-    once more even, which then takes effect after the release. All else is as for `Agent`.
+        async with await app.create_agent("orders", "order-4823", ["read:data:customer-7291"]) as agent:
+            async with httpx2.AsyncClient(auth=agent.auth) as client:
+                await client.get("https://orders.example/customers/7291")
+
+    With `async with`, it releases its token on exit, also if the task is cancelled. A second cancellation during the
+    release takes effect after it. All else is as for `Agent`.
     """
 
     def __init__(self, driver: AsyncDriver, life: AgentLife) -> None:
@@ -28,20 +32,20 @@ class AsyncAgent(Presence):
         self._shown: Tokens | None = None
 
     async def renew(self) -> None:
-        """As `Agent.renew`. Cancelled, it is carried on without the caller, so that no successor is lost."""
+        """Replace the token with its successor, as `Agent.renew`. The renewal continues if the caller is cancelled."""
         await self._driver.run_through(self._life.renew())
 
     async def delegate(self, delegate_to: str, scope: Iterable[str], *, ttl: int | None = None) -> DelegatedToken:
-        """As `Agent.delegate`."""
+        """Delegate some of this agent's scope to another agent, as `Agent.delegate`."""
         return await self._driver.run(self._life.delegate(delegate_to, scope, ttl))
 
     @discreet
     def accept(self, delegated: DelegatedToken | str) -> "AsyncAgent":
-        """As `Agent.accept`. Makes no call."""
+        """This agent, acting on a delegation to it, as `Agent.accept`. Makes no call."""
         return AsyncAgent(self._driver, self._life.accept(delegated))
 
     async def release(self) -> None:
-        """As `Agent.release`. A cancellation takes effect after it."""
+        """End the grant, as `Agent.release`. A cancellation takes effect after the release."""
         await self._driver.run_to_the_end(self._life.release())
 
     async def __aenter__(self) -> Self:
@@ -51,7 +55,7 @@ class AsyncAgent(Presence):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._life.is_own:
-            return  # after a fork inside the `with`: what it is to end is the parent's
+            return  # after a fork inside the `with`: only the parent ends its grant
         try:
             await self.release()
         except AgentWritError as failure:

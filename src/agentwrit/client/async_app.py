@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 
 class AsyncAgentWritApp(Identity, AsyncConnected):
-    """An `AgentWritApp` whose calls are awaited. Safe to share between tasks, and to use on one loop after another.
+    """An `AgentWritApp` whose calls are awaited. Safe to share between tasks, and to use on several loops in turn.
 
-    Of a great many calls at once some are under way and the others wait; that does not count towards `timeout` while
+        async with AsyncAgentWritApp("https://broker.example", client_id, client_secret) as app:
+            async with await app.create_agent("orders", "order-4823", ["read:data:customer-7291"]) as agent:
+                ...  # call services with auth=agent.auth
+
+    The number of calls in progress is limited, and further calls wait. The wait does not count towards `timeout` while
     the broker answers.
     """
 
@@ -41,10 +45,10 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         cert: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """As for `AgentWritApp`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
+        """As for `AgentWritApp`. `http_client`: an httpx2.AsyncClient, for use on its own loop only.
 
         Raises:
-            AgentWritError: `broker_url` is no URL.
+            AgentWritError: `broker_url` is not a valid URL.
         """
         secret = Secret(client_secret)
         self.client_id = client_id
@@ -72,7 +76,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         audience: str | Sequence[str] | None = None,
         bound: bool = False,
     ) -> AsyncAgent:
-        """As `AgentWritApp.create_agent`."""
+        """Register an agent for one task, as `AgentWritApp.create_agent`."""
         life = await self._driver.run(
             AgentLife.begin(
                 self._ceremony,
@@ -101,7 +105,7 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
         audience: str | Sequence[str] | None = None,
         bound: bool = False,
     ) -> AsyncIterator[AsyncAgent]:
-        """As `AgentWritApp.agent_for`, with `async with`."""
+        """An agent for one task, current inside the `async with`, as `AgentWritApp.agent_for`."""
         agent = await self.create_agent(
             self.client_id if orch_id is None else orch_id,
             task_id,
@@ -117,16 +121,16 @@ class AsyncAgentWritApp(Identity, AsyncConnected):
 
     @discreet
     def take_over(self, token: str) -> AsyncAgent:
-        """As `AgentWritApp.take_over`. Makes no call."""
+        """An agent that acts on a token from elsewhere, as `AgentWritApp.take_over`. Makes no call."""
         return AsyncAgent(self._driver, AgentLife.take_over(Secret(token), clock=self._clock))
 
     @discreet
     async def validate(
         self, token: str, *, proof: str | None = None, htm: str | None = None, htu: str | None = None
     ) -> ValidateResult:
-        """As `AgentWritApp.validate`."""
+        """Ask the broker whether `token` is valid, and what it says, as `AgentWritApp.validate`."""
         return await self._driver.run(steps.validate(Secret(token), steps.ShownProof(proof, htm, htu)))
 
     async def health(self) -> HealthStatus:
-        """As `AgentWritApp.health`."""
+        """The broker's health, as `AgentWritApp.health`."""
         return await self._driver.run(steps.health())

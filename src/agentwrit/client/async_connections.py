@@ -1,6 +1,6 @@
 """Connections to one broker on one event loop, kept between requests: the twin of `agentwrit.client.connections`.
 
-What comes on a connection is read when it comes, so that none of it waits in memory but the answer that is asked for.
+Data is read as soon as it arrives, so that nothing but the requested answer waits in memory.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from agentwrit.client.secrecy import Secret
 
 
 class AsyncConnections:
-    """Connections to whoever serves `url`, for the tasks of the loop that it is made on.
+    """Connections to the server of `url`, for the tasks of the loop on which this is created.
 
-    `context` is asked for TLS settings, once, where the URL is an https one.
+    `context` supplies the TLS settings. It is called once, and only for an https URL.
     """
 
     def __init__(self, url: str, context: Callable[[], ssl.SSLContext]) -> None:
         self._origin = Origin(url, context)
         self._host_field = self._origin.host_field
-        self._idle: list[_Idle] = []  # the one that was used last comes first: the others may grow old
+        self._idle: list[_Idle] = []  # the most recently used one is taken first, so that the others may age
         self._is_closed = False
 
     async def send(
@@ -50,7 +50,7 @@ class AsyncConnections:
                     AnswerReader(method, max_bytes=max_bytes),
                 )
             except BaseException:
-                connection.close()  # whatever else comes on it would be taken for the answer to something else
+                connection.close()  # further data on it would be taken for the answer to another request
                 raise
         if answer.is_last or connection.is_over or self._is_closed:
             connection.close()
@@ -59,14 +59,14 @@ class AsyncConnections:
         return answer.response
 
     async def close(self) -> None:
-        """Close the connections that wait, and those in use when they come back."""
+        """Close the idle connections, and those in use when they are returned."""
         self._is_closed = True
         while self._idle:
             self._idle.pop().connection.close()
-        await asyncio.sleep(0)  # when the loop has come round, they are gone
+        await asyncio.sleep(0)  # after one turn of the loop they are closed
 
     def _take(self) -> "_Connection | None":
-        """A connection that waits, and is fit for use."""
+        """An idle connection that is still usable."""
         while self._idle:
             idle = self._idle.pop()
             if time.monotonic() - idle.since < IDLE_SECONDS and not idle.connection.is_over:
@@ -109,7 +109,7 @@ class _Connection(asyncio.Protocol):
         """Send a request, and wait for its answer.
 
         Raises:
-            OSError, http.client.HTTPException: the connection failed, or what came is no answer.
+            OSError, http.client.HTTPException: the connection failed, or the data is not an HTTP answer.
         """
         self._reader, self._answer = reader, asyncio.get_running_loop().create_future()
         self._transport.write(data)
@@ -120,7 +120,7 @@ class _Connection(asyncio.Protocol):
             self._reader = self._answer = None
 
     def close(self) -> None:
-        """Close it at once: nothing is under way that has to be brought to its end."""
+        """Close at once: nothing is in progress that has to finish."""
         self.is_over = True
         self._transport.abort()
 
@@ -130,7 +130,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         reader = self._reader
         if reader is None:
-            self.close()  # nobody has asked for anything
+            self.close()  # no request is in progress
         else:
             self._settle(lambda: reader.feed(data))
 
@@ -146,9 +146,9 @@ class _Connection(asyncio.Protocol):
             self._answer.set_exception(error or http.client.RemoteDisconnected("the connection was closed"))
 
     def _settle(self, read: Callable[[], Answer | None]) -> None:
-        """Tell whoever waits what was read, if that is all, or why it cannot be."""
+        """Give the caller what was read if the answer is complete, or the reason why it cannot be read."""
         waiting = self._answer
-        if waiting is None or waiting.done():  # it is all, and there is more: the connection is not used again
+        if waiting is None or waiting.done():  # there is data after the answer: the connection is not used again
             self.close()
             return
         try:

@@ -1,10 +1,10 @@
 """The asynchronous driver: carries out calls on an event loop.
 
-Connections, locks and tasks belong to the loop that they were made on, so each loop has a `_Home` of its own, which
-ends with it: by `aclose`, or at the latest when the loop lets go of its asynchronous generators.
+Connections, locks and tasks belong to the loop on which they were created, so each loop has its own `_Home`. It ends
+with `aclose`, or at the latest when the loop shuts down its asynchronous generators.
 
-Of a great many calls at once only so many are under way, and the others wait in the order they came. That does not
-count towards a call's timeout as long as the broker answers others.
+The number of calls in progress is limited; further calls wait in order of arrival. The wait does not count towards a
+call's timeout as long as the broker answers others.
 """
 
 import asyncio
@@ -30,24 +30,24 @@ CALLS_AT_ONCE: Final = 16
 
 
 class _Home:
-    """What a driver has on one event loop: connections of our own, and a client of httpx2 where one is needed."""
+    """The state of a driver on one event loop: its own connections, and an httpx2 client if one is needed."""
 
     def __init__(self, given: "httpx2.AsyncClient | None") -> None:
         self.slots = asyncio.Semaphore(CALLS_AT_ONCE)
         self.turns: weakref.WeakKeyDictionary[Turn, asyncio.Lock] = weakref.WeakKeyDictionary()
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.heard_at = float("-inf")  # of the broker, by whichever call
+        self.heard_at = float("-inf")  # when any call last heard from the broker
         self.client = given
         self.connections: AsyncConnections | None = None
         self._is_ours = given is None
         self._stay = self._until_the_end()
 
     async def settle(self) -> None:
-        """Tie this to the loop. Its end calls `leave` where nobody else did."""
+        """Tie this to the loop. The end of the loop calls `leave` if nothing else did."""
         await anext(self._stay)
 
     async def leave(self) -> None:
-        """Let what is under way come to its end, and close the connections."""
+        """Let tasks in progress finish, and close the connections."""
         await self._stay.aclose()
 
     async def _until_the_end(self) -> AsyncGenerator[None, None]:
@@ -63,7 +63,7 @@ class _Home:
 
 
 class AsyncDriver(Policy):
-    """Runs steps against one broker, for the tasks of one event loop after another.
+    """Runs steps against one broker, for the tasks of several event loops in turn.
 
     `timeout`: seconds for a whole call.
     """
@@ -86,7 +86,7 @@ class AsyncDriver(Policy):
 
     @discreet
     async def run(self, steps: Plan[T], *, timeout: float | None = None) -> T:
-        """Carry out steps within the timeout, or within `timeout` seconds from now, the wait for a place included.
+        """Carry out steps within the timeout, or within `timeout` seconds from now, including the wait for a slot.
 
         Raises:
             TransportError: the broker was not reached in time.
@@ -102,12 +102,12 @@ class AsyncDriver(Policy):
 
     @discreet
     async def run_through(self, steps: Plan[T]) -> T:
-        """The same in a task of its own, which goes on to its end when the caller is cancelled."""
+        """As `run`, in a task of its own that continues to its end if the caller is cancelled."""
         return await asyncio.shield(await self.start(steps))
 
     @discreet
     async def run_to_the_end(self, steps: Plan[T]) -> T:
-        """The same, and the caller stays until it is done: a cancellation takes effect after it."""
+        """As `run`, but the caller waits until it is done: a cancellation takes effect afterwards."""
         task = await self.start(steps)
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
@@ -129,11 +129,11 @@ class AsyncDriver(Policy):
         return await self._send(request, self.deadline(), await self._home())
 
     async def event_stream(self, *, silence: float) -> AsyncEventStream:
-        """Something to open streams of events with, over the connections of this driver on this loop."""
+        """An object that opens event streams, over this driver's connections on this loop."""
         return AsyncEventStream(self._client(await self._home()), silence=silence)
 
     async def aclose(self) -> None:
-        """Close the connections that were made on this loop. A later call opens new ones."""
+        """Close the connections that were opened on this loop. A later call opens new ones."""
         home = self._homes.pop(asyncio.get_running_loop(), None)
         if home is not None:
             await home.leave()
@@ -145,21 +145,21 @@ class AsyncDriver(Policy):
             for other in [other for other in self._homes if other.is_closed()]:
                 del self._homes[other]
             home = self._homes[loop] = _Home(self._given_client)
-            await home.settle()  # at once: nothing else runs meanwhile
+            await home.settle()  # completes without suspending: nothing else runs meanwhile
         if home.client is not None:
             self.check_open(home.client)
         return home
 
     def _client(self, home: _Home) -> "httpx2.AsyncClient":
         if home.client is None:
-            import httpx2  # here, so that importing the SDK does not pay for it
+            import httpx2  # here, so that importing the SDK does not load it
 
-            # One connection more for each stream of events.
+            # One additional connection for each event stream.
             home.client = httpx2.AsyncClient(**self.client_options(2 * CALLS_AT_ONCE))
         return home.client
 
     def _connections(self, home: _Home) -> "AsyncConnections | None":
-        """Connections of our own, or None where it has to be httpx2's."""
+        """The driver's own connections, or None if httpx2 has to be used."""
         if home.connections is None and self._is_direct:
             from agentwrit.client.async_connections import AsyncConnections
             from agentwrit.client.connections import is_proxied
@@ -170,7 +170,7 @@ class AsyncDriver(Policy):
         return home.connections
 
     async def _enter(self, home: _Home, deadline: float | None) -> None:
-        """Wait for a slot, as long as the broker answers those who have one, and not beyond a deadline."""
+        """Wait for a slot, as long as the broker answers the calls that have one, and no longer than the deadline."""
         entered = self._monotonic()
         while True:
             latest = max(entered, home.heard_at) + self._timeout
@@ -182,7 +182,7 @@ class AsyncDriver(Policy):
             return
 
     async def start(self, steps: Plan[T]) -> asyncio.Task[T]:
-        """Begin to run steps, in a task of its own. If it fails and nobody asks how, that is no error."""
+        """Start running steps in a task of its own. A failure that nobody retrieves is not an error."""
         home = await self._home()
         task = asyncio.get_running_loop().create_task(self.run(steps))
         home.tasks.add(task)
@@ -275,13 +275,13 @@ class AsyncDriver(Policy):
 
 
 class AsyncConnected:
-    """Something that talks to a broker through a driver of its own, and can be closed."""
+    """An object that talks to a broker through its own driver, and can be closed."""
 
     _driver: AsyncDriver
 
     @property
     def broker_url(self) -> str:
-        """The broker's URL, without a slash at its end."""
+        """The broker's URL, without a trailing slash."""
         return self._driver.broker_url
 
     async def aclose(self) -> None:
@@ -298,6 +298,6 @@ class AsyncConnected:
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
-    """The caller may be gone, and nobody left to hear how it ended."""
+    """Retrieve the task's exception, because the caller may be gone."""
     if not task.cancelled():
         task.exception()

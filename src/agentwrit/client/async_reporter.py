@@ -1,4 +1,4 @@
-"""The task that reports what was done with tokens."""
+"""The task that reports accesses to the broker."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from agentwrit.models import AgentClaims
 
 
 class AsyncReporter:
-    """As `Reporter`, on an event loop. What a loop left untold when it ended, the next one tells."""
+    """As `Reporter`, on an event loop. What was not reported when a loop ended is reported on the next one."""
 
     def __init__(self, driver: AsyncDriver, clock: Clock) -> None:
         self._driver = driver
@@ -28,7 +28,7 @@ class AsyncReporter:
         return self._reports.unreported
 
     def note(self, claims: AgentClaims, scope: str | Sequence[str], resource: str, outcome: Done) -> None:
-        """Note an access. Raises what `Reports.note` raises, and RuntimeError where no loop runs."""
+        """Note an access. Raises what `Reports.note` raises, and RuntimeError if no loop is running."""
         loop = asyncio.get_running_loop()
         is_waking = self._reports.note(claims, scope, resource, outcome)
         telling = self._telling
@@ -39,20 +39,20 @@ class AsyncReporter:
             telling.rouse()
 
     async def stop(self) -> None:
-        """Tell what waits, and end, within `END_SECONDS`. A later access begins anew."""
+        """Report what is waiting, and end, within `END_SECONDS`. A later access starts again."""
         telling, self._telling = self._telling, None
         if telling is not None:
             telling.end()
             await telling.finish()
 
     def begin(self) -> None:
-        """Begin with nothing noted, also in a child: what waits in the parent, and its task, are the parent's."""
+        """Start empty, also in a forked child: the parent's waiting accesses and its task belong to the parent."""
         self._reports = Reports(self._clock)
         self._telling = None
 
 
 class _Telling:
-    """The task. It does not hold the reporter, which may be forgotten without being stopped."""
+    """The task. It holds no reference to the reporter, which may be garbage-collected without being stopped."""
 
     def __init__(self, reports: Reports, driver: AsyncDriver) -> None:
         self._loop = asyncio.get_running_loop()
@@ -63,16 +63,16 @@ class _Telling:
         self._task = self._loop.create_task(self._run(), name="agentwrit-reports")
 
     def is_at_work(self, here: asyncio.AbstractEventLoop) -> bool:
-        """Whether it tells what is noted on this loop: on this one, or on another that runs in another thread."""
+        """Whether the task reports what is noted on this loop: its own loop is this one, or runs in another thread."""
         return not self._task.done() and (self._loop is here or self._loop.is_running())
 
     def rouse(self) -> None:
-        """Wake it, from whatever thread."""
+        """Wake the task, from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def end(self) -> None:
-        """Have the task tell what waits, and end."""
+        """Make the task report what is waiting, and end."""
         self._is_ending = True
         self.rouse()
 

@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 
 
 class AsyncVerifier(AsyncConnected):
-    """A `Verifier` whose `verify` is awaited. Safe to share between tasks, and to use on one loop after another.
+    """A `Verifier` whose `verify` is awaited. Safe to share between tasks, and to use on several loops in turn.
 
-    A task follows the broker's revocations. It begins with the first call on a loop, and ends with `aclose`, with the
-    loop, or when the verifier is forgotten.
+        async with AsyncVerifier("https://broker.example", audience="https://orders.example") as verifier:
+            claims = await verifier.verify(token, scope="read:data:customer-7291")
+
+    A task follows the broker's revocation feed. It starts with the first call on a loop, and ends with `aclose`, with
+    the loop, or when the verifier is garbage-collected.
     """
 
     @discreet
@@ -56,11 +59,11 @@ class AsyncVerifier(AsyncConnected):
         cert: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """As for `Verifier`. `http_client`: an httpx2.AsyncClient, to use on its own loop alone.
+        """As for `Verifier`. `http_client`: an httpx2.AsyncClient, for use on its own loop only.
 
         Raises:
-            AgentWritError: `broker_url` is no URL, or one of `client_id` and `client_secret` was left out.
-            ValueError: `on_stale` or `subjects` is none.
+            AgentWritError: `broker_url` is not a valid URL, or only one of `client_id` and `client_secret` was given.
+            ValueError: `on_stale` or `subjects` has an unknown value.
         """
         login = reporter_login(client_id, client_secret)
         self._driver = AsyncDriver(
@@ -87,17 +90,17 @@ class AsyncVerifier(AsyncConnected):
 
     @property
     def staleness(self) -> float:
-        """How many seconds ago all revocations were known; infinite before the first time."""
+        """The seconds since all revocations were known; infinite before the first time."""
         return self._acceptance.staleness
 
     @property
     def can_report(self) -> bool:
-        """Whether it was made with an app to `report` as."""
+        """Whether the verifier was created with an app, so that `report` can be used."""
         return self._reporter is not None
 
     @property
     def unreported(self) -> int:
-        """How many accesses could not be reported, and never will be."""
+        """The number of accesses that could not be reported and never will be."""
         return 0 if self._reporter is None else self._reporter.unreported
 
     async def verify(
@@ -109,7 +112,7 @@ class AsyncVerifier(AsyncConnected):
         htm: str | None = None,
         htu: str | Collection[str] | None = None,
     ) -> AgentClaims:
-        """As `Verifier.verify`."""
+        """The claims of a token, if it is valid and covers `scope`, as `Verifier.verify`."""
         handled = sys.exception()
         try:
             follower = self._follower
@@ -130,13 +133,16 @@ class AsyncVerifier(AsyncConnected):
     def report(
         self, claims: AgentClaims, *, scope: str | Sequence[str], resource: str, outcome: Done = "success"
     ) -> None:
-        """As `Verifier.report`, from a running loop, on which a task tells the broker. It is not awaited."""
+        """Report to the audit log what was done with a token, as `Verifier.report`.
+
+        It is not awaited: a task on the running loop, which it needs, sends the report.
+        """
         if self._reporter is None:
             raise AgentWritError(UNNAMED)
         self._reporter.note(claims, scope, resource, outcome)
 
     async def aclose(self) -> None:
-        """Report what is still to be reported, stop following, and close the connections. A later call begins anew."""
+        """Report what is waiting, stop following the feed, and close the connections. A later call starts again."""
         if self._reporter is not None:
             await self._reporter.stop()
         follower, self._follower = self._follower, None
@@ -148,11 +154,11 @@ class AsyncVerifier(AsyncConnected):
         before = self._follower
         if before is not None and not before.is_over:
             if before.is_elsewhere:
-                return before  # what it learns is known here too
+                return before  # what it learns is shared
             before.is_stopping = True
         self._follower = follower = _Follower(self._acceptance, self._driver)
         if self._forgotten is not None:
-            self._forgotten.detach()  # it would keep the loop before
+            self._forgotten.detach()  # it would keep a reference to the previous loop
         self._forgotten = weakref.finalize(self, follower.interrupt)
         self._forgotten.atexit = False
         return follower
@@ -162,7 +168,7 @@ class AsyncVerifier(AsyncConnected):
 
 
 class _Follower:
-    """The task that follows the feed. It does not hold the verifier, which may be forgotten without being closed."""
+    """The task that follows the feed. It holds no reference to the verifier, which may be dropped without `aclose`."""
 
     def __init__(self, acceptance: Acceptance, driver: AsyncDriver) -> None:
         self.loop = asyncio.get_running_loop()
@@ -177,15 +183,15 @@ class _Follower:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it is at work on the loop of another thread. A fork leaves loops behind that seem to run."""
+        """Whether the task runs on the loop of another thread. After a fork, loops are left behind that seem to run."""
         is_here = self.loop is asyncio.get_running_loop()
         return not is_here and self.loop.is_running() and self._pid == os.getpid()
 
     async def wait(self, seconds: float) -> None:
-        """Wait for the first knowledge, as long as it may come; who uses it from another loop does not.
+        """Wait for the first knowledge, as long as it may arrive. A caller on another loop does not wait.
 
         Raises:
-            TransportError: the broker has answered nothing in so many seconds.
+            TransportError: the broker has sent no answer for `seconds`.
         """
         if self.loop is not asyncio.get_running_loop():
             return
@@ -204,7 +210,7 @@ class _Follower:
         return True
 
     def interrupt(self) -> None:
-        """Have the task end, from whatever thread."""
+        """Make the task end, from any thread."""
         self.is_stopping = True
         if not self.loop.is_closed() and self._pid == os.getpid():
             self.loop.call_soon_threadsafe(self._task.cancel)
@@ -226,7 +232,7 @@ class _Follower:
                 else:
                     needed = following.send(answer)
                 if isinstance(needed, NextPage | Pause) and self._acceptance.known_until > known_before:
-                    self.tried.set()  # from here on it waits for what is new
+                    self.tried.set()  # from here on, it waits for news
         finally:
             self.is_over = True
             self.tried.set()

@@ -1,6 +1,7 @@
-"""The audit log over the wire, for auditors: read, checked as it comes, and proven.
+"""The audit log over the wire, for auditors: read, checked on arrival, and proven.
 
-What a broker says of its log is believed only as far as a checkpoint signed by a key that the auditor holds covers it.
+What a broker says about its log is trusted only as far as a checkpoint covers it that was signed by one of the
+auditor's keys.
 """
 
 import base64
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 
 AUDIT: Final = "/v1/audit"
 MAX_BUNDLE_BYTES: Final = merkle.TILE_WIDTH * (audit.MAX_ENTRY_BYTES + 2)
-LOG_SECONDS: Final = 30.0  # for a call, if nothing else was said: a query may go through a long log
-FETCHED_AHEAD: Final = 4  # bundles: while one is checked the broker reads the next
+LOG_SECONDS: Final = 30.0  # the default for a call: a query may read all of a long log
+FETCHED_AHEAD: Final = 4  # bundles: the broker reads the next ones while one is checked
 
 
 class Archives(NamedTuple):
-    """Up to where the log was archived, and up to where the broker no longer has it."""
+    """The event up to which the log was archived, and the event up to which the broker has removed it."""
 
     archived: int
     removed: int
@@ -45,9 +46,9 @@ class Archives(NamedTuple):
 class AuditLog(Connected):
     """The audit log of the broker at `broker_url`. Checkpoints and proofs need no secret; events need an operator's.
 
-    `operator`: their name, if it is not the first one; `timeout`: seconds for a call; `cert`: a certificate to show, as
-    for `AgentWritApp`. Every method raises
-    ProblemResponseError where the broker refuses, and TransportError where it was not reached.
+    `operator`: the operator's name, if it is not the first operator; `timeout`: seconds for a call; `cert`: a client
+    certificate, as for `AgentWritApp`. Every method raises ProblemResponseError if the broker refuses, and
+    TransportError if it was not reached.
     """
 
     @discreet
@@ -66,14 +67,14 @@ class AuditLog(Connected):
         self._driver = Driver(broker_url, timeout=timeout, login=login, cert=cert)
 
     def checkpoint(self) -> str:
-        """The newest checkpoint. The operator gets one of all that is in the log by now."""
+        """The newest checkpoint. For an operator, the broker makes one that covers all events so far."""
         method = "POST" if self._is_operator else "GET"
         return _text(self._ask(f"{AUDIT}/checkpoint", method=method))
 
     def verifier_keys(self) -> list[VerifierKey]:
         """The keys that have signed checkpoints and were not revoked, as the broker names them.
 
-        That is enough to see that a log is whole, and not to see whose it is: hold on to the keys elsewhere.
+        They show that a log is intact, but not whose log it is: keep the expected keys elsewhere.
         """
         listed = steps.read_object(self._ask(f"{AUDIT}/keys")).get("keys")
         try:
@@ -91,7 +92,7 @@ class AuditLog(Connected):
         return shapes.check(steps.read_object(self._ask(f"{AUDIT}/events?{query}")), shapes.Events)
 
     def entries(self, size: int, *, after: int = 0) -> Iterator[bytes]:
-        """The entries behind the event `after`, up to the event `size`, in bundles of the standard."""
+        """The entries after the event `after`, up to the event `size`, read in the standard's entry bundles."""
         numbers = range(after // merkle.TILE_WIDTH, -(-size // merkle.TILE_WIDTH))
         wanted = (EntryBundle(number, merkle.width(0, number, size)) for number in numbers)
         with ThreadPoolExecutor(2) as threads:
@@ -104,7 +105,7 @@ class AuditLog(Connected):
                 passed_over = 0
 
     def archives(self) -> "Archives":
-        """What was archived, and up to where the events are gone."""
+        """How far the log was archived, and how far its events were removed."""
         answer = steps.read_object(self._ask(f"{AUDIT}/archives"))
         try:
             listed, removed = answer["archives"], answer["removed"]
@@ -119,30 +120,30 @@ class AuditLog(Connected):
         self._ask(f"{AUDIT}/archives", method="POST", body=body)
 
     def beginning(self, after: int, covered: Checkpoint) -> Head:
-        """Where the log was before the event behind `after`, as its tiles say: what covers the log shows it is true."""
+        """The log's head after the event `after`, from its tiles. Checking the log against `covered` proves it."""
         if not after:
             return Head()
         entry = self._entry(after)
         return audit_archive.beginning(entry, after, self._tiles(covered))
 
     def archive(self, signed: str, covered: Checkpoint, after: int, last: int) -> Iterator[bytes]:
-        """The lines of the archive of the events behind `after`, up to `last`. `signed`: the checkpoint `covered`."""
+        """The lines of the archive of the events after `after`, up to `last`. `signed`: `covered` in signed form."""
         proof = merkle.consistency_proof(last, covered.size, self._tiles(covered))
         start = self.beginning(after, covered)
         return audit_export.write(signed, self.entries(last, after=after), start=start, ending=Ending(last, proof))
 
     def consistency_proof(self, old: int, new: int) -> list[bytes]:
-        """The proof that the log of `new` events continues that of `old`."""
+        """The proof that the log of `new` events continues the log of `old` events."""
         query = urlencode({"old": old, "new": new})
         return _hashes(steps.read_object(self._ask(f"{AUDIT}/proof/consistency?{query}")))
 
     def prove(self, event_id: str, keys: Sequence[VerifierKey], *, entry: bytes | None = None) -> str:
-        """A proof of one event, which is checked before it is given away. `entry`: the event's, if it was archived.
+        """A proof of one event, checked before it is returned. `entry`: the event's entry, if it was archived.
 
         Raises:
-            TamperedRecord: the proof that came does not hold.
+            TamperedRecord: the broker's proof is not valid.
         """
-        self.checkpoint()  # the event may be younger than the newest one
+        self.checkpoint()  # the event may be newer than the newest checkpoint
         answer = steps.read_object(self._ask(f"{AUDIT}/proof/inclusion?{urlencode({'event': event_id})}"))
         index, signed = answer.get("index"), answer.get("checkpoint")
         if not isinstance(index, int) or not isinstance(signed, str) or event_id != audit.event_id(index + 1):
@@ -154,10 +155,10 @@ class AuditLog(Connected):
         return proof
 
     def verify(self, keys: Sequence[VerifierKey], *, progress: Progress = unwatched) -> Verified:
-        """Check the log that the broker still has against its newest checkpoint.
+        """Check the events that the broker still stores against its newest checkpoint.
 
         Raises:
-            TamperedRecord: it is not as it was signed. Names the first event that is wrong.
+            TamperedRecord: the log is not the one that was signed. The message names the first wrong event.
         """
         covered = checkpoint.read(self.checkpoint(), keys)
         start = self.beginning(self.archives().removed, covered)
@@ -169,12 +170,12 @@ class AuditLog(Connected):
     def checked_entries(
         self, covered: Checkpoint, replay: audit.Replay, *, progress: Progress = unwatched
     ) -> Iterator[bytes]:
-        """The entries that a checkpoint covers, each once it has been seen to follow the one before.
+        """The entries that a checkpoint covers, each after a check that it continues the previous one.
 
-        `replay`: where the log begins that the broker still has, and in the end where it ends.
+        `replay`: on entry, where the stored log begins; at the end, where it ends.
 
         Raises:
-            TamperedRecord: the log is not the one that was signed. Names the first event that is wrong.
+            TamperedRecord: the log is not the one that was signed. The message names the first wrong event.
         """
         before = b""
         for entry in self.entries(covered.size, after=replay.sequence):
@@ -199,7 +200,7 @@ class AuditLog(Connected):
         return read
 
     def _check_kept(self, sequence: int, entry: bytes) -> None:
-        """Whether this is the entry of the event `sequence` whose hash the broker keeps.
+        """Check that this is the entry of the event `sequence` whose hash the broker keeps.
 
         Raises:
             TamperedRecord: it is not.

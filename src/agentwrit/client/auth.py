@@ -1,14 +1,15 @@
-"""Showing an agent's token to services, with whatever HTTP library they are called.
+"""Showing an agent's token to services, with the common HTTP libraries.
 
-What is shown, and when it is renewed, `AgentLife` decides. An adapter gets a token, and when a service refuses it asks
-for another: if there is one the request is repeated, once, unless its body was a stream. A library is imported when an
-adapter for it is made.
+`AgentLife` decides which token is shown and when it is renewed. An adapter gets a token from it, and after a refusal
+asks for a successor. If there is one, the request is repeated once, unless its body was a stream. A library is imported
+when an adapter for it is created.
 
-A renewal is one for all requests. They wait a moment for it, because what it supersedes is dead then. Beside a broker
-that does not answer in that time, or did not the last time, they go on with the token that is good yet.
+One renewal serves all requests. They wait briefly for it, because it supersedes the token that they would show. If the
+broker does not answer in that time, or did not the last time, they use the token that is still valid.
 
-A proof is for one request (RFC 9449 §4.2). So it goes along with no redirect: where a redirect stays at the origin, the
-next request is refused without one, and sent again with one of its own. Where it leaves, neither token nor proof go.
+A proof is for one request (RFC 9449 §4.2), so no redirect carries it along. If a redirect stays at the origin, the next
+request is refused without a proof and sent again with its own. If it leads to another origin, it carries neither token
+nor proof.
 """
 
 import asyncio
@@ -28,15 +29,15 @@ from agentwrit.errors import AgentWritError
 HEADER: Final = "Authorization"
 PROOF: Final = "DPoP"
 MAX_REQUESTS: Final = (
-    20  # that one request of the application's becomes, with redirects: what libraries allow by default
+    20  # requests, redirects included, for one request of the application: the default limit of the libraries
 )
-PARTS: Final = 10  # of that moment: a program that is held up in one of them loses no more than this one
+PARTS: Final = 10  # of that wait: a stall of the program uses up at most one of them
 
 Trace = Callable[[str, Any], Any]
 
 
 class Tokens(Protocol):
-    """Where adapters get tokens from, and the headers that show one.
+    """Where adapters get tokens and the headers that show them.
 
     All methods raise what `AgentLife.fresh_token` raises.
     """
@@ -56,7 +57,7 @@ class Tokens(Protocol):
 
 
 class BlockingTokens:
-    """Those of an `Agent`. A thread renews them, so that a token that is good yet does not wait for the broker."""
+    """The tokens of an `Agent`. A thread renews them, so that a request with a valid token need not wait."""
 
     def __init__(self, driver: Driver, life: AgentLife) -> None:
         self._driver = driver
@@ -87,7 +88,7 @@ class BlockingTokens:
         return await asyncio.to_thread(self.after_refusal, refused)
 
     def _renew_beside(self) -> None:
-        """Have the token renewed, and wait for that as long as a request does that has a good one."""
+        """Start a renewal, and wait for it as long as a request with a valid token waits."""
         with self._lock:
             renewal = self._renewal
             if renewal is None or renewal.done.is_set():
@@ -95,7 +96,7 @@ class BlockingTokens:
                 thread = threading.Thread(target=self._renew, args=(renewal,), name="agentwrit-renewal", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # there is none to be had, as at the end of a program
+                except RuntimeError:  # no thread can be started, as at interpreter shutdown
                     renewal.done.set()
         for _ in range(PARTS):
             if renewal.is_late or renewal.done.wait(PATIENCE_SECONDS / PARTS):
@@ -104,14 +105,14 @@ class BlockingTokens:
 
     def _renew(self, renewal: "_Renewal") -> None:
         try:
-            with suppress(AgentWritError):  # it is logged, and tried again with a later request
+            with suppress(AgentWritError):  # the failure is logged, and a later request tries again
                 self._driver.run(self._life.fresh_token())
         finally:
             renewal.done.set()
 
 
 class _Renewal:
-    """A renewal that is under way. `is_late`: whether requests with a good token wait for it no longer."""
+    """A renewal in progress. `is_late`: whether requests with a valid token have stopped waiting for it."""
 
     def __init__(self, *, is_late: bool) -> None:
         self.done = threading.Event()
@@ -119,11 +120,11 @@ class _Renewal:
 
 
 def make_auth(library: str, tokens: Tokens) -> Any:
-    """What an HTTP library takes to show these tokens.
+    """The object that an HTTP library takes for authentication, showing these tokens.
 
     Raises:
-        ValueError: there is no adapter for it.
-        ImportError: it is not there.
+        ValueError: there is no adapter for the library.
+        ImportError: the library is not installed.
     """
     match library:
         case "httpx2" | "httpx":
@@ -137,13 +138,13 @@ def make_auth(library: str, tokens: Tokens) -> Any:
 
 
 def is_refusal(status: int, headers: Mapping[str, str]) -> bool:
-    """Whether a service refused the token itself (RFC 6750 §3.1), and not how far it reaches."""
+    """Whether a service refused the token itself (RFC 6750 §3.1), rather than its scope."""
     challenge = next((value for name, value in headers.items() if name.lower() == "www-authenticate"), "")
     return status == 401 or (status == 403 and 'error="invalid_token"' in challenge)
 
 
 def _httpx_auth(library: Any, tokens: Tokens) -> Any:
-    """httpx2 and httpx are alike, but neither takes the other's Auth."""
+    """An Auth for httpx2 or httpx. The two are alike, but neither accepts the other's Auth."""
 
     class AgentAuth(library.Auth):  # type: ignore[misc]  # the class is chosen at run time
         def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
@@ -174,7 +175,7 @@ def _httpx_auth(library: Any, tokens: Tokens) -> Any:
 
 
 class _Showing:
-    """A token in the requests that one of the application's becomes. `repeatable`: the type of a body that stays."""
+    """A token in all requests that one request of the application becomes. `repeatable`: the type of such bodies."""
 
     def __init__(self, tokens: Tokens, token: Secret[str], request: Any, repeatable: type) -> None:
         self.token = token
@@ -195,8 +196,8 @@ class _Showing:
         self._left -= 1
 
     def is_refused(self, response: Any) -> bool:
-        """Whether the token was refused, in answer to a request that can be sent again."""
-        sent = response.request  # where a redirect led to another origin, it is without the token
+        """Whether the token was refused in a request that can be sent again."""
+        sent = response.request  # after a redirect to another origin, it does not carry the token
         return (
             self._left > 0
             and sent.headers.get(HEADER) == self._header.reveal()
@@ -205,11 +206,11 @@ class _Showing:
         )
 
     def needs_successor(self, response: Any) -> bool:
-        """Whether the token itself was refused; else it came by a redirect, without its proof."""
+        """Whether the token itself was refused. Otherwise a redirect brought the token here without its proof."""
         return response.request is self._shown or not self._tokens.is_bound
 
     def take(self, successor: Secret[str] | None) -> bool:
-        """Go on with a token's successor. False if there is none, or if there was one already."""
+        """Continue with a token's successor. False if there is none, or if the token was already replaced."""
         if successor is None or self._is_replaced:
             return False
         self.token, self._is_replaced = successor, True
@@ -217,10 +218,10 @@ class _Showing:
 
 
 def _forgetting(request: Any, proof: Secret[str], before: Trace | None) -> Trace:
-    """What httpx calls when a request is on its way: it takes the proof from the request.
+    """The trace function for httpx that removes the proof from the request once it is being sent.
 
-    For whoever follows a redirect copies the headers of the request before, to whatever origin. `before`: what the
-    application wants to be called.
+    A client that follows a redirect copies the previous request's headers, to any origin. `before`: the application's
+    own trace function.
     """
 
     def trace(event: str, info: Any) -> Any:
@@ -240,7 +241,7 @@ def _forgetting_async(request: Any, proof: Secret[str], before: Trace | None) ->
 
 
 def _forget(request: Any, proof: Secret[str]) -> None:
-    if request.headers.get(PROOF) == proof.reveal():  # and not that of another attempt, while this one's answer is read
+    if request.headers.get(PROOF) == proof.reveal():  # not another attempt's proof, while this answer is read
         del request.headers[PROOF]
 
 
@@ -253,9 +254,9 @@ def _requests_auth(library: Any, tokens: Tokens) -> Any:
 
             def answered(response: Any, **options: Any) -> Any:
                 sent = response.request
-                # Whoever follows a redirect copies the headers of the request before, for whatever origin.
+                # A client that follows a redirect copies the previous request's headers, to any origin.
                 has_proof = sent.headers.pop(PROOF, None) is not None
-                # Where one led to another host, the token was not sent, and is not now.
+                # After a redirect to another host, the token was not sent, and is not sent now.
                 if sent.headers.get(HEADER) != shown.reveal() or not isinstance(sent.body, bytes | str | None):
                     return response
                 if tokens.is_bound and not has_proof and is_refusal(response.status_code, response.headers):
@@ -269,7 +270,7 @@ def _requests_auth(library: Any, tokens: Tokens) -> Any:
             return request
 
     def again(response: Any, token: Secret[str], options: dict[str, Any]) -> Any:
-        response.content  # noqa: B018  # reads it to its end, so that the connection can be used again
+        response.content  # noqa: B018  # reads the body to its end, so that the connection can be reused
         response.close()
         request = response.request.copy()
         request.headers.update(tokens.headers(request.method, request.url, token))
@@ -283,7 +284,7 @@ def _requests_auth(library: Any, tokens: Tokens) -> Any:
 
 
 class _AiohttpMiddleware:
-    """For one origin, the first that it is used with: aiohttp calls it for redirects too, wherever they lead."""
+    """For one origin, the first that it is used with: aiohttp calls a middleware for redirects too, to any origin."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -311,7 +312,7 @@ class _AiohttpMiddleware:
 
 
 class AsyncTokens:
-    """Those of an `AsyncAgent`."""
+    """The tokens of an `AsyncAgent`."""
 
     def __init__(self, driver: AsyncDriver, life: AgentLife) -> None:
         self._driver = driver
@@ -330,7 +331,7 @@ class AsyncTokens:
         raise AgentWritError("an AsyncAgent shows its token through asynchronous clients: use one, or an Agent")
 
     def after_refusal(self, refused: Secret[str]) -> Secret[str] | None:
-        raise NotImplementedError  # nothing was shown
+        raise NotImplementedError  # `fresh` raises, so no token was shown
 
     async def fresh_async(self) -> Secret[str]:
         self._life.check_own()
@@ -344,7 +345,7 @@ class AsyncTokens:
         return await self._driver.run_through(self._life.token_after_refusal(refused))
 
     async def _renew_beside(self) -> None:
-        """As that of `BlockingTokens`, in a task. Each loop has one of its own, for tasks belong to a loop."""
+        """As `BlockingTokens._renew_beside`, in a task. Each loop has its own, because tasks belong to a loop."""
         loop = asyncio.get_running_loop()
         renewal = self._renewals.get(loop)
         if renewal is None or renewal.task.done():

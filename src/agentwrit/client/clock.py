@@ -1,4 +1,4 @@
-"""What time it is."""
+"""Clocks."""
 
 import sys
 import time
@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 
 class Clock(NamedTuple):
-    """What time it is: Unix seconds, and seconds on a clock that nobody sets.
+    """The time in Unix seconds, and seconds on a clock that cannot be set.
 
-    `monotonic` goes on while the machine is suspended, as far as its system has such a clock.
+    `monotonic` also counts the time that the machine is suspended, if its system has such a clock.
     """
 
     wall: Callable[[], float]
@@ -24,17 +24,17 @@ class Moment(NamedTuple):
     monotonic: float
 
     def seconds_until(self, later: "Moment") -> float:
-        """How much time has passed between two moments: what the clock says that says more.
+        """The seconds between two moments, by the clock that shows more.
 
-        A clock that stands still while a machine sleeps, or is paused with all that it runs on, says too little; so
-        does one that was set back.
+        A clock shows too little if it stands still while the machine sleeps or its virtual machine is paused, or if it
+        was set back.
         """
         (wall, monotonic), (later_wall, later_monotonic) = self, later
         by_wall, by_monotonic = later_wall - wall, later_monotonic - monotonic
-        return by_wall if by_wall > by_monotonic else by_monotonic  # asked with each token: max() would take longer
+        return by_wall if by_wall > by_monotonic else by_monotonic  # runs for each token: max() would take longer
 
     def before(self, seconds: float) -> "Moment":
-        """So many seconds earlier."""
+        """The moment `seconds` earlier."""
         return Moment(self.wall - seconds, self.monotonic - seconds)
 
 
@@ -42,10 +42,10 @@ LONG_AGO: Final = Moment(float("-inf"), float("-inf"))
 
 
 def _monotonic_asleep_too() -> Callable[[], float]:
-    """The monotonic clock that also counts the time that the machine was suspended for.
+    """The monotonic clock that also counts the time during which the machine was suspended.
 
-    Linux has one of its own for that (`CLOCK_BOOTTIME`), macOS counts it on `CLOCK_MONOTONIC`, which is not what
-    `time.monotonic` reads there, and Windows counts it anyway.
+    Linux has a clock for this (`CLOCK_BOOTTIME`). macOS counts it on `CLOCK_MONOTONIC`, which `time.monotonic` does not
+    read there. Windows always counts it.
     """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
@@ -55,7 +55,7 @@ def _monotonic_asleep_too() -> Callable[[], float]:
 
 
 def moment(clock: Clock) -> Moment:
-    """Now."""
+    """The present moment."""
     return Moment(clock.wall(), clock.monotonic())
 
 

@@ -1,11 +1,11 @@
-"""Connections to one broker, made by the standard library, kept between requests.
+"""Connections to one broker, by the standard library, kept between requests.
 
-For requests as small as ours most of a call is what the HTTP library does itself: here (`agentwrit.client.http1`) that
-is a fraction of what it is with httpx2, and it holds on to the interpreter's lock for as much less while other threads
-want it. What httpx2 does beyond this (proxies, streams, a client of the caller's own) goes through httpx2 still.
+For small requests, the HTTP library accounts for most of a call's processor time. This implementation
+(`agentwrit.client.http1`) takes a fraction of httpx2's, and holds the interpreter lock for that much less time while
+other threads want it. Proxies, streams and a caller's own client still go through httpx2.
 
-Whatever a request waits for (a place, the address of the host, a connection, each part of the answer) it waits for
-within the time that remains, so that nobody who answers a little at a time makes it wait for longer.
+Each wait of a request (for a slot, the host's address, a connection, a part of the answer) is limited to the time that
+remains, so that a server that answers slowly cannot make it wait longer.
 """
 
 import select
@@ -30,7 +30,7 @@ IDLE_SECONDS: Final = 30
 
 
 class Origin:
-    """Where a URL leads: whom to connect to, and how requests name it. `context` is asked for TLS settings, once."""
+    """The server of a URL: where to connect, and how requests name it. `context` supplies TLS settings, once."""
 
     def __init__(self, url: str, context: Callable[[], ssl.SSLContext]) -> None:
         parts = urlsplit(url)
@@ -43,10 +43,10 @@ class Origin:
 
     @property
     def host_field(self) -> str:
-        """What requests name the host by (RFC 9110 §7.2)."""
+        """The Host field of requests (RFC 9110 §7.2)."""
         host = self.host if self.host.isascii() else self.host.encode("idna").decode("ascii")
         if ":" in host:
-            host = f"[{host.partition('%')[0]}]"  # which of our interfaces leads there is nobody else's business
+            host = f"[{host.partition('%')[0]}]"  # the zone, a local interface, is not sent
         return host if self._is_default_port else f"{host}:{self.port}"
 
 
@@ -56,7 +56,7 @@ class _Idle(NamedTuple):
 
 
 def is_proxied(url: str) -> bool:
-    """Whether the environment, or the system's settings, want a proxy between us and this URL."""
+    """Whether the environment or the system settings name a proxy for this URL."""
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     return bool(proxies.get(parts.scheme) or proxies.get("all")) and not urllib.request.proxy_bypass(
@@ -65,15 +65,15 @@ def is_proxied(url: str) -> bool:
 
 
 class Connections:
-    """Connections to whoever serves `url`. Safe to share between threads; a child process makes its own.
+    """Connections to the server of `url`. Safe to share between threads; a child process makes its own.
 
-    `context` is asked for TLS settings, once, where the URL is an https one.
+    `context` supplies the TLS settings. It is called once, and only for an https URL.
     """
 
     def __init__(self, url: str, context: Callable[[], ssl.SSLContext]) -> None:
         self._origin = Origin(url, context)
         self._host_field = self._origin.host_field
-        self._idle: list[_Idle] = []  # the one that was used last comes first: the others may grow old
+        self._idle: list[_Idle] = []  # the most recently used one is taken first, so that the others may age
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._addresses = Addresses(self._origin.host, self._origin.port)
         self._is_closed = False
@@ -88,13 +88,13 @@ class Connections:
         remaining: Remaining,
         max_bytes: int,
     ) -> HttpResponse:
-        """Make one request, once. `max_bytes`: the largest body to take.
+        """Make one request, once. `max_bytes`: the largest body to accept.
 
         Raises:
-            ConnectFailed: there was nobody to ask.
-            TimeoutError: it took too long.
-            OSError, http.client.HTTPException: the connection failed, or what came is no answer.
-            ValueError: what was to be sent cannot stand in a request.
+            ConnectFailed: no connection could be made.
+            TimeoutError: the request took too long.
+            OSError, http.client.HTTPException: the connection failed, or the data is not an HTTP answer.
+            ValueError: the request holds characters that HTTP does not allow there.
             Exception: what `remaining` raises.
         """
         if not self._slots.acquire(timeout=remaining()):
@@ -109,7 +109,7 @@ class Connections:
                 )
                 answer = _read(transport, AnswerReader(method, max_bytes=max_bytes), remaining)
             except BaseException:
-                transport.close()  # whatever else comes on it would be taken for the answer to something else
+                transport.close()  # further data on it would be taken for the answer to another request
                 raise
             if answer.is_last or self._is_closed:
                 transport.close()
@@ -120,13 +120,13 @@ class Connections:
             self._slots.release()
 
     def close(self) -> None:
-        """Close the connections that wait, and those in use when they come back."""
+        """Close the idle connections, and those in use when they are returned."""
         self._is_closed = True
         while (idle := self._pop(-1)) is not None:
             idle.transport.close()
 
     def _take(self) -> socket.socket | None:
-        """A connection that waits, and is fit for use."""
+        """An idle connection that is still usable."""
         while (idle := self._pop(-1)) is not None:
             if time.monotonic() - idle.since < IDLE_SECONDS and not _is_readable(idle.transport):
                 return idle.transport
@@ -143,7 +143,7 @@ class Connections:
     def _pop(self, place: int) -> _Idle | None:
         try:
             return self._idle.pop(place)
-        except IndexError:  # there is none, or another thread was faster
+        except IndexError:  # the list is empty, or another thread was faster
             return None
 
     def _connect(self, remaining: Remaining) -> socket.socket:
@@ -165,7 +165,7 @@ class Connections:
 
 
 def _send(transport: socket.socket, data: memoryview, remaining: Remaining) -> None:
-    """Send all of it. `data` is no bytes: nothing shows what is in it."""
+    """Send all of `data`. It is a memoryview, whose repr does not show the content."""
     while data:
         transport.settimeout(remaining())
         data = data[transport.send(data) :]
@@ -181,8 +181,8 @@ def _read(transport: socket.socket, reader: AnswerReader, remaining: Remaining) 
 
 
 def _is_readable(transport: socket.socket) -> bool:
-    """Whether something came that nobody asked for: as a rule the end, since the other side closed the connection."""
-    if not hasattr(select, "poll"):  # on Windows, where descriptors of any size can be selected
+    """Whether unrequested data arrived: usually the end of the stream, because the server closed the connection."""
+    if not hasattr(select, "poll"):  # Windows, where select() accepts descriptors of any size
         return bool(select.select([transport], [], [], 0)[0])
     waiting = select.poll()
     waiting.register(transport, select.POLLIN)

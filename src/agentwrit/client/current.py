@@ -1,4 +1,4 @@
-"""The agent that code acts as: set where a task begins, and found by whatever the task calls.
+"""The current agent: set where a task begins, and found by all code that the task calls.
 
     with app.agent_for(task_id="order-4823", scope=["read:data:customer-7291"]):
         read_customer("7291")
@@ -7,8 +7,8 @@
     def read_customer(customer_id: str) -> Customer:
         return fetch(customer_id, auth=current_agent().auth)
 
-It is a context variable: each task of an event loop has its own, taken over from who started it. A thread has none of
-another one's, but through `asyncio.to_thread` or `contextvars.copy_context().run`.
+It is a context variable: each task of an event loop has its own, inherited from the task that started it. A thread does
+not inherit it, except through `asyncio.to_thread` or `contextvars.copy_context().run`.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ _current: ContextVar["AnyAgent | None"] = ContextVar("agentwrit_current_agent", 
 
 
 def current_agent() -> "AnyAgent":
-    """The agent that this code acts as: an `AsyncAgent` if an `AsyncAgentWritApp` made it.
+    """The agent that this code acts as: an `Agent`, or an `AsyncAgent` if an `AsyncAgentWritApp` created it.
 
     Raises:
-        NoCurrentAgent: there is none here.
+        NoCurrentAgent: there is no current agent.
     """
     agent = _current.get()
     if agent is None:
@@ -45,36 +45,40 @@ def current_agent() -> "AnyAgent":
 
 @contextlib.contextmanager
 def acting_as(agent: A) -> Iterator[A]:
-    """Make an agent the current one inside the `with`. It is released by whoever made it."""
+    """Make an agent the current one inside the `with`. Whoever created the agent releases it."""
     before = _current.get()
     _current.set(agent)
     try:
         yield agent
     finally:
-        # Not by a token: fixtures and generators may be left in another context than they were entered in.
+        # Not by a token: fixtures and generators may exit in another context than the one that they entered.
         _current.set(before)
 
 
 def act_as(agent: "AnyAgent") -> None:
-    """Make an agent the current one for the rest of this task. For frameworks that give a task to each call."""
+    """Make an agent the current one for the rest of this task. For frameworks that run each call in its own task."""
     _current.set(agent)
 
 
 def requires(*scopes: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function begin only if the current agent's scope covers all of these.
+    """Decorate a function so that it runs only if the current agent's scope covers all of `scopes`.
 
-    `scopes`: templates, whose holes are filled from the call's arguments: `read:data:customer-{customer_id}`. It stands
-    at functions, methods, coroutine functions and generators of both kinds, below `@classmethod` or `@staticmethod`.
+        @requires("read:data:customer-{customer_id}")
+        def read_customer(customer_id: str) -> Customer: ...
 
-    It guards against what an agent should not do by mistake or by a model's wish. Code in this process can go around
-    it: what services hold back, they check themselves, with a `Verifier`.
+    `scopes`: scope templates whose placeholders are filled from the call's arguments. The decorator applies to
+    functions, methods, coroutine functions and both kinds of generators; put it below `@classmethod` or
+    `@staticmethod`.
+
+    It prevents what an agent should not do by mistake or because a model asks for it. Code in the same process can
+    bypass it: services protect their data themselves, with a `Verifier`.
 
     Raises:
-        ValueError: one is no template of a scope, or the function has no parameter of a hole's name.
-        TypeError: it stands at something else than a function.
+        ValueError: a template is invalid, or the function has no parameter with a placeholder's name.
+        TypeError: the decorated object is not a function.
 
-    A call then also raises:
-        ScopeDenied: what is needed is not covered; `needed` and `held` say what.
+    Each call also raises:
+        ScopeDenied: the agent's scope does not cover what is needed; `needed` and `held` show both.
         NoCurrentAgent: there is no current agent.
         AgentWritError: the agent was released.
     """

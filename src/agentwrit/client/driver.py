@@ -1,7 +1,7 @@
-"""The blocking driver: carries out calls over HTTP connections that are kept.
+"""The blocking driver: carries out calls over persistent HTTP connections.
 
-They are our own (`agentwrit.client.connections`), or httpx2's where the caller has a client or a proxy is wanted
-(`agentwrit.client.through_httpx2`), and for streams of events.
+It uses its own connections (`agentwrit.client.connections`), or httpx2's (`agentwrit.client.through_httpx2`) if the
+caller supplies a client, if a proxy is needed, and for event streams.
 """
 
 import os
@@ -54,7 +54,7 @@ class Driver(Policy):
         self._caller: Caller | None = None
         self._connections: Connections | None = None
         self._is_direct = http_client is None
-        # Whoever forgets to close loses no connection for longer than the driver lives.
+        # If the caller forgets to close, connections live no longer than the driver.
         self._finalizers: list[weakref.finalize[..., Driver]] = []
         _drivers.add(self)
 
@@ -78,7 +78,7 @@ class Driver(Policy):
         return self._send(request, self.deadline())
 
     def event_stream(self, *, silence: float) -> EventStream:
-        """Something to open streams of events with, over the connections of this driver."""
+        """An object that opens event streams, over this driver's connections."""
         return EventStream(self._http(), silence=silence)
 
     def close(self) -> None:
@@ -89,10 +89,10 @@ class Driver(Policy):
                 self._finalizers.pop()()
 
     def after_fork(self) -> None:
-        """Leave the connections to the parent: two processes on one would read each other's answers.
+        """Leave the connections to the parent: two processes on one connection would read each other's answers.
 
-        They are dropped, not closed: closing takes a lock that another thread of the parent may have held. So may one
-        have had a turn; a login, on the other hand, is as good in the child.
+        The connections are dropped, not closed: closing takes a lock that another thread of the parent may have held.
+        The locks of turns are replaced for the same reason. A login remains valid in the child.
         """
         self._lock = threading.Lock()
         self._turns = weakref.WeakKeyDictionary()
@@ -154,7 +154,7 @@ class Driver(Policy):
         raise failure
 
     def _send_with_httpx2(self, request: HttpRequest, deadline: float) -> HttpResponse:
-        import httpx2  # here, so that importing the SDK does not pay for it
+        import httpx2  # here, so that importing the SDK does not load it
 
         caller, remaining = self._call_through(), self.remaining(deadline)
         try:
@@ -166,7 +166,7 @@ class Driver(Policy):
         raise failure
 
     def _connect(self) -> "Connections | None":
-        """Connections of our own, or None where it has to be httpx2's."""
+        """The driver's own connections, or None if httpx2 has to be used."""
         if not self._is_direct:
             return None
         from agentwrit.client.connections import Connections, is_proxied  # here, for the same reason
@@ -209,13 +209,13 @@ class Driver(Policy):
 
 
 class Connected:
-    """Something that talks to a broker through a driver of its own, and can be closed."""
+    """An object that talks to a broker through its own driver, and can be closed."""
 
     _driver: Driver
 
     @property
     def broker_url(self) -> str:
-        """The broker's URL, without a slash at its end."""
+        """The broker's URL, without a trailing slash."""
         return self._driver.broker_url
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
-"""Server-sent events over a kept connection, as far as the revocation feed needs them (WHATWG HTML §9.2).
+"""Server-sent events over a persistent connection, as far as the revocation feed needs them (WHATWG HTML §9.2).
 
 The rules:
 
-- Whoever answers may be anybody. A line, an event and an error's text have a largest size each, however they come.
-- A stream is asked for without compression, and refused with it: a proxy that compresses events keeps them back, and a
-  few compressed bytes can become any number of others.
-- A stream that brings no event for `silence` seconds is taken for dead, whatever else it brings.
+- The server is not trusted. A line, an event and an error's text each have a maximum size, however they are split.
+- A stream is requested without compression, and refused with it: a proxy that compresses events delays them, and a few
+  compressed bytes can expand to any number.
+- A stream without an event for `silence` seconds is considered dead, whatever else it sends.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import httpx2
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
-MAX_ERROR_BYTES: Final = 64 * 1024  # of an answer that is no stream
+MAX_ERROR_BYTES: Final = 64 * 1024  # of an answer that is not a stream
 
 _LINE_ENDS: Final = (b"\n", b"\r")
 
@@ -33,7 +33,7 @@ class EventData:
     """Collects the data of events from a stream, piece by piece."""
 
     def __init__(self) -> None:
-        self._line = bytearray()  # the one that has not come to its end
+        self._line = bytearray()  # the incomplete last line
         self._data: list[bytes] = []
         self._data_size = 0
         self._is_after_return = False
@@ -42,9 +42,9 @@ class EventData:
         """Take a piece of the stream. Returns the data of the events that end in it.
 
         Raises:
-            TransportError: an event is larger than any of ours.
+            TransportError: an event is larger than any event of a broker.
         """
-        rest = piece[1:] if self._is_after_return and piece.startswith(b"\n") else piece  # a line may end with both
+        rest = piece[1:] if self._is_after_return and piece.startswith(b"\n") else piece  # a line may end with CRLF
         self._is_after_return = piece.endswith(b"\r")
         events: list[str] = []
         for part in rest.splitlines(keepends=True):
@@ -69,9 +69,9 @@ class EventData:
 
 
 class EventStream:
-    """One stream at a time, over a client that somebody else owns.
+    """One stream at a time, over a client that belongs to the caller.
 
-    `silence`: seconds without an event after which the stream is taken for dead.
+    `silence`: seconds without an event after which the stream is considered dead.
     """
 
     def __init__(self, client: "httpx2.Client", *, silence: float) -> None:
@@ -84,14 +84,14 @@ class EventStream:
         self._open = contextlib.ExitStack()
 
     def open(self, url: str, *, bearer: Secret[str] | None = None) -> None:
-        """Open the stream at `url`, in place of one that is open. `bearer`: a token to show, if one is to be shown.
+        """Open the stream at `url`, in place of one that is open. `bearer`: a token to show, if any.
 
         Raises:
-            TransportError: it is out of reach.
-            ProblemResponseError: it is refused.
+            TransportError: the broker was not reached.
+            ProblemResponseError: the broker refused.
         """
         self.close()
-        # httpx2 has a limit for each read, and none for all that it takes until an answer has begun.
+        # httpx2 limits each read, but not the total time until an answer begins.
         patience = threading.Timer(self._silence, self.interrupt)
         patience.daemon = True
         patience.start()
@@ -101,7 +101,7 @@ class EventStream:
                 response = self._open.enter_context(
                     self._client.stream(**arguments, extensions={"trace": self._watch_connecting})
                 )
-                network = response.extensions.get("network_stream")  # there is none where no network is
+                network = response.extensions.get("network_stream")  # absent if the transport uses no network
                 self._socket = None if network is None else network.get_extra_info("socket")
                 self._pieces = response.iter_raw()
                 if response.status_code != 200:
@@ -116,7 +116,7 @@ class EventStream:
         """The data of the next event.
 
         Raises:
-            TransportError: there is no next one: the stream has ended, or has been silent for too long. It is closed.
+            TransportError: the stream has ended, or has been silent for too long. It is closed.
         """
         silent_until = time.monotonic() + self._silence
         try:
@@ -134,26 +134,26 @@ class EventStream:
             raise
 
     def interrupt(self) -> None:
-        """End the stream for whoever is waiting for an event, in another thread."""
+        """End the stream for a caller that waits for an event in another thread."""
         connected = self._socket
         if connected is not None:
-            with contextlib.suppress(OSError):  # it may be closed by now
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not TLS's own, which is not for two threads
+            with contextlib.suppress(OSError):  # it may already be closed
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not TLS's: that must not run in two threads
 
     def close(self) -> None:
-        """Close the stream that is open."""
+        """Close the stream."""
         self._pieces = self._socket = None
         self._reading, self._arrived = EventData(), deque()
         self._open.close()
 
     def _watch_connecting(self, event: str, info: Mapping[str, Any]) -> None:
-        """Learn of the connection before there is an answer on it. Called by httpx2's transport."""
+        """Store the connection before the answer on it begins. Called by httpx2's transport."""
         if event == "connection.connect_tcp.complete":
             self._socket = info["return_value"].get_extra_info("socket")
 
 
 class AsyncEventStream:
-    """The same on an event loop."""
+    """As `EventStream`, on an event loop."""
 
     def __init__(self, client: "httpx2.AsyncClient", *, silence: float) -> None:
         self._client = client
@@ -193,7 +193,7 @@ class AsyncEventStream:
             raise
 
     async def close(self) -> None:
-        """Close the stream that is open."""
+        """Close the stream."""
         self._pieces = None
         self._reading, self._arrived = EventData(), deque()
         await self._open.aclose()
@@ -207,13 +207,13 @@ def _arguments(url: str, silence: float, bearer: Secret[str] | None) -> dict[str
 
 
 def _check_plain(headers: Mapping[str, str]) -> None:
-    """Refuse a stream in a content coding (RFC 9110 §8.4), which is not what was asked for."""
+    """Refuse a stream in a content coding (RFC 9110 §8.4), because it was not requested."""
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise TransportError("the stream of revocations comes compressed, although it was asked for as it is")
 
 
 def _first(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The first of the pieces, as many as it takes to know what an error says."""
+    """The first pieces, as many as needed to know what an error says."""
     left = MAX_ERROR_BYTES
     while left > 0 and (piece := next(pieces, None)) is not None:
         yield piece[:left]
@@ -229,7 +229,7 @@ async def _async_first(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Errors of the HTTP library as ours, in words that hold nothing of what was sent."""
+    """Turns errors of the HTTP library into SDK errors, with messages that contain nothing of what was sent."""
     import httpx2
 
     failure = ""

@@ -1,4 +1,4 @@
-"""Checking a delegation chain by oneself: for auditors and for whoever else holds the broker's public keys."""
+"""Checking a delegation chain offline: for auditors, and for anyone else with the broker's public keys."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,13 +13,16 @@ from agentwrit.models import AgentClaims, DelegationRecord
 
 
 def verify_delegation(claims: AgentClaims, jwks: Mapping[str, object]) -> list[DelegationRecord]:
-    """Check that the delegation chain of `claims` is whole, signed by the broker, only narrows, and leads to them.
+    """Check that a delegation chain is complete, signed by the broker, only narrows, and leads to `claims`.
 
-    `jwks`: the broker's keys, as `/.well-known/jwks.json` shows them. Returns the chain, the first hop first; it is
-    empty for a token that was not delegated. Whether a grant in it has ended since, only the broker knows.
+        for hop in verify_delegation(result.claims, jwks):
+            print(hop.agent, hop.scope, hop.delegated_at)
+
+    `jwks`: the broker's keys, the JWK set (RFC 7517 §5) at `/.well-known/jwks.json`. Returns the chain, first hop
+    first; it is empty for a token that was not delegated. Only the broker knows whether a grant in the chain has ended.
 
     Raises:
-        InvalidToken: the chain is not genuine, or is another token's.
+        InvalidToken: the chain is not genuine, or belongs to another token.
     """
     members = {name: value for name, value in asdict(claims).items() if value is not None}
     try:
@@ -35,9 +38,9 @@ def _as_signed(record: DelegationRecord) -> dict[str, object]:
     """The members of a record as the broker signed them: with its time as Unix seconds.
 
     Raises:
-        ValueError: its time is none.
+        ValueError: the time is not valid.
     """
     at = timestamps.parse_rfc3339(record.delegated_at)
-    if timestamps.rfc3339(at) != record.delegated_at:  # one spelling alone is what was signed
+    if timestamps.rfc3339(at) != record.delegated_at:  # only one spelling was signed
         raise ValueError("delegated_at is not as a broker writes it")
     return {**asdict(record), "delegated_at": int(at)}

@@ -1,4 +1,4 @@
-"""What protocol steps and drivers say to each other.
+"""The messages between protocol steps and drivers.
 
 A step is a generator: it yields what it needs, is sent the answer, and returns its result. It does no I/O, so that
 every driver (blocking, or for an event loop) carries out the same protocol.
@@ -21,25 +21,25 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 
 RANDOM: Final = SystemRandom()
-"""The program's own generator is its own: whoever seeded it counts on what comes next."""
+"""Separate from the program's generator, which the program may have seeded for a reproducible sequence."""
 
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """A request to make. The repr leaves out what is secret.
+    """A request to make. Its repr omits secrets.
 
-    `is_idempotent`: made twice it does what it does once, so it may be retried; `idempotency_key` is what tells the
-    broker that it is the same request. `is_503_an_answer`: a 503 is what was asked for, and no reason to try again.
-    `max_bytes`: the largest answer to take.
+    `is_idempotent`: it has the same effect if made twice, so it may be retried; `idempotency_key` tells the broker that
+    it is the same request. `is_503_an_answer`: a 503 is a valid answer, not a reason to retry. `max_bytes`: the largest
+    answer to accept.
     """
 
     method: str
     path: str
     json: object = field(default=None, repr=False)
-    """What to send, or a function that says it: then each attempt sends something new (a proof is good once)."""
+    """The body, or a function that returns it, so that each attempt sends a new one (a proof can be used once)."""
     bearer: Secret[str] | None = None
     proof: Callable[[], Secret[str]] | None = field(default=None, repr=False)
-    """For a token that is bound: makes the proof that goes with it, a new one for each attempt."""
+    """For a bound token: makes the proof to send with it, a new one for each attempt."""
     is_idempotent: bool = False
     idempotency_key: str | None = None
     is_503_an_answer: bool = False
@@ -54,14 +54,14 @@ class HttpRequest:
         if self.json is None:
             return None
         body = self.json() if callable(self.json) else self.json
-        with suppress(UnicodeEncodeError):  # it would carry the whole body with it, secrets included
+        with suppress(UnicodeEncodeError):  # the exception would carry the whole body, secrets included
             return Secret(msgspec.json.encode(body, enc_hook=_reveal))
         raise AgentWritError("an argument holds characters that are no text: is it bytes of another encoding?")
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """An answer, whole. `headers`: names in lower case."""
+    """A complete answer. `headers`: names in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -70,28 +70,28 @@ class HttpResponse:
 
 @dataclass(frozen=True)
 class LoginNeeded:
-    """Asks the driver for the login's token; `stale` is one that was refused, and is not wanted again."""
+    """Asks the driver for the login's token. `stale`: a token that was refused, and must not be returned again."""
 
     stale: Secret[str] | None = None
 
 
 class ConnectFailed(OSError):
-    """No connection could be made. Its text says why, and holds nothing of what would have been sent."""
+    """No connection could be made. Its text says why, and contains nothing of what would have been sent."""
 
 
 class AnswerTooLarge(Exception):
-    """More came than is taken of an answer."""
+    """The answer is larger than the limit."""
 
 
 class Turn:
-    """Something that one at a time may do. Every driver keeps a lock for it: of threads, or of an event loop."""
+    """A turn that one caller at a time may have. Every driver keeps a lock for it: of threads, or of an event loop."""
 
     __slots__ = ("__weakref__",)
 
 
 @dataclass(frozen=True)
 class InTurn:
-    """Asks the driver to carry out these steps when their turn has come, and for what they return."""
+    """Asks the driver to carry out these steps when their turn has come, and to return their result."""
 
     turn: Turn
     steps: "Plan[Any]" = field(repr=False)
@@ -112,9 +112,10 @@ MAX_DELAY_SECONDS: Final = 2.0
 
 
 def retry_delay(attempt: int, asked_for: float | None) -> float:
-    """Seconds to wait before the next attempt: ever longer, with full jitter, on top of what the broker asked for.
+    """Seconds until the next attempt: exponential backoff with full jitter, plus what the broker asked for.
 
-    The jitter stays when the broker asks for something, or all that it sends away would come back at once.
+    The jitter also applies to what the broker asks for. Otherwise all the clients that it turns away would return at
+    once.
     """
     jitter = RANDOM.uniform(0, min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt))
     return jitter + (asked_for or 0.0)

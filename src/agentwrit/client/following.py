@@ -1,13 +1,13 @@
-"""Following a broker's revocation feed, without I/O: what to fetch, when, and what to make of it.
+"""Following a broker's revocation feed, without I/O: what to fetch, when, and how to use it.
 
 The rules:
 
-- It begins with the keys, a snapshot, and a question for what came after it: then everything is known.
-- From there on the broker streams what is new. Where it has no place for a stream, where a proxy keeps events back, or
-  where what they say is in doubt, pages are fetched, one each second, and a stream is tried again later.
-- What pages do not make certain is asked for. A broker that does not know of questions is believed by its pages' dates.
-- Whoever has an app to log in as shows its token where streams are refused: there are places for who does.
-- The keys are fetched again every five minutes. A broker that is out of reach is tried again, ever less often.
+- Following begins with the keys, a snapshot, and a question for what came after it. Then all revocations are known.
+- From then on the broker streams news. If it has no place for a stream, if a proxy delays events, or if the events
+  leave doubt, pages are fetched, one each second, and a stream is tried again later.
+- If pages leave doubt, the broker is asked. If a broker does not support questions, the dates of its pages are trusted.
+- If streams are refused, a verifier with an app shows the app's token: the broker reserves places for apps.
+- The keys are fetched again every five minutes. A broker that is out of reach is tried again, with growing delays.
 """
 
 from collections.abc import Generator, Mapping
@@ -24,14 +24,14 @@ from agentwrit.client.verification import TokenChecker
 from agentwrit.domain.feed import MAX_PAGE_BYTES, MAX_PLACES, MAX_SNAPSHOT_BYTES, PAGE_SIZE
 from agentwrit.errors import AgentWritError, ProblemResponseError, TransportError, from_response
 
-KEYS_SECONDS: Final = 300  # how long published keys are good for
+KEYS_SECONDS: Final = 300  # how long published keys may be cached
 MAX_KEYS_BYTES: Final = 1024 * 1024
-SILENCE: Final = (2.0, 4.0)  # seconds, at least and at most, after which a stream is taken for dead
-LEAST_DOUBT_SECONDS: Final = 1.5  # heartbeats come each second, and name whole seconds
-DOUBT: Final = 0.6  # of `max_staleness`: what is not known for so long is asked for, before it is too old
+SILENCE: Final = (2.0, 4.0)  # seconds, minimum and maximum, after which a silent stream is considered dead
+LEAST_DOUBT_SECONDS: Final = 1.5  # heartbeats come each second, with times in whole seconds
+DOUBT: Final = 0.6  # of `max_staleness`: after that long, knowledge is refreshed by a question before it is too old
 POLL_SECONDS: Final = 1.0
-STREAM_AGAIN_SECONDS: Final = 15.0  # after a stream that failed, and twice as long after each that brought nothing
-OTHER_HISTORY_SECONDS: Final = 5.0  # before a broker is looked at again that goes on from another one
+STREAM_AGAIN_SECONDS: Final = 15.0  # after a stream that failed, and doubled after each that brought nothing
+OTHER_HISTORY_SECONDS: Final = 5.0  # before a broker that continues another history is tried again
 
 KEYS: Final = "/.well-known/jwks.json"
 FEED_KEYS: Final = "/v1/revocations/jwks.json"
@@ -43,7 +43,8 @@ FEED: Final = "/v1/revocations"
 class OpenFeed:
     """Asks the driver to open the stream at this path, in place of one that is open.
 
-    `silence`: seconds without an event after which it is taken for dead, the same for all; `bearer`: a token to show.
+    `silence`: seconds without an event after which the stream is considered dead, the same for all; `bearer`: a token
+    to show.
     """
 
     path: str
@@ -53,7 +54,7 @@ class OpenFeed:
 
 @dataclass(frozen=True)
 class NextPage:
-    """Asks the driver for the next page of the stream. It throws TransportError where there is none."""
+    """Asks the driver for the next page of the stream. The driver throws TransportError if there is none."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ class CloseFeed:
 
 @dataclass(frozen=True)
 class Pause:
-    """Asks the driver to wait. `seconds`: for how long."""
+    """Asks the driver to wait for `seconds`."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Retry(Pause):
-    """A pause after what failed. `why`: the reason, in words for people; none where the broker said to begin anew."""
+    """A pause after a failure. `why`: the reason, for people; None if the broker said to begin again."""
 
     why: str | None = None
 
@@ -80,20 +81,20 @@ Following: TypeAlias = Generator[Needed, Any, None]
 
 
 def follow(checker: TokenChecker, broker_url: str, *, max_staleness: float, can_log_in: bool = False) -> Following:
-    """Keep `checker` up to date, for ever.
+    """Keep `checker` up to date, forever.
 
-    `max_staleness`: seconds for which what is known is relied on; `can_log_in`: whether there is an app to log in as.
+    `max_staleness`: seconds for which knowledge is relied on; `can_log_in`: whether there is an app to log in as.
     """
     return _Follower(checker, broker_url, max_staleness, can_log_in=can_log_in).run()
 
 
 def fetch_keys(checker: TokenChecker) -> Generator[HttpRequest, HttpResponse, None]:
-    """Take the keys that are published now."""
+    """Fetch the currently published keys."""
     checker.set_keys((yield from _fetch_jwks(KEYS)))
 
 
 def token_to_show(needed: LoginNeeded) -> Steps[str]:
-    """The token of the app that a verifier has, as steps for its driver."""
+    """The token of the verifier's app, as steps for its driver."""
     token: str = yield needed
     return token
 
@@ -137,21 +138,21 @@ class _Follower:
             failures += 1
 
     def _stay(self, until: float) -> Following:
-        """Stay up to date until this time: by the stream, and where it fails by pages."""
+        """Stay up to date until this time: by the stream, and by pages while it fails."""
         again_at, delay = float("-inf"), STREAM_AGAIN_SECONDS
         while (began := self._monotonic()) < until:
             if began >= again_at:
                 is_worth_it = yield from self._read_stream(until)
                 now = self._monotonic()
                 delay = STREAM_AGAIN_SECONDS if is_worth_it else min(2 * delay, KEYS_SECONDS)
-                is_good = is_worth_it and now >= began + STREAM_AGAIN_SECONDS  # it broke off: that may be mended by now
+                is_good = is_worth_it and now >= began + STREAM_AGAIN_SECONDS  # its interruption may be over
                 again_at = now + (POLL_SECONDS if is_good else delay) * RANDOM.uniform(0.5, 1)
             else:
                 yield Pause(POLL_SECONDS)
             yield from self._fetch_news()
 
     def _read_stream(self, until: float) -> Generator[Needed, Any, bool]:
-        """Take the pages of a stream, as long as they leave no doubt. Returns whether there were any such."""
+        """Take the pages of a stream, as long as they leave no doubt. Returns whether there were any such pages."""
         is_worth_it = False
         try:
             yield from self._open_stream()
@@ -179,7 +180,7 @@ class _Follower:
             yield OpenFeed(path, self._silence, bearer=(yield LoginNeeded()))
 
     def _fetch_news(self) -> Following:
-        """Take the page behind what is known, as caches may have it; where that is not all, ask."""
+        """Take the page after what is known, possibly from a cache; if it leaves a gap, ask."""
         page = yield from _fetch(self._path(), max_bytes=MAX_PAGE_BYTES)
         try:
             missing = self._revocations.advance(_text(page))
@@ -191,12 +192,12 @@ class _Follower:
             yield from self._ask(missing)
 
     def _ask(self, missing: int = 0) -> Following:
-        """Go on to the head of the feed as it is now: by pages that anybody may have kept, and at the end by asking.
+        """Advance to the present head of the feed: by pages that may come from caches, and finally by a question.
 
-        `missing`: how many numbers there are up to it, as far as is known.
+        `missing`: how many numbers are missing up to the head, as far as is known.
 
         Raises:
-            OutOfStep: what comes does not lead there.
+            OutOfStep: the answers do not lead there.
         """
         revocations = self._revocations
         while True:
@@ -215,7 +216,7 @@ class _Follower:
                 raise OutOfStep
 
     def _path(self, question: Question | None = None) -> str:
-        """Where the page behind what is known is."""
+        """The path of the page after what is known."""
         path = f"{FEED}?after={self._revocations.last}"
         places = self._revocations.places[-MAX_PLACES:] if self._takes_questions else []
         if places:
@@ -223,14 +224,14 @@ class _Follower:
         return path if question is None else f"{path}&nonce={question.nonce}"
 
     def _tell_of_pages(self, why: str) -> None:
-        logger.info("the stream of revocations of %s ended (%s): pages are fetched", self._broker_url, why)
+        logger.info("the revocation stream of %s ended (%s): pages are fetched instead", self._broker_url, why)
 
     def _tell_of_fork(self) -> None:
         if not self._has_told_of_fork:
             self._has_told_of_fork = True
             logger.warning(
-                "the broker at %s goes on from another history than the one that is known: what it says of revocations"
-                " is not relied on until it begins a new one (`agentwrit store restored`)",
+                "the broker at %s continues another history than the known one: its revocation feed"
+                " is not relied on until it begins a new epoch (`agentwrit store restored`)",
                 self._broker_url,
             )
 

@@ -1,12 +1,12 @@
-"""HTTP/1.1 without I/O, for messages as plain as ours (RFC 9112).
+"""HTTP/1.1 without I/O, for plain messages (RFC 9112).
 
-An answer of the plain form, as brokers send it, is read here: its head comes whole, its fields are ASCII and none of
-them is folded, its length is said once or there is no body. An answer of any other form goes to h11 from its first byte
-on, which reads it or refuses it, at several times the cost.
+Answers of the plain form, as brokers send them, are read here: the head arrives in one piece, its fields are ASCII and
+not folded, and the length is given once or there is no body. Any other answer goes to h11 from its first byte on, which
+reads or refuses it, at several times the cost.
 
-What is taken of an answer is bounded: its head, its fields, the interim answers before it (RFC 9110 §15.2), its body,
-and the bytes that it takes to send that body. So nobody who answers can fill memory, or keep a reader busy for longer
-than it takes to send so much.
+All parts of an answer are bounded: its head, its fields, the interim answers before it (RFC 9110 §15.2), its body, and
+the bytes that it takes to send that body. So no server can fill memory, or keep a reader busy for longer than it takes
+to send that much.
 """
 
 import http.client
@@ -36,15 +36,15 @@ _WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9112 §6.3, 1
 
 
 class UnfitAnswer(http.client.HTTPException):
-    """What came is no answer (RFC 9112)."""
+    """The data is not an HTTP answer (RFC 9112)."""
 
 
 class TooLarge(UnfitAnswer, AnswerTooLarge):
-    """What came is more than is taken."""
+    """The answer is larger than the limit."""
 
 
 class Answer(NamedTuple):
-    """An answer, whole. `is_last`: no other will come on this connection."""
+    """A complete answer. `is_last`: no other will come on this connection."""
 
     response: HttpResponse
     is_last: bool
@@ -66,10 +66,10 @@ def request(
     fields: Mapping[str, str | Secret[str]],
     content: bytes | Secret[bytes] | None,
 ) -> bytes:
-    """The bytes of a request (RFC 9112 §3). `host`: what the Host field says.
+    """The bytes of a request (RFC 9112 §3). `host`: the value of the Host field.
 
     Raises:
-        ValueError: the target, or a field, holds what cannot stand there, such as the end of a line.
+        ValueError: the target or a field holds characters that HTTP does not allow there, such as a line end.
     """
     if not _TARGET.fullmatch(target):
         raise ValueError("the target of a request holds what cannot stand in it")
@@ -84,7 +84,7 @@ def request(
 
 
 class AnswerReader:
-    """Reads the answer to one request, as it comes. `max_bytes`: the largest body to take."""
+    """Reads the answer to one request, as it arrives. `max_bytes`: the largest body to accept."""
 
     def __init__(self, method: str, *, max_bytes: int) -> None:
         self._method = method
@@ -97,10 +97,10 @@ class AnswerReader:
         self._body = bytearray()
 
     def feed(self, data: bytes) -> Answer | None:
-        """Take what came on the connection. Returns the answer, once it is whole.
+        """Take data from the connection. Returns the answer once it is complete.
 
         Raises:
-            UnfitAnswer: it is none, or too large.
+            UnfitAnswer: it is not an HTTP answer, or it is too large.
         """
         if not self._received:
             self._head = _plain_head(data, self._method)
@@ -120,10 +120,10 @@ class AnswerReader:
         return Answer(HttpResponse(self._head.status, self._head.fields, bytes(self._body)), is_last)
 
     def end(self) -> Answer:
-        """The connection has ended. Returns the answer, if it is one that ends so (RFC 9112 §6.3, 8).
+        """The connection has ended. Returns the answer if the end of the connection completes it (RFC 9112 §6.3, 8).
 
         Raises:
-            http.client.HTTPException: it is not whole.
+            http.client.HTTPException: the answer is incomplete.
         """
         if not self._received:
             raise http.client.RemoteDisconnected("the connection was closed without an answer")
@@ -140,7 +140,7 @@ class AnswerReader:
         return answer
 
     def _parse(self, data: bytes) -> Answer | None:
-        import h11  # here, since a broker's own answers do not need it
+        import h11  # here, because a broker's own answers do not need it
 
         assert self._parser is not None  # noqa: S101  # without a plain head there is one
         try:
@@ -150,7 +150,7 @@ class AnswerReader:
                 if isinstance(event, h11.EndOfMessage):
                     return self._parsed_answer()
                 if event is h11.NEED_DATA:
-                    # The body is counted as it comes, and all that comes besides, in chunks of a byte each for example.
+                    # Counts the body as it arrives, and the framing around it, for example chunks of one byte each.
                     if self._received > MAX_HEAD_BYTES + (0 if self._parsed is None else 2 * self._max_bytes):
                         raise TooLarge
                     return None
@@ -167,7 +167,7 @@ class AnswerReader:
                 self._interim += 1
                 if self._interim > MAX_INTERIM:
                     raise TooLarge
-                if status == 101:  # nobody asked for another protocol
+                if status == 101:  # no other protocol was requested
                     raise UnfitAnswer
             case h11.Response(status_code=status, headers=headers):
                 if len(headers) > MAX_FIELDS:
@@ -189,14 +189,14 @@ class AnswerReader:
         assert self._parser is not None  # noqa: S101  # as above
         assert self._parsed is not None  # noqa: S101  # the end comes after the head
         status, fields = self._parsed
-        # RFC 9112 §6.3, 3: whoever sends both framings may not be who he seems to be.
+        # RFC 9112 §6.3, 3: an answer with both framings may be an attempt at response splitting.
         is_doubtful = "transfer-encoding" in fields and "content-length" in fields
         is_last = self._parser.their_state is not h11.DONE or bool(self._parser.trailing_data[0]) or is_doubtful
         return Answer(HttpResponse(status, fields, bytes(self._body)), is_last)
 
 
 def _plain_head(received: bytes, method: str) -> _Head | None:
-    """The head that `received` begins with, if it is one of the plain form."""
+    """The head at the start of `received`, if it has the plain form."""
     match = _PLAIN_HEAD.match(received)
     if match is None:
         return None
@@ -215,7 +215,7 @@ def _plain_head(received: bytes, method: str) -> _Head | None:
 
 
 def _parser(method: str) -> "h11.Connection":
-    """What reads the answer to a request with this method. It wants to see one go out; its words do not matter."""
+    """A parser for the answer to a request with this method. It has to see a request sent, with any content."""
     import h11
 
     parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
@@ -225,6 +225,6 @@ def _parser(method: str) -> "h11.Connection":
 
 
 def _add(fields: dict[str, str], name: str, value: str) -> None:
-    """Names are in lower case; a field that came more than once is a list (RFC 9110 §5.3)."""
+    """Add a field under its name in lower case. A field that occurs more than once becomes a list (RFC 9110 §5.3)."""
     known = name.lower()
     fields[known] = f"{fields[known]}, {value}" if known in fields else value

@@ -1,4 +1,4 @@
-"""The key pair that an agent proves itself with. It stays in memory."""
+"""An agent's key pair. It stays in memory."""
 
 from typing import Protocol
 
@@ -14,7 +14,7 @@ class Ed25519PublicKey(Protocol):
 
 
 class Ed25519PrivateKey(Protocol):
-    """What `create_agent(private_key=…)` takes: cryptography's Ed25519PrivateKey, or anything with these methods."""
+    """The type of `create_agent(private_key=…)`: cryptography's Ed25519PrivateKey, or any object with these methods."""
 
     def sign(self, data: bytes, /) -> bytes: ...
 
@@ -22,7 +22,7 @@ class Ed25519PrivateKey(Protocol):
 
 
 class _FreshKey:
-    """A key of our own making, with the same methods."""
+    """A newly generated key, with the same methods."""
 
     def __init__(self) -> None:
         self._key = SigningKey.generate()
@@ -38,10 +38,10 @@ class _FreshKey:
 
 
 class AgentKey:
-    """A key that signs. Its private half is neither shown nor pickled."""
+    """A signing key. Its private half is neither shown nor pickled."""
 
     def __init__(self, private_key: Ed25519PrivateKey | None = None) -> None:
-        """Use `private_key`, or make a fresh one.
+        """Use `private_key`, or generate a key.
 
         Raises:
             CryptoError: it does not have the methods of an Ed25519 private key.
@@ -63,7 +63,7 @@ class AgentKey:
         """The Ed25519 signature of `data` (RFC 8032 §5.1.6), 64 bytes.
 
         Raises:
-            CryptoError: the key did not sign.
+            CryptoError: the key did not return a signature.
         """
         signature = self._sign(data)
         if len(signature) != 64:

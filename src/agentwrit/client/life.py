@@ -1,20 +1,21 @@
-"""An agent's life, without I/O: what it holds, and what renewing, delegating and releasing do to it.
+"""The life of an agent, without I/O: its token, and how renewing, delegating and releasing change it.
 
 The rules:
 
-- A token is replaced once for all who ask meanwhile. The one before is dead then.
-- The broker gives a predecessor that is presented again shortly after the same successor: so a renewal whose answer was
-  lost is made up for by renewing again.
-- A request may be on its way with a token that is being replaced. Refused, it is repeated once, with the successor.
-- Ahead of its end, at 75 % of the life that it has for certain, a token is replaced by whatever shows it to a service
-  (`fresh_token`). While the broker is out of reach the token is used to its end, and renewing is tried again from time
-  to time. A token that the broker does not renew, or whose successor would not outlive it, is used to its end too.
-- A token that is bound is shown with a proof by the agent's key, to the broker as to services; what succeeds it is
-  bound as well.
-- Released is released: there is no way back, and once more does nothing.
-- A token has one holder, which renews it and releases it: the process that it was given to. After a fork there are two
-  that could, and the later one would be taken for a thief. So the child may use what it sees, and not renew, release or
-  show it as its own: it is told to make an agent of its own.
+- Callers that ask for a new token at the same time share one renewal. The previous token is then dead.
+- If the predecessor is presented again shortly afterwards, the broker returns the same successor. So if the answer to a
+  renewal is lost, renewing again recovers it.
+- A request may be in flight with a token that is being replaced. If it is refused, it is repeated once, with the
+  successor.
+- At 75 % of its certain lifetime, a token is replaced before it is shown to a service (`fresh_token`). While the broker
+  is out of reach, the token is used until it expires, and renewal is retried from time to time. A token that the broker
+  does not renew, or whose successor would not outlive it, is used until it expires too.
+- A bound token is shown with a proof by the agent's key, to the broker and to services alike. Its successors are bound
+  too.
+- A release is final: further calls do nothing.
+- A token has one holder, which renews and releases it: the process that it was issued to. After a fork, two processes
+  could do so, and the broker would take the later one for a thief. So the child may use the token that it sees, but not
+  renew, release or show it as its own: an error tells it to create its own agent.
 """
 
 import os
@@ -42,18 +43,18 @@ from agentwrit.errors import (
 )
 from agentwrit.models import DelegatedToken, RegisterResult
 
-RENEW_AT: Final = 0.75  # of a token's life
-WHOLE_SECOND: Final = 1.0  # by which a token may end early: its times are whole seconds, rounded down (RFC 7519 §2)
+RENEW_AT: Final = 0.75  # of a token's lifetime
+WHOLE_SECOND: Final = 1.0  # by which a token may end early: its times are rounded down to seconds (RFC 7519 §2)
 RETRY_SECONDS: Final = 1.0  # after a renewal that did not reach the broker
-PATIENCE_SECONDS: Final = 1.0  # of a request with a token that is good yet, where the broker is slow to renew it
-LEAST_GAIN_SECONDS: Final = 1.0  # by which the successor of a token that was due outlives it, but at a grant's end
+PATIENCE_SECONDS: Final = 1.0  # for which a request with a valid token waits for a slow renewal
+LEAST_GAIN_SECONDS: Final = 1.0  # by which a due token's successor outlives it, except at a grant's end
 
 
 class AgentLife:
-    """One grant of an agent. Safe to share between threads and tasks, as far as the driver keeps turns.
+    """One grant of an agent. Safe to share between threads and tasks, because the driver gives turns.
 
-    `asked_at`: when its token was asked for, on the monotonic clock; `left`: how many seconds the token had then;
-    `broker_url`: as the broker's own name in proofs; `is_bound`: whether its tokens are bound to its key.
+    `asked_at`: when its token was requested, on the monotonic clock; `left`: the seconds that the token had left then;
+    `broker_url`: the broker's name in proofs; `is_bound`: whether its tokens are bound to its key.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class AgentLife:
         self._pid = os.getpid()
         self._is_released = False
         self._live(asked_at, registered.expires_in if left is None else left)
-        self._is_failing = False  # whether the last renewal did
-        self._doubtful = Secret("")  # the token whose renewal was begun last: if it is the current one, no answer came
+        self._is_failing = False  # whether the last renewal failed
+        self._doubtful = Secret("")  # the token whose renewal started last: if it is still current, no answer came
 
     @classmethod
     def begin(
@@ -103,7 +104,7 @@ class AgentLife:
         bound: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Plan[Self]:
-        """Register an agent. Arguments are those of `AgentWritApp.create_agent`."""
+        """Register an agent. The arguments are those of `AgentWritApp.create_agent`."""
         if isinstance(requested_scope, str):
             raise TypeError("requested_scope is a list of scopes, not one string")
         scope = list(requested_scope)
@@ -135,7 +136,7 @@ class AgentLife:
 
     @discreet
     def proof(self, method: str, url: str, token: Secret[str]) -> Secret[str]:
-        """A new proof by the key, for one request to a service with this token.
+        """A new proof by the agent's key, for one request to a service with this token.
 
         Raises:
             AgentWritError: the URL is not absolute.
@@ -158,7 +159,7 @@ class AgentLife:
     # -- renewing -----------------------------------------------------------------------------------------------------
 
     def renew(self) -> Plan[None]:
-        """Replace the token that there is now, unless somebody else does so before these steps have their turn."""
+        """Replace the present token, unless another caller does so before these steps get their turn."""
         self.check_own()
         return self._in_turn(self._renew(self.token.access_token))
 
@@ -167,31 +168,31 @@ class AgentLife:
 
     @property
     def is_due(self) -> bool:
-        """Whether the token is to be replaced before it is shown to a service."""
+        """Whether to replace the token before showing it to a service."""
         return self._monotonic() >= self._renew_at and not self._is_released
 
     @property
     def is_over(self) -> bool:
-        """Whether the token is good no more for certain."""
+        """Whether the token may have expired."""
         return self._monotonic() >= self._ends_at
 
     @property
     def is_failing(self) -> bool:
-        """Whether the token was to be renewed, and was not the last time."""
+        """Whether the last attempt to renew the token failed."""
         return self._is_failing
 
     @property
     def seconds_left(self) -> float:
-        """How long the token is good for certain."""
+        """The seconds before the token may expire."""
         return max(0.0, self._ends_at - self._monotonic())
 
     def fresh_token(self) -> Plan[Secret[str]]:
-        """A token to show to a service: replaced first if it is due.
+        """A token to show to a service; a due token is replaced first.
 
         Raises:
-            AgentWritError: the agent was released, or is another process's.
-            AuthenticationError: the token is over, and is not renewed.
-            TransportError: the token is over, and the broker is out of reach.
+            AgentWritError: the agent was released, or belongs to another process.
+            AuthenticationError: the token has expired, and cannot be renewed.
+            TransportError: the token has expired, and the broker was not reached.
         """
         self.check_own()
         if self.is_due:
@@ -199,7 +200,7 @@ class AgentLife:
         return self.live_token()
 
     def token_after_refusal(self, refused: Secret[str]) -> Plan[Secret[str] | None]:
-        """The token to try again with after a service refused that one, if there is any."""
+        """The token for a second attempt after a service refused `refused`, or None."""
         if self.token.access_token == refused == self._doubtful and not self._is_released:
             with suppress(TransportError, ProblemResponseError):
                 yield InTurn(self._turn, self._renew(refused))
@@ -209,13 +210,13 @@ class AgentLife:
     def _renew(self, seen: Secret[str]) -> Plan[None]:
         token = self.live_token()
         if token != seen:
-            return  # somebody else has just done it
+            return  # another caller has just renewed it
         asked_at = self._monotonic()
         self._doubtful = token
         try:
             successor = yield from steps.renew(token, self._binding)
         except AuthenticationError as error:
-            self._renew_at = self._ends_at  # nobody will renew it: but until then it may be good
+            self._renew_at = self._ends_at  # it cannot be renewed, but may be valid until then
             self._note_renewal(error)
             raise
         except (TransportError, ProblemResponseError) as error:
@@ -226,11 +227,11 @@ class AgentLife:
         was_due, gain = asked_at >= self._due_at, asked_at + successor.expires_in - self._ends_at
         self._live(asked_at, successor.expires_in)
         if was_due and gain < min(LEAST_GAIN_SECONDS, successor.expires_in / 4):
-            self._renew_at = self._ends_at  # that was the last: the next one would gain nothing either
+            self._renew_at = self._ends_at  # the last renewal: the next one would gain nothing either
         self.token = successor
 
     def _note_renewal(self, error: AgentWritError | None) -> None:
-        """Log that renewing fails, and that it works again: once each."""
+        """Log that renewals fail, and that they work again: once each."""
         if error is not None and not self._is_failing:
             logger.warning("the token of %s was not renewed: %s", self.agent_id, error)
         elif error is None and self._is_failing:
@@ -240,7 +241,7 @@ class AgentLife:
     def _live(self, asked_at: float, seconds: float) -> None:
         self._ends_at = asked_at + seconds
         self._due_at = asked_at + RENEW_AT * max(seconds - WHOLE_SECOND, seconds / 2)
-        self._renew_at = self._due_at  # later than that after a renewal that failed
+        self._renew_at = self._due_at  # later than that after a failed renewal
 
     def _renew_if_due(self) -> Plan[None]:
         if self.is_due:
@@ -253,7 +254,7 @@ class AgentLife:
     # -- delegating ---------------------------------------------------------------------------------------------------
 
     def delegate(self, delegate_to: str, scope: Iterable[str], ttl: int | None) -> Plan[DelegatedToken]:
-        """Give another agent some of this scope."""
+        """Delegate some of this scope to another agent."""
         if isinstance(scope, str):
             raise TypeError("scope is a list of scopes, not one string")
         wanted = list(scope)
@@ -269,15 +270,15 @@ class AgentLife:
                 raise refusal
             return (yield from steps.delegate(successor, delegate_to, wanted, ttl, self._binding))
 
-        # In turn: a renewal that is under way has come to its end then, and nobody begins another one.
+        # In turn: a renewal in progress finishes first, and no other starts.
         delegated: DelegatedToken = yield InTurn(self._turn, again())
         return delegated
 
     def accept(self, delegated: DelegatedToken | str) -> "AgentLife":
-        """The life of this agent on a grant that another one delegated to it.
+        """This agent's life on a grant that another agent delegated to it.
 
         Raises:
-            AgentWritError: it is not a delegated token, or was delegated to another agent.
+            AgentWritError: it is not a delegated token, or it was delegated to another agent.
         """
         token = Secret(delegated if isinstance(delegated, str) else delegated.access_token)
         claims = _read_unverified(token)
@@ -289,10 +290,10 @@ class AgentLife:
 
     @classmethod
     def take_over(cls, token: Secret[str], *, clock: Clock = SYSTEM_CLOCK) -> "AgentLife":
-        """The life of whoever holds an agent's token, without its key.
+        """The life of the holder of an agent's token, without its key.
 
         Raises:
-            AgentWritError: it is not an agent's token, or is bound to a key that is elsewhere.
+            AgentWritError: it is not an agent's token, or it is bound to a key.
         """
         claims = _read_unverified(token)
         if not claims.task_id:
@@ -320,25 +321,25 @@ class AgentLife:
 
     @property
     def is_own(self) -> bool:
-        """Whether this process was given the token, and not the one that it was forked from."""
+        """Whether the token belongs to this process, not to the one that it was forked from."""
         return self._pid == os.getpid()
 
     def check_own(self) -> None:
-        """See that it is.
+        """Check that the token belongs to this process.
 
         Raises:
-            AgentWritError: it is not.
+            AgentWritError: it does not.
         """
         if not self.is_own:
             raise AgentWritError(
-                f"the agent is of process {self._pid}, and this is a child that was forked from it: create one here"
+                f"the agent belongs to process {self._pid}, and this is a forked child of it: create one here"
             )
 
     def release(self) -> Plan[None]:
-        """End the grant, unless that has been done.
+        """End the grant, unless it has ended already.
 
         Raises:
-            AgentWritError: it is another process's.
+            AgentWritError: it belongs to another process.
         """
         self.check_own()
         yield InTurn(self._turn, self._release())
@@ -349,10 +350,10 @@ class AgentLife:
             self._is_released = True
 
     def own_token(self) -> Secret[str]:
-        """The current token, to be shown by whoever renews it.
+        """The current token, to be shown by the process that renews it.
 
         Raises:
-            AgentWritError: the agent was released, or is another process's.
+            AgentWritError: the agent was released, or belongs to another process.
         """
         self.check_own()
         return self.live_token()
@@ -369,7 +370,7 @@ class AgentLife:
 
 
 def _read_unverified(token: Secret[str]) -> Claims:
-    """What a token says of itself. Whether it is true, whoever is shown it will find out."""
+    """The claims of a token, unverified. The broker or a service verifies them when the token is shown."""
     try:
         return claims_rules.decode(base64url.decode(token.reveal().split(".")[1]))
     except (ValueError, IndexError, InvalidToken):

@@ -1,8 +1,8 @@
-"""What the SDK logs, by the standard library's logging, to the logger "agentwrit".
+"""The SDK's log, through the standard library's logging, to the logger "agentwrit".
 
-Warnings: a broker that is lost and one that is back, once each; renewals that fail. Infos: what is done in another way
-than usual, and requests that are made again. No token, secret or proof is in any of it: what those are held in has no
-text of its own (`agentwrit.client.secrecy`), and errors say nothing of what was sent.
+Warnings: a broker is lost, or back, once each; a renewal failed. Infos: fallbacks, and repeated requests. The log
+contains no token, secret or proof: these are held in objects without a text form (`agentwrit.client.secrecy`), and
+errors do not quote what was sent.
 """
 
 import logging

@@ -13,18 +13,18 @@ from agentwrit.errors import AgentWritError
 
 APPS: Final = "/v1/admin/apps"
 AppLimits = Mapping[str, int | None]
-"""Limits of an app, by name: `max_live_agents`, `max_ttl` (seconds), `creates_per_second`. None takes one away."""
+"""Limits of an app, by name: `max_live_agents`, `max_ttl` (seconds), `creates_per_second`. None removes a limit."""
 AGENTS: Final = "/v1/agents"
 KEYS: Final = "/v1/admin/keys"
 OPERATORS: Final = "/v1/admin/operators"
 
 
 class OperatorClient(Connected):
-    """Manages the apps of a broker, watches its agents and revokes. Answers are the broker's own JSON objects.
+    """Manages a broker's apps, watches its agents and revokes. Returns the broker's JSON objects.
 
-    `name`: the operator's, if it is not the first one; `timeout`: seconds for a whole call; `cert`: a certificate to
-    show, as for `AgentWritApp`. Every method raises
-    ProblemResponseError where the broker refuses, and TransportError where it was not reached.
+    `name`: the operator's name, if it is not the first operator; `timeout`: seconds for a whole call; `cert`: a client
+    certificate, as for `AgentWritApp`. Every method raises ProblemResponseError if the broker refuses, and
+    TransportError if it was not reached.
     """
 
     @discreet
@@ -52,7 +52,7 @@ class OperatorClient(Connected):
         reports_for: Sequence[str] = (),
         limits: AppLimits | None = None,
     ) -> dict[str, Any]:
-        """Register an app: its ids, and its secret, which is shown this once."""
+        """Register an app. Returns its IDs, and its secret, which is shown only once."""
         body = {
             "name": name,
             "scopes": list(scopes),
@@ -84,7 +84,7 @@ class OperatorClient(Connected):
         limits: AppLimits | None = None,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
-        """Change an app: the app, and as `grants_ended` how many grants a narrower ceiling ended."""
+        """Change an app. Returns the app, and as `grants_ended` how many grants a narrower ceiling ended."""
         body = {
             "scopes": None if scopes is None else list(scopes),
             "token_ttl": token_ttl,
@@ -97,29 +97,29 @@ class OperatorClient(Connected):
         return self._call("PUT", _at(APPS, app_id) + query, {**given, **(limits or {})}, shape=shapes.App)
 
     def rotate_secret(self, app_id: str, *, overlap: int = 0) -> dict[str, Any]:
-        """Give an app a new secret, shown this once; the old one works for `overlap` seconds more."""
+        """Give an app a new secret, shown only once. The old one works for another `overlap` seconds."""
         return self._call("POST", f"{_at(APPS, app_id)}/secret", {"overlap": overlap}, shape=shapes.NewAppSecret)
 
     def suspend_app(self, app_id: str) -> dict[str, Any]:
-        """Let nobody do anything as an app: the app, and as `grants_ended` how many grants of its were alive."""
+        """Suspend an app. Returns the app, and as `grants_ended` how many of its live grants this ended."""
         return self._call("POST", f"{_at(APPS, app_id)}/suspend", is_idempotent=True, shape=shapes.App)
 
     def resume_app(self, app_id: str) -> dict[str, Any]:
-        """Let an app that is suspended log in again: the app."""
+        """Let a suspended app log in again. Returns the app."""
         return self._call("POST", f"{_at(APPS, app_id)}/resume", is_idempotent=True, shape=shapes.App)
 
     def remove_app(self, app_id: str) -> dict[str, Any]:
-        """End an app, and every credential that came through it."""
+        """Remove an app, and end all credentials that came through it."""
         return self._call("DELETE", _at(APPS, app_id), shape=shapes.Removed)
 
     def revoke(self, level: str, target: str, *, reason: str = "") -> dict[str, Any]:
-        """End all that is alive under a name, and what falls with it; as `count` how many live tokens that killed.
+        """End everything live under a name, and what depends on it. Returns as `count` how many live tokens died.
 
-        `level` says what `target` is: `token` (jti), `agent` or `chain` (agent_id), `task` (task_id), `grant` (sid) or
-        `app` (app_id). A name that nobody has is no error: `count` is 0.
+        `level` is the type of `target`: `token` (jti), `agent` or `chain` (agent_id), `task` (task_id), `grant` (sid)
+        or `app` (app_id). An unknown name is not an error: `count` is 0.
         """
         body = {"level": level, "target": target, "reason": reason}
-        # Again it does nothing more: that it is done counts for more than a count that a lost answer took along.
+        # A retry does nothing more: completing the revocation matters more than the count, which a lost answer loses.
         return self._call("POST", "/v1/revoke", body, is_idempotent=True, shape=shapes.Killed)
 
     def list_agents(
@@ -132,7 +132,7 @@ class OperatorClient(Connected):
         after: str | None = None,
         limit: int | None = None,
     ) -> dict[str, Any]:
-        """A page of the live grants that match, as `agents`, and as `next` the `after` of the next page, or null."""
+        """A page of the live grants that match, as `agents`; `next` is the next page's `after`, or null."""
         asked = {
             "app_id": app_id,
             "agent_id": agent_id,
@@ -145,24 +145,24 @@ class OperatorClient(Connected):
         return self._call("GET", f"{AGENTS}?{query}", shape=shapes.Grants)
 
     def show_agent(self, agent_id: str) -> dict[str, Any]:
-        """All that an agent held, as `grants`: each with what was delegated from it, and how it ended."""
+        """All grants that an agent held, as `grants`: each with the delegations from it, and how it ended."""
         return self._call("GET", _at(AGENTS, agent_id), shape=shapes.Agent)
 
     def list_keys(self) -> dict[str, Any]:
-        """The signing keys, as `keys`, the newest first."""
+        """The signing keys, as `keys`, newest first."""
         return self._call("GET", KEYS, shape=shapes.Keys)
 
     def rotate_key(self, *, purpose: str, force: bool = False) -> dict[str, Any]:
-        """Let the next key of a purpose sign: as `active`, `retired` and `next` which are which now."""
+        """Let the next key of a purpose sign. Returns the keys' new roles as `active`, `retired` and `next`."""
         return self._call("POST", f"{KEYS}/rotate", {"purpose": purpose, "force": force}, shape=shapes.Rotated)
 
     def revoke_key(self, kid: str, *, reason: str = "") -> dict[str, Any]:
-        """Revoke a key with all that it signed; as `count` how many live tokens that killed."""
+        """Revoke a key and all that it signed. Returns as `count` how many live tokens died."""
         return self._call("POST", f"{_at(KEYS, kid)}/revoke", {"reason": reason}, shape=shapes.Killed)
 
     @discreet
     def add_operator(self, name: str, *, secret: str | None = None) -> dict[str, Any]:
-        """Add an operator. Without a `secret` (plain, or as `$argon2id$…`) one is made, and shown this once."""
+        """Add an operator. Without a `secret` (plain, or as `$argon2id$…`) the broker makes one, shown only once."""
         return self._call("POST", OPERATORS, {"name": name, "secret": secret}, shape=shapes.NewOperator)
 
     def list_operators(self) -> dict[str, Any]:
@@ -171,11 +171,11 @@ class OperatorClient(Connected):
 
     @discreet
     def rotate_operator(self, name: str, *, secret: str | None = None) -> dict[str, Any]:
-        """Give an operator a new secret, as `add_operator` does. What was granted on the old one ends."""
+        """Give an operator a new secret, as `add_operator` does. Grants made with the old one end."""
         return self._call("POST", f"{_at(OPERATORS, name)}/secret", {"secret": secret}, shape=shapes.NewOperator)
 
     def remove_operator(self, name: str) -> dict[str, Any]:
-        """Remove an operator, and end what was granted to them."""
+        """Remove an operator, and end the operator's grants."""
         return self._call("DELETE", _at(OPERATORS, name), shape=shapes.Removal)
 
     def __repr__(self) -> str:
@@ -194,11 +194,11 @@ def _call(request: HttpRequest, shape: type) -> Steps[dict[str, Any]]:
 
 
 def _at(collection: str, name: str) -> str:
-    """The path of one thing in a collection.
+    """The path of one member of a collection.
 
     Raises:
-        AgentWritError: in a path the name would name another place (RFC 3986 §5.2.4).
+        AgentWritError: as a path segment, the name would lead elsewhere (RFC 3986 §5.2.4).
     """
     if name in ("", ".", ".."):
-        raise AgentWritError(f"{name!r} is no name of anything at the broker")
+        raise AgentWritError(f"{name!r} is not a valid name")
     return f"{collection}/{quote(name, safe='')}"

@@ -1,13 +1,13 @@
-"""How calls are made, without I/O: what is sent, when it is sent again, until when, and what a failure is called.
+"""How calls are made, without I/O: what is sent, when it is retried, until when, and how failures are reported.
 
 The rules:
 
-- A call has one deadline. Whatever it needs happens before it: the login, waiting for a turn, retries.
-- What is idempotent is sent again when the broker is out of reach or cannot answer now, as it says itself or a proxy
-  before it (502, 503, 504), with ever longer, random delays.
-- A login is kept, and replaced ahead of its end or when the broker refuses it: once for all who need it.
-- What the broker said is told before that it then fell silent. Errors of the HTTP library become ours, in words that
-  hold nothing of what was sent.
+- A call has one deadline for everything that it needs: the login, waiting for a turn, retries.
+- An idempotent request is retried if the broker is out of reach, or if the broker or a proxy answers that it cannot
+  serve it now (502, 503, 504), with exponential backoff and jitter.
+- A login is kept, and replaced before it expires or when the broker refuses it: once for all callers that need it.
+- If the broker answered and a retry then failed, the answer is reported. Errors of the HTTP library become SDK errors,
+  with messages that contain nothing of what was sent.
 
 A driver carries out what `Policy` asks for: it sends, waits and takes turns, with threads or on an event loop.
 """
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RENEW_LOGIN_AT: Final = 0.75  # of its life
+RENEW_LOGIN_AT: Final = 0.75  # of its lifetime
 KEEPALIVE_SECONDS: Final = 30
-CALL_SECONDS: Final = 10.0  # for a whole call, if nothing else was said
+CALL_SECONDS: Final = 10.0  # the default for a whole call
 
 _PASSING: Final = frozenset({502, 503, 504})  # RFC 9110 §15.6.3 to §15.6.5
 
 
 @dataclass(frozen=True)
 class Send:
-    """Asks the driver to send a request, once, and for the answer. It throws TransportError where there is none."""
+    """Asks the driver to send a request once, and to return the answer. It throws TransportError if there is none."""
 
     request: HttpRequest
     deadline: float
@@ -68,7 +68,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Take:
-    """Asks the driver to carry this out while it alone has the turn, which it waits for until the deadline."""
+    """Asks the driver to carry out `calling` alone in this turn, for which it waits until the deadline."""
 
     turn: Turn
     calling: "Calling[Any]"
@@ -79,7 +79,7 @@ Calling: TypeAlias = Generator[Send | Wait | Take, Any, T]
 
 
 class Login:
-    """A login that is kept, and replaced ahead of its end: once, however many need it."""
+    """A login that is kept, and replaced before it expires: once, however many callers need it."""
 
     class _Kept(NamedTuple):
         token: Secret[str]
@@ -91,7 +91,7 @@ class Login:
         self._kept = self._Kept(Secret(""), float("-inf"))
 
     def token(self, stale: Secret[str] | None, now: float) -> Secret[str] | None:
-        """The token that is kept, unless it is `stale` or about to end."""
+        """The kept token, unless it is `stale` or about to expire."""
         kept = self._kept
         return kept.token if now < kept.renew_at and kept.token != stale else None
 
@@ -124,11 +124,11 @@ class Policy:
         self._monotonic = monotonic
 
     def deadline(self, timeout: float | None = None) -> float:
-        """When a call that begins now has to be over, on the monotonic clock."""
+        """The deadline of a call that begins now, on the monotonic clock."""
         return self._monotonic() + (self._timeout if timeout is None else timeout)
 
     def calling(self, steps: Plan[T], deadline: float) -> Calling[T]:
-        """What it takes to carry out steps until `deadline`."""
+        """The actions that carry out steps until `deadline`."""
         try:
             needed = next(steps)
             while True:
@@ -143,10 +143,10 @@ class Policy:
             return result
 
     def remaining(self, deadline: float) -> float:
-        """Seconds until `deadline`.
+        """The seconds until `deadline`.
 
         Raises:
-            TransportError: there are none.
+            TransportError: the deadline has passed.
         """
         remaining = deadline - self._monotonic()
         if remaining <= 0:
@@ -154,7 +154,7 @@ class Policy:
         return remaining
 
     def headers(self, request: HttpRequest) -> dict[str, str | Secret[str]]:
-        """The header fields of a request, by their names in lower case."""
+        """The header fields of a request, with names in lower case."""
         headers: dict[str, str | Secret[str]] = {"user-agent": self._user_agent, "accept": "application/json"}
         if request.bearer is not None:
             scheme = "Bearer" if request.proof is None else "DPoP"
@@ -168,10 +168,10 @@ class Policy:
         return headers
 
     def arguments(self, request: HttpRequest, timeout: float) -> dict[str, Any]:
-        """What httpx2's `stream` takes to send a request, with all its secrets in the open.
+        """The arguments of httpx2's `stream` for a request, with its secrets in plain text.
 
         Raises:
-            AgentWritError: it holds what is no text.
+            AgentWritError: the body contains characters that are not text.
         """
         content = request.content()
         return {
@@ -187,9 +187,9 @@ class Policy:
         }
 
     def failure(self, error: Exception) -> TransportError:
-        """What an error of an HTTP library is to us.
+        """The SDK's error for an error of an HTTP library.
 
-        To be raised outside of the `except`: the original holds the request, and with it the secret, and would be the
+        Raise it outside of the `except`: the original holds the request, and with it the secret. It would be the
         `__context__`, or its frames would be in the traceback.
         """
         if isinstance(error, TransportError):
@@ -201,20 +201,20 @@ class Policy:
         elif isinstance(error, ConnectFailed) or _is_of_httpx2(error, "ConnectError"):
             text = f"cannot be reached: {error}"
         else:
-            # Its text may hold what was sent or received, and with it a token.
+            # The error's text may contain what was sent or received, such as a token.
             text = f"cannot be reached: the connection failed ({type(error).__name__})"
         return TransportError(f"the broker at {self.broker_url} {text}")
 
     def tls_context(self) -> ssl.SSLContext:
-        """What TLS is spoken with.
+        """The TLS settings.
 
         Raises:
-            AgentWritError: a file that is named cannot be loaded.
+            AgentWritError: a configured file cannot be loaded.
         """
         return tls.context(self._verify, self._cert)
 
     def client_options(self, connections: int) -> dict[str, Any]:
-        """What httpx2's clients take, for connections of our own."""
+        """The options for httpx2 clients that the driver creates."""
         import httpx2
 
         limits = httpx2.Limits(
@@ -226,10 +226,10 @@ class Policy:
         return {"limits": limits} if is_default else {"limits": limits, "verify": self.tls_context()}
 
     def check_open(self, client: "httpx2.Client | httpx2.AsyncClient") -> None:
-        """Refuse a client that is closed: it is the caller's own.
+        """Refuse a closed client, because it belongs to the caller.
 
         Raises:
-            AgentWritError: it is.
+            AgentWritError: the client is closed.
         """
         if client.is_closed:
             raise AgentWritError("the http_client of this app is closed: keep it open for as long as the app is used")
@@ -253,7 +253,7 @@ class Policy:
 
     def _log_in(self, login: Login, stale: Secret[str] | None, deadline: float) -> Calling[Secret[str]]:
         asked_at = self._monotonic()
-        token = login.token(stale, asked_at)  # somebody else may just have done it
+        token = login.token(stale, asked_at)  # another caller may just have logged in
         if token is None:
             fresh = yield from self.calling(login.steps(), deadline)
             login.keep(fresh, asked_at)
@@ -261,9 +261,9 @@ class Policy:
         return token
 
     def _send_until(self, request: HttpRequest, deadline: float) -> Calling[HttpResponse]:
-        """Send a request; again if it is idempotent and the broker is out of reach, as long as there is time."""
+        """Send a request. Retry it until the deadline if it is idempotent and the broker is out of reach."""
         attempt = 0
-        response: HttpResponse | None = None  # the last that came
+        response: HttpResponse | None = None  # the last one received
         while True:
             failure: TransportError | None = None
             asked_for = None
@@ -277,32 +277,32 @@ class Policy:
             if is_final or not request.is_idempotent or self._monotonic() + delay >= deadline:
                 if response is not None:
                     return response
-                assert failure is not None  # noqa: S101  # one of the two
+                assert failure is not None  # noqa: S101  # there is one of the two
                 raise failure
             why = failure if response is None or failure is not None else f"the answer is {response.status}"
-            logger.info("%s %s: %s; once more in %.2f s", request.method, request.path, why, delay)
+            logger.info("%s %s: %s; retrying in %.2f s", request.method, request.path, why, delay)
             yield Wait(delay)
             attempt += 1
 
 
 def _is_passing(response: HttpResponse, request: HttpRequest) -> bool:
-    """Whether an answer says no more than that there is none now."""
+    """Whether an answer says only that the broker cannot answer now."""
     return response.status in _PASSING and not (response.status == 503 and request.is_503_an_answer)
 
 
 def _is_of_httpx2(error: Exception, name: str) -> bool:
-    """Whether an error is of a class of httpx2's, which is not loaded to find out."""
+    """Whether an error is of an httpx2 class, without loading httpx2 to find out."""
     library = sys.modules.get("httpx2")
     return library is not None and isinstance(error, getattr(library, name))
 
 
 def check_broker_url(url: str) -> str:
-    """The URL of a broker, without a slash at its end.
+    """The URL of a broker, without a trailing slash.
 
     Raises:
-        AgentWritError: it is not one.
+        AgentWritError: it is not the URL of a broker.
     """
-    if "@" in url:  # it would be sent in place of the token, and shown in every error
+    if "@" in url:  # it would be sent in place of the token, and appear in every error
         raise AgentWritError("the broker's URL holds a user name: leave it, and any password, out")
     if not _is_broker_url(url):
         raise AgentWritError(f"{url!r} is not the URL of a broker: write it like https://broker.example.com")
@@ -312,7 +312,7 @@ def check_broker_url(url: str) -> str:
 def _is_broker_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        has_port = parts.port != 0  # reading it checks it
+        has_port = parts.port != 0  # reading it validates it
     except ValueError:
         return False
     return (

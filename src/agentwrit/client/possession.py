@@ -1,12 +1,12 @@
-"""Whether a token that is bound to a key was shown by whoever holds that key (RFC 9449 §7), without asking anybody.
+"""Checking whether the holder of its key showed a bound token (RFC 9449 §7), without asking the broker.
 
 The rules:
 
-- A bound token holds with a proof by its key, for this request and this token, made within 30 seconds of now.
-- A proof is good once (§11.1): those that were seen are remembered until they would be too old anyway. Each process
-  remembers its own.
-- That memory is bounded, in all and for each key. Where it is full nothing more is accepted, rather than twice: it is
-  filled by holders of live tokens alone, and none of them can take more than its share.
+- A bound token is valid only with a proof by its key, for this request and this token, made within 30 seconds of now.
+- A proof can be used once (§11.1): seen proofs are remembered until they are too old anyway. Each process remembers its
+  own.
+- The memory for proofs is bounded, in total and for each key. While it is full, further proofs are refused rather than
+  accepted twice. Only holders of live tokens can fill it, and none of them beyond its share.
 """
 
 import os
@@ -34,15 +34,15 @@ class Possession:
         self._max_proofs = max_proofs
         self._max_of_a_key = max_of_a_key
         self._lock = threading.Lock()
-        self._seen: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # until when, and whose: the oldest first
+        self._seen: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # expiry and key of each proof, oldest first
         self._of_key: Counter[str] = Counter()
         _all.add(self)
 
     def check(self, shown: ShownProof | None, token: str, jkt: str, now: float) -> None:
-        """Refuse a token, bound to the key of thumbprint `jkt`, that did not come with a new proof by that key.
+        """Refuse a token, bound to the key with thumbprint `jkt`, that did not come with a new proof by that key.
 
         Raises:
-            Unproven: it did not.
+            Unproven: the proof is missing, invalid, or already used.
         """
         if shown is None or shown.proof is None or shown.htm is None or shown.htu is None:
             raise Unproven("the token is bound to a key, and no proof by it came along", code=Unproven.TOKEN)
@@ -57,7 +57,7 @@ class Possession:
         self._spend(proof, jkt, now)
 
     def after_fork(self) -> None:
-        """Another thread of the parent may have held the lock, and have been at work."""
+        """Replace the lock and the counts: another thread of the parent may have held the lock while changing them."""
         self._lock = threading.Lock()
         self._of_key = Counter(jkt for _, jkt in self._seen.values())
 

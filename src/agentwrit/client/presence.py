@@ -1,4 +1,4 @@
-"""What the blocking and the asynchronous agent have in common: how they show themselves."""
+"""What the blocking and the asynchronous agent have in common: their properties, and how they show their token."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,61 +16,63 @@ Library = Literal["httpx2", "httpx", "requests", "aiohttp"]
 
 
 class Presence:
-    """An agent as others see it."""
+    """An agent's public properties."""
 
     _life: AgentLife
 
     @property
     def agent_id(self) -> str:
-        """Its SPIFFE id."""
+        """Its SPIFFE ID."""
         return self._life.agent_id
 
     @property
     def scope(self) -> list[str]:
-        """What it may do: `action:resource:identifier` each."""
+        """The agent's scope: a list of `action:resource:identifier`."""
         return self._life.scope
 
     @property
     def orch_id(self) -> str:
+        """The `orch_id` that the agent was created with."""
         return self._life.orch_id
 
     @property
     def task_id(self) -> str:
+        """The task that the agent was created for."""
         return self._life.task_id
 
     @property
     def access_token(self) -> str:
-        """The current token. After `release` it is still here, and dead."""
+        """The current token. After `release` it is still available, but dead."""
         return self._life.token.access_token.reveal()
 
     @property
     def expires_in(self) -> int:
-        """How many seconds the current token had when it was issued."""
+        """The lifetime of the current token when it was issued, in seconds."""
         return self._life.token.expires_in
 
     @property
     def seconds_left(self) -> float:
-        """How long the current token is good for certain."""
+        """The seconds before the current token may expire."""
         return self._life.seconds_left
 
     @property
     def is_due(self) -> bool:
-        """Whether 75 % of the token's life is over: before it is shown to a service, `auth` would renew it."""
+        """Whether 75 % of the token's lifetime has passed, so that `auth` would renew it before showing it."""
         return self._life.is_due
 
     @property
     def bearer_header(self) -> dict[str, str]:
-        """The header that presents the token to a service (RFC 6750 §2.1).
+        """The header that shows the token to a service (RFC 6750 §2.1).
 
         Raises:
-            AgentWritError: the token is bound, and no service takes it like this: `headers` presents it.
+            AgentWritError: the token is bound, so services require a proof: use `headers`.
         """
         if self._life.is_bound:
             raise AgentWritError("the token is bound to the agent's key: use headers(method, url) for each request")
         return {"Authorization": f"Bearer {self.access_token}"}
 
     def check(self, *needed: str) -> None:
-        """See that it is not released, and that its scope covers these. Makes no call.
+        """Check that the agent is not released, and that its scope covers all of `needed`. Makes no call.
 
         Raises:
             ScopeDenied: the scope does not cover what is needed.
@@ -94,7 +96,7 @@ class Presence:
         return self._life.proof(method, url, self._life.token.access_token).reveal()
 
     def headers(self, method: str, url: str) -> dict[str, str]:
-        """The headers that present the token in one request to a service: a bound one with a proof, good once.
+        """The headers that show the token in one request to a service; for a bound token with a proof, usable once.
 
         Raises:
             AgentWritError: `url` is not absolute.
@@ -105,26 +107,26 @@ class Presence:
     def auth(self) -> "httpx2.Auth":
         """Shows the token to services: `httpx2.AsyncClient(auth=agent.auth)`, or with an `Agent` also a Client.
 
-        It renews the token at 75 % of its life, once for all who share the agent, and repeats a request once that a
-        service refused (401, or a 403 that says `invalid_token`) with a token that has been replaced since, unless
-        the body of the request is a stream.
+        It renews the token at 75 % of its lifetime, once for all that share the agent. If a service refuses a request
+        (401, or a 403 with `invalid_token`) and the token has been replaced since, the request is repeated once, unless
+        its body is a stream.
 
         A request then also raises:
-            AgentWritError: the agent was released, or was made by the process that this one was forked from.
-            AuthenticationError: the token is over, and is not renewed.
-            TransportError: the token is over, and the broker was not reached.
+            AgentWritError: the agent was released, or belongs to the parent of this process.
+            AuthenticationError: the token has expired, and cannot be renewed.
+            TransportError: the token has expired, and the broker was not reached.
         """
         auth: httpx2.Auth = self.auth_for("httpx2")
         return auth
 
     def auth_for(self, library: Library) -> Any:
-        """The same for other HTTP libraries.
+        """As `auth`, for other HTTP libraries.
 
-        "httpx" gives an httpx.Auth, "requests" a requests.auth.AuthBase (of an `Agent`), and "aiohttp" a middleware
-        for `aiohttp.ClientSession(middlewares=[…])`, which shows the token to the origin that it is first used with.
+        "httpx" returns an httpx.Auth, "requests" a requests.auth.AuthBase (of an `Agent`), and "aiohttp" a middleware
+        for `aiohttp.ClientSession(middlewares=[…])`, which shows the token to the first origin that it is used with.
 
         Raises:
-            ImportError: the library is not there.
+            ImportError: the library is not installed.
         """
         from agentwrit.client.auth import make_auth
 
@@ -145,5 +147,5 @@ class Presence:
 
 
 def note_failed_release(error: BaseException, failure: AgentWritError) -> None:
-    """Say so without hiding what happened inside a `with`: that is what matters, and the token ends by itself."""
+    """Note a failed release in an error from inside the `with`. That error matters more: the token expires anyway."""
     error.add_note(f"the agent could not be released: {failure}")

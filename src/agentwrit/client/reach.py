@@ -1,12 +1,12 @@
-"""Whether a broker is within a verifier's reach, as far as is known: so that not everybody waits to find that out.
+"""Whether a verifier can reach its broker, as far as is known, so that not every caller waits to find out.
 
 The rules:
 
-- Its feed is lost when it cannot be followed, and once more it cannot; it is back when all is known up to then.
-- When asking the broker fails, nobody asks for `PAUSE_SECONDS`: whoever would have is told at once. Then one asks, and
-  meanwhile nobody else. It is back with an answer, or with the feed.
-- When the first of these is lost that is logged, and when none of them is any more: once each, however many ask.
-- What is asked without a broker's answer, because nothing has to be asked, says nothing of its reach.
+- The feed is lost when following it has failed twice in a row. It is back when all revocations up to now are known.
+- When a question to the broker fails, nobody asks for `PAUSE_SECONDS`: callers that would ask get an error at once.
+  Then one caller asks, and the others do not meanwhile. The broker is back with an answer, or with the feed.
+- The log says when the first of these is lost, and when both are back: once each, however many callers ask.
+- A question that can be answered without the broker says nothing about its reach.
 """
 
 import os
@@ -30,40 +30,40 @@ _ANSWERS: Final = "it does not answer"
 
 
 class Reach:
-    """What one verifier knows of its broker's reach. Safe to share between threads, and on both sides of a fork."""
+    """What a verifier knows about its broker's reach. Safe to share between threads, and on both sides of a fork."""
 
     def __init__(self, broker_url: str, monotonic: Callable[[], float]) -> None:
-        self.has_heard = False  # whether the broker has ever answered anything
+        self.has_heard = False  # whether the broker has ever answered
         self._broker_url = broker_url
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._lost: dict[str, str] = {}  # what is lost, and why
         self._lost_at = 0.0
-        self._asks_at = float("-inf")  # when the next one may ask
+        self._asks_at = float("-inf")  # when the next caller may ask
         self._is_asking = False
         _all.add(self)
 
     def check(self) -> None:
-        """Let whoever would ask the broker know at once that it does not answer.
+        """Fail at once for a caller that would ask a broker that does not answer.
 
         Raises:
-            TransportError: it does not.
+            TransportError: the broker is out of reach.
         """
-        if _ANSWERS not in self._lost:  # as a rule, without a lock
+        if _ANSWERS not in self._lost:  # usually, without a lock
             return
         with self._lock:
             why, now = self._lost.get(_ANSWERS), self._monotonic()
             if why is not None and now >= self._asks_at:
-                self._asks_at = now + PAUSE_SECONDS  # this one asks
+                self._asks_at = now + PAUSE_SECONDS  # this caller asks
                 why = None
         if why is not None:
             raise TransportError(f"the broker at {self._broker_url} is out of reach: {why}")
 
     def check_heard(self) -> None:
-        """Whoever has waited for the broker's first word, and waited long enough, need not wait if none came.
+        """End the wait for the broker's first answer if none has come in time.
 
         Raises:
-            TransportError: none came. Nobody else waits for it now.
+            TransportError: none has come. Other callers now fail without waiting.
         """
         if not self.has_heard:
             error = TransportError(f"the broker at {self._broker_url} did not answer in time")
@@ -71,16 +71,16 @@ class Reach:
             raise error
 
     def asking(self, plan: Plan[T]) -> Plan[T]:
-        """Ask the broker something. Raises at once what `check` raises."""
+        """Ask the broker. Raises at once what `check` raises."""
         try:
             needed = next(plan)
         except StopIteration as done:
-            answer: T = done.value  # it takes nobody to answer that
+            answer: T = done.value  # the broker is not needed for the answer
             return answer
         self.check()
         if not self._is_asking:
             self._is_asking = True
-            logger.info("what is known of the revocations of %s is out of date: it is asked instead", self._broker_url)
+            logger.info("the known revocations of %s are out of date: it is asked about each token", self._broker_url)
         try:
             while True:
                 needed = plan.send((yield needed))
@@ -93,7 +93,7 @@ class Reach:
             raise
 
     def failed(self, error: TransportError) -> None:
-        """Asking has failed."""
+        """Record that a question to the broker failed."""
         asked_for = error.retry_after if isinstance(error, BrokerUnavailable) else None
         pause = min(max(PAUSE_SECONDS, asked_for or 0.0), MAX_PAUSE_SECONDS)
         with self._lock:
@@ -101,7 +101,7 @@ class Reach:
         self._away(_ANSWERS, str(error))
 
     def following(self, following: Following) -> Following:
-        """The same work, watched."""
+        """The same steps, watched for failures."""
         failures = 0
         needed = next(following)
         while True:
@@ -111,7 +111,7 @@ class Reach:
                         failures += 1
                     if why is not None and failures > 1:
                         self._away(_FEED, why)
-                case OpenFeed() | Pause():  # what is known is up to date
+                case OpenFeed() | Pause():  # all revocations are known
                     failures, self._is_asking = 0, False
                     self._back(_FEED)
                     self._back(_ANSWERS)
@@ -124,7 +124,7 @@ class Reach:
             needed = following.send(answer)
 
     def after_fork(self) -> None:
-        """Another thread of the parent may have held the lock."""
+        """Replace the lock: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     def _away(self, what: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The thread that reports what was done with tokens."""
+"""The thread that reports accesses to the broker."""
 
 import atexit
 import os
@@ -14,7 +14,7 @@ from agentwrit.models import AgentClaims
 
 
 class Reporter:
-    """Takes accesses from any thread, and tells the broker of them in a thread of its own, begun when it is needed."""
+    """Takes accesses from any thread, and reports them to the broker in its own thread, started when needed."""
 
     def __init__(self, driver: Driver, clock: Clock) -> None:
         self._driver = driver
@@ -37,7 +37,7 @@ class Reporter:
             telling.wake.set()
 
     def stop(self) -> None:
-        """Tell what waits, and end, within `END_SECONDS`. A later access begins anew."""
+        """Report what is waiting, and end, within `END_SECONDS`. A later access starts again."""
         with self._lock:
             telling, self._telling = self._telling, None
         if telling is not None:
@@ -45,7 +45,7 @@ class Reporter:
             telling.thread.join(END_SECONDS)
 
     def begin(self) -> None:
-        """Begin with nothing noted, also in a child: what waits in the parent, and its thread, are the parent's."""
+        """Start empty, also in a forked child: the parent's waiting accesses and its thread belong to the parent."""
         self._lock = threading.Lock()
         self._reports = Reports(self._clock)
         self._telling = None
@@ -60,7 +60,7 @@ class Reporter:
 
 
 class _Telling:
-    """The thread. It does not hold the reporter, which may be forgotten without being stopped."""
+    """The thread. It holds no reference to the reporter, which may be garbage-collected without being stopped."""
 
     def __init__(self, reports: Reports, driver: Driver) -> None:
         self.wake = threading.Event()
@@ -71,7 +71,7 @@ class _Telling:
         self._driver = driver
 
     def end(self) -> None:
-        """Have the thread tell what waits, and end."""
+        """Make the thread report what is waiting, and end."""
         self._is_ending = True
         self.wake.set()
 

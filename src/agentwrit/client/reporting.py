@@ -1,15 +1,15 @@
-"""Reporting what was done with tokens, without I/O: what waits to be told, in which batches, when, and until when.
+"""Reporting what was done with tokens, without I/O: what waits to be reported, in which batches, when, and until when.
 
 The rules:
 
-- To note an access is to add to a table in memory. It waits for nobody, and never fails for want of room.
-- What is the same but for its time is one entry, with a count and the times of the first and the last.
-- At most `MAX_WAITING` entries wait. What finds no place is not reported, and counted.
-- What waits is told in batches: when one is full, and else soon. A batch keeps its idempotency key until it has been
-  told, so that it is recorded once however often its answer is lost. The broker remembers keys for ten minutes: before
-  that is over a batch is given up.
-- What the broker does not take is not told again.
-- At the end all that waits is told, once, as far as there is time.
+- Noting an access adds it to a table in memory. It never waits, and never fails for lack of space.
+- Accesses that differ only in time are one entry, with a count and the times of the first and the last.
+- At most `MAX_WAITING` entries wait. An access that finds no place is not reported, but counted.
+- Waiting entries are reported in batches: a full batch at once, any other soon. A batch keeps its idempotency key until
+  it has been reported, so that it is recorded once however often its answer is lost. The broker remembers keys for ten
+  minutes; a batch is given up before that.
+- An access that the broker refuses is not reported again.
+- At the end, everything that waits is reported once, as far as time allows.
 """
 
 import secrets
@@ -32,8 +32,8 @@ GATHER_SECONDS: Final = 1.0
 MAX_WAITING: Final = 1024
 GIVE_UP_SECONDS: Final = 540.0
 MAX_PAUSE_SECONDS: Final = 30.0
-TELL_SECONDS: Final = 2.0  # for one batch: so that the end has time for one under way and for another
-END_SECONDS: Final = 5.0  # how long the end waits for what is still to be told
+TELL_SECONDS: Final = 2.0  # for one batch, so that the end has time for one in progress and one more
+END_SECONDS: Final = 5.0  # how long the end waits for unreported accesses
 
 UNNAMED: Final = "make the verifier with client_id= and client_secret=: reports are an app's, by its own login"
 
@@ -43,10 +43,10 @@ Done = Literal["success", "denied"]
 
 
 def reporter_login(client_id: str | None, client_secret: str | None) -> Login | None:
-    """The login of an app that is to report, if there is one.
+    """The login of the app that reports, or None without an app.
 
     Raises:
-        AgentWritError: half of it was left out.
+        AgentWritError: only one of the two was given.
     """
     if client_id is None and client_secret is None:
         return None
@@ -98,7 +98,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Tell:
-    """Asks the driver to carry out these steps, within so many seconds, and for what they return."""
+    """Asks the driver to carry out these steps within `timeout` seconds, and to return their result."""
 
     steps: Plan[list[int]] = field(repr=False)
     timeout: float
@@ -106,7 +106,7 @@ class Tell:
 
 @dataclass(frozen=True)
 class Rest:
-    """Asks the driver to wait for so many seconds, or without an end, and no longer than until it is woken."""
+    """Asks the driver to wait for `seconds`, or without limit if None, and no longer than until it is woken."""
 
     seconds: float | None
 
@@ -115,7 +115,7 @@ Reporting: TypeAlias = Generator[Tell | Rest, Any, None]
 
 
 class Reports:
-    """What waits to be told. Noted by all threads, told by one thread or task."""
+    """The accesses that wait to be reported. All threads note them; one thread or task reports them."""
 
     def __init__(self, clock: Clock) -> None:
         self.unreported = 0
@@ -126,12 +126,12 @@ class Reports:
         self._is_idle = False
 
     def note(self, claims: AgentClaims, used: str | Sequence[str], resource: str, outcome: Done) -> bool:
-        """Note an access. Returns whether whoever tells it should be woken.
+        """Note an access. Returns whether to wake the thread or task that reports.
 
         Raises:
-            ScopeDenied: something was done that the token did not cover.
-            AgentWritError: `used` is no scope, or the claims name no grant.
-            ValueError: there is no such outcome, or the resource has no name.
+            ScopeDenied: the token did not cover what was done.
+            AgentWritError: `used` is not a scope, or the claims name no grant.
+            ValueError: the outcome is unknown, or the resource has no name.
         """
         if outcome not in ("success", "denied"):
             raise ValueError('outcome takes "success" or "denied"')
@@ -142,7 +142,7 @@ class Reports:
         scopes = scope.parse_list([used] if isinstance(used, str) else used, field="scope")
         if outcome == "success":
             check_scope(scopes, claims.scope)
-        # A batch has to have a UTF-8 form; a lone surrogate has none.
+        # A batch is encoded as UTF-8, which a lone surrogate does not allow.
         named = resource.encode("utf-8", "replace").decode()[: access.MAX_RESOURCE_LENGTH]
         named = text.escaped(named, access.MAX_RESOURCE_LENGTH)
         done, now = _Access(claims.sid, claims.jti, scopes, named, outcome), self._clock.wall()
@@ -159,14 +159,14 @@ class Reports:
             return was_idle or len(self._waiting) == access.MAX_ACCESSES
 
     def is_idle(self) -> bool:
-        """Whether there is nothing to tell. Then whoever asks is woken by the first access."""
+        """Whether there is nothing to report. If so, the first access wakes the caller."""
         with self._lock:
             self._is_idle = not self.batches
             return self._is_idle
 
     @property
     def batches(self) -> int:
-        """How many batches wait."""
+        """The number of waiting batches."""
         return -(-len(self._waiting) // access.MAX_ACCESSES) + (self._batch is not None)
 
     @property
@@ -177,7 +177,7 @@ class Reports:
         return self._clock.monotonic()
 
     def batch(self) -> _Batch | None:
-        """The batch that is to be told, until it is `settled`."""
+        """The batch to report, until it is `settled`."""
         with self._lock:
             if self._batch is None and self._waiting:
                 entries = {done: self._waiting.pop(done) for done in list(self._waiting)[: access.MAX_ACCESSES]}
@@ -185,21 +185,21 @@ class Reports:
             return self._batch
 
     def settled(self, batch: _Batch, *, unreported: int = 0) -> None:
-        """This batch was told, but for so many accesses."""
+        """This batch was reported, except for `unreported` accesses."""
         with self._lock:
             if self._batch is batch:
                 self._batch = None
                 self.unreported += unreported
 
     def abandon(self) -> None:
-        """Give up all that waits."""
+        """Give up everything that waits."""
         with self._lock:
             self.unreported += sum(times.count for times in self._waiting.values())
             self._waiting.clear()
 
 
 def reporting(reports: Reports, is_ending: Callable[[], bool]) -> Reporting:
-    """Tell what there is to tell, until the end."""
+    """Report what is waiting, until the end."""
     while True:
         if reports.is_idle() and not is_ending():
             yield Rest(None)
@@ -212,7 +212,7 @@ def reporting(reports: Reports, is_ending: Callable[[], bool]) -> Reporting:
 
 
 def _tell(reports: Reports, is_ending: Callable[[], bool]) -> Reporting:
-    """Tell one batch, again and again if need be."""
+    """Report one batch, with retries."""
     batch = reports.batch()
     attempt = 0
     while batch is not None:

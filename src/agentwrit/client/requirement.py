@@ -1,10 +1,10 @@
-"""What a call needs: scopes with holes, filled from its arguments, and checked before its body begins.
+"""What a call needs: scope templates, filled from its arguments, and checked before its body begins.
 
 The rules:
 
-- A hole is filled by the argument of that name, a default included, as the body gets it.
-- A value that cannot stand in a scope, or that is missing, is refused: nothing that is passed can widen what is needed.
-- Of a coroutine or a generator it is checked when the body begins, not when it is made: that may be elsewhere.
+- A placeholder ("hole") is filled with the argument of that name, defaults included, as the body receives it.
+- A value that cannot be part of a scope, or that is missing, is refused: no argument can widen what is needed.
+- A coroutine or generator is checked when its body begins, not when it is created, because that may happen elsewhere.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ class Requirement:
     """Scopes that are all needed, as templates: `read:data:customer-{customer_id}`."""
 
     def __init__(self, scopes: Iterable[str]) -> None:
-        """Read the templates.
+        """Parse the templates.
 
         Raises:
-            ValueError: one is no template of a scope, or there is none.
-            TypeError: a bare string was given where a list belongs.
+            ValueError: a template is invalid, or there is none.
+            TypeError: a single string was given instead of a list.
         """
         if isinstance(scopes, str):
             raise TypeError("scopes are given as a list of strings, not as one string")
@@ -45,20 +45,21 @@ class Requirement:
         return {hole for template in self._templates for hole in template.holes}
 
     def check(self, values: Mapping[str, object], held: Sequence[str]) -> None:
-        """Check what is needed for these values against what is held.
+        """Check the scopes needed for these values against `held`.
 
         Raises:
-            ScopeDenied: it is not covered. Where a value fits no scope, what is needed is told as its author wrote it.
+            ScopeDenied: they are not covered. If a value cannot be part of a scope, the error shows the templates as
+                written.
         """
         needed = self.needed(values, held)
         if not scope_is_subset(needed, held):
             raise ScopeDenied(needed, list(held))
 
     def needed(self, values: Mapping[str, object], held: Sequence[str]) -> list[str]:
-        """What is needed for these values.
+        """The scopes needed for these values.
 
         Raises:
-            ScopeDenied: a value fits no scope.
+            ScopeDenied: a value cannot be part of a scope.
         """
         try:
             return [template.fill(values) for template in self._templates]
@@ -66,20 +67,20 @@ class Requirement:
             raise ScopeDenied([template.text for template in self._templates], list(held)) from None
 
     def is_within_reach(self, held: Sequence[str]) -> bool:
-        """Whether there are values for which what is needed is covered, as far as each scope can tell alone."""
+        """Whether `held` covers the needed scopes for some values, each template taken alone."""
         return all(template.is_within_reach(held) for template in self._templates)
 
 
 def guarded(function: Callable[P, R], requirement: Requirement, held: Held) -> Callable[P, R]:
-    """`function`, of the same kind and signature, whose body begins only if what is `held` then covers the requirement.
+    """`function`, of the same kind and signature, whose body begins only if `held` then covers the requirement.
 
     Raises:
-        TypeError: it is not a function, or is a classmethod or staticmethod already: the guard belongs below those.
-        ValueError: a hole has no parameter of its name.
+        TypeError: it is not a function, or already a classmethod or staticmethod: the guard belongs below those.
+        ValueError: the function has no parameter for a hole.
     """
     if isinstance(function, type | classmethod | staticmethod) or not callable(function):
         raise TypeError(
-            f"{function!r} is no function: a guard stands at functions, below @classmethod or @staticmethod"
+            f"{function!r} is not a function: put the guard on functions, below @classmethod or @staticmethod"
         )
     signature = inspect.signature(function)
     check_holes(function, signature, requirement)
@@ -91,10 +92,10 @@ def guarded(function: Callable[P, R], requirement: Requirement, held: Held) -> C
 
 
 def check_holes(function: object, signature: inspect.Signature, requirement: Requirement) -> None:
-    """See that each hole has a parameter of its name.
+    """Check that the function has a parameter for each hole.
 
     Raises:
-        ValueError: one has none.
+        ValueError: a hole has none.
     """
     named = {
         name
@@ -106,10 +107,10 @@ def check_holes(function: object, signature: inspect.Signature, requirement: Req
 
 
 def arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, object]:
-    """The arguments of a call by name, as the body gets them, defaults included.
+    """The arguments of a call by name, as the body receives them, defaults included.
 
     Raises:
-        TypeError: the function cannot be called like that.
+        TypeError: the function does not accept these arguments.
     """
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -117,7 +118,7 @@ def arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping
 
 
 def _of_its_kind(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
-    """A function of the same kind, so that those who look at the kind treat it alike."""
+    """A function of the same kind, so that code that inspects the kind treats it alike."""
     if inspect.isasyncgenfunction(function):
         return _async_generator(function, check)
     if inspect.iscoroutinefunction(function):
@@ -146,7 +147,7 @@ def _of_its_kind(function: Callable[..., Any], check: Callable[..., None]) -> Ca
 
 
 def _async_generator(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
-    """What `yield from` would do, which asynchronous generators do not have."""
+    """Does what `yield from` would do, which asynchronous generators do not have."""
 
     @functools.wraps(function)
     async def async_generator(*args: Any, **kwargs: Any) -> Any:
@@ -162,7 +163,7 @@ def _async_generator(function: Callable[..., Any], check: Callable[..., None]) -
                     sent = yield item
                 except GeneratorExit:
                     raise
-                except BaseException as error:  # whatever was thrown in is for the function
+                except BaseException as error:  # any exception thrown in is for the function
                     step = inner.athrow(error)
                 else:
                     step = inner.asend(sent)

@@ -1,21 +1,22 @@
-"""What a verifier knows of a revocation feed (`agentwrit.domain.feed`), without I/O: what is dead, and how fresh it is.
+"""What a verifier knows from a revocation feed (`agentwrit.domain.feed`), without I/O: revocations and freshness.
 
 The rules:
 
-- What is known to be dead stays so until no token can meet it any more, whatever snapshot, epoch or history comes next.
-  Should the time turn out to be earlier than it was when something was forgotten, a snapshot tells it again.
-- Fresh is who has all up to the head of a page that continues what is known: by its numbers, without a gap, and by the
+- A revocation is kept until no token can be affected by it, whatever snapshot, epoch or history follows. If the time
+  turns out to be earlier than it was when a revocation was forgotten, a snapshot brings it back.
+- Knowledge is fresh if it extends to the head of a page that continues it: by its numbers, without a gap, and by the
   history that it belongs to.
-- The history is that of all that was taken since a beginning. A page goes on from it that says what the broker's log
-  was at each place of it that no page has covered yet. Under its epoch no other is gone on with: while a broker shows
-  another one, nothing is fresh, and what was taken of that one does not count. A broker that knows of the break begins
-  another epoch.
-- The answer to a question of ours is as fresh as the question, whatever clocks say. Pages that come unasked are as old
-  as their date makes them, by the broker's clock as its answers have shown it; a date that cannot be makes nobody
-  fresh.
-- Where nobody answers questions, a page looks as old by this machine's clock as well, but for what clocks may differ.
-- A machine whose clock is far ahead of the broker's relies on nothing: one of the two is wrong, and so may be the
-  times of tokens.
+- The history covers everything that was taken since a snapshot. A page continues it if it states what the broker's log
+  was at each place that no page has covered yet. Within an epoch, no other history is accepted: while the broker shows
+  another one, nothing is fresh, and what was taken from that one does not count. A broker that knows of the break
+  starts a new epoch.
+- The answer to a question of the verifier is as fresh as the question, whatever any clock says. A page that arrives
+  unasked is as old as its date makes it, by the broker's clock as known from its answers. A page with an impossible
+  date makes nothing fresh.
+- If the broker answers no questions, a page's age is measured by this machine's clock as well, with a tolerance for
+  clock differences.
+- A verifier whose clock is far ahead of the broker's relies on nothing: one of the two clocks is wrong, and so may be
+  the times in tokens.
 """
 
 import secrets
@@ -32,34 +33,34 @@ from agentwrit.domain.jws import REVOCATION_PAGE, REVOCATION_SNAPSHOT, Verifier
 from agentwrit.domain.revocation import Revocation, RevocationIndex, RevocationKind
 
 SKEW_SECONDS: Final = 5  # by which clocks may differ before a page looks older than it is
-MAX_DIFFERENCE_SECONDS: Final = 300  # by which this machine's clock may be ahead of that of a broker that answers
-KEPT_SECONDS: Final = 60  # for which is kept what no token can meet any more: it may be earlier than it seems
+MAX_DIFFERENCE_SECONDS: Final = 300  # by which this machine's clock may be ahead of an answering broker's
+KEPT_SECONDS: Final = 60  # for which an expired revocation is kept: it may be earlier than it seems
 MAX_EPOCHS: Final = 16  # whose history is remembered
 
 Names = tuple[tuple[RevocationKind, str], ...]
 
 
 class OutOfStep(Exception):
-    """A page does not continue what is known: what is missing has to be asked for."""
+    """A page does not continue what is known: the gap has to be asked for."""
 
 
 class BeginAgain(OutOfStep):
-    """What is known is not enough for pages to continue it, or is of another epoch: a snapshot is needed."""
+    """Pages cannot continue what is known, or it is of another epoch: a snapshot is needed."""
 
 
 class OtherHistory(OutOfStep):
-    """The broker goes on from a history that is not the one known under this epoch."""
+    """The broker continues another history than the one known under this epoch."""
 
 
 class Question(NamedTuple):
-    """A page that is asked for, and when."""
+    """A page that was asked for, and when."""
 
     nonce: str
     asked: Moment
 
 
 class Revocations:
-    """What is known to be dead, and how fresh that knowledge is. Fed by one thread or task, read by all."""
+    """What is known to be dead, and how fresh that knowledge is. Updated by one thread or task, read by all."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -68,22 +69,22 @@ class Revocations:
         self._snapshots = Verifier({}, typ=REVOCATION_SNAPSHOT)
         self._epoch = ""
         self._places: dict[str, Place] = {}  # by epoch: how far its history is known
-        self._open: dict[int, Place] = {}  # places that what was taken since belongs to, which no page has covered yet
-        self._sure = 0  # up to which number that history has brought us
-        self._has_joined = False  # whether what was begun with belongs to it
+        self._open: dict[int, Place] = {}  # places of what was taken since that no page has covered yet
+        self._sure = 0  # the number up to which that history has brought the verifier
+        self._has_joined = False  # whether the snapshot belongs to it
         self._time = BrokerTime()
-        self._fresh = LONG_AGO  # up to when everything is known
+        self._fresh = LONG_AGO  # the time up to which everything is known
         self._forgotten_at = float("-inf")  # the time by which entries were forgotten
         self.issuer = ""
-        self.last = 0  # the number of the newest entry that is known
+        self.last = 0  # the number of the newest known entry
         self.is_forked = False
-        """Whether the broker, when it was last heard, showed another history than the one that is known."""
+        """Whether the broker, when last heard, showed another history than the known one."""
 
     def set_keys(self, jwks: Mapping[str, object]) -> None:
-        """Take the keys that sign the feed.
+        """Set the keys that sign the feed.
 
         Raises:
-            InvalidToken: they are none.
+            InvalidToken: they are not a valid JWK set.
         """
         keys = jwk.public_keys(jwks)
         self._pages = Verifier(keys, typ=REVOCATION_PAGE, max_bytes=MAX_PAGE_BYTES)
@@ -93,16 +94,16 @@ class Revocations:
         """Begin with a snapshot.
 
         Raises:
-            InvalidToken: it is none.
-            OtherHistory: it is of another history than the one that is known.
+            InvalidToken: it is not a valid snapshot.
+            OtherHistory: it is of another history than the known one.
         """
         snapshot = feed.read_snapshot(token, self._snapshots)
         if snapshot.epoch == self._epoch and snapshot.head < self.last:
-            return  # it is older than what is known, and says nothing new
+            return  # it is older than what is known, and adds nothing
         self._index.add(map(_revocation, snapshot.entries))
         self._forgotten_at = float("-inf")
         self._epoch, self.last, self.issuer = snapshot.epoch, snapshot.head, snapshot.iss
-        self._fresh = LONG_AGO  # only a page that reaches the head says that this is all
+        self._fresh = LONG_AGO  # only a page that reaches the head shows that this is everything
         self._open, self._sure, self._has_joined = {}, self.last, False
         if snapshot.log is not UNSET:
             if self._wanted().get(snapshot.log.number, snapshot.log) != snapshot.log:
@@ -111,12 +112,12 @@ class Revocations:
 
     @property
     def have_begun(self) -> bool:
-        """Whether anything is known that a page could continue."""
+        """Whether there is anything that a page could continue."""
         return bool(self._epoch)
 
     @property
     def places(self) -> list[int]:
-        """The places in the broker's log that a page has to speak of, to go on from what is known."""
+        """The places in the broker's log that a page has to cover to continue what is known."""
         return sorted(self._wanted())
 
     def question(self) -> Question:
@@ -124,16 +125,16 @@ class Revocations:
         return Question(secrets.token_urlsafe(16), moment(self.clock))
 
     def advance(self, token: str, question: Question | None = None) -> int:
-        """Take a page that has just arrived, in answer to a question or unasked.
+        """Take a page that has just arrived, unasked or in answer to a question.
 
-        Returns how many numbers are missing up to the head of the feed, as the page has it.
+        Returns how many numbers are missing up to the head of the feed, as of the page.
 
         Raises:
-            InvalidToken: it is none.
+            InvalidToken: it is not a valid page.
             OutOfStep: it does not continue what is known.
         """
         page = feed.read_page(token, self._pages)
-        # Whoever does not know of questions gives a page like any other.
+        # A broker that does not support questions returns an ordinary page.
         if question is not None and page.nonce == question.nonce:
             self._take_answer(page, question)
         else:
@@ -142,7 +143,7 @@ class Revocations:
 
     def _take_answer(self, page: Page, question: Question) -> None:
         if page.epoch == self._epoch and page.log is not UNSET and page.log.number < max(self.places, default=0):
-            raise self._other_history()  # it was made after the question, and ends before what has been seen
+            raise self._other_history()  # made after the question, but ends before what has been seen
         self._time.answered(page.issued_at, question.asked.monotonic, self.clock.monotonic())
         if self._join(page):
             difference = question.asked.wall - page.issued_at - MAX_DIFFERENCE_SECONDS
@@ -151,27 +152,27 @@ class Revocations:
     def _take_unasked(self, page: Page) -> None:
         now = moment(self.clock)
         if self._join(page) and self._time.shown(page.issued_at, now.monotonic):
-            # Older than the newest page by as much as it says, whatever our clock shows: who passes pages on late, or
-            # again, gains nothing.
+            # Older than the newest page by as much as its date says, whatever the local clock shows: delaying or
+            # replaying pages gains an attacker nothing.
             tolerance = MAX_DIFFERENCE_SECONDS if self._time.was_asked_for else SKEW_SECONDS
             age = max(self._time.age(page.issued_at, now.monotonic), now.wall - page.issued_at - tolerance)
             self._freshen(now.before(age))
 
     @property
     def known_until(self) -> float:
-        """Up to when all revocations are known, on the monotonic clock."""
+        """The time up to which all revocations are known, on the monotonic clock."""
         return self._fresh.monotonic
 
     def staleness(self, now: Moment | None = None) -> float:
-        """How many seconds ago all revocations were known; infinite before the first time."""
+        """The seconds since all revocations were known; infinite before the first time."""
         return self._fresh.seconds_until(now or moment(self.clock))
 
     def now(self, at: Moment | None = None) -> float:
-        """What time it is at the broker (Unix seconds)."""
+        """The broker's time (Unix seconds)."""
         return self._time.now(at or moment(self.clock))
 
     def is_revoked(self, names: Names, now: float) -> bool:
-        """Whether any of these is dead at `now`."""
+        """Whether any of these names is dead at `now`."""
         is_revoked = self._index.is_revoked
         return any(is_revoked(kind, digest, now) for kind, digest in names)
 
@@ -179,11 +180,11 @@ class Revocations:
         return len(self._index)
 
     def _join(self, page: Page) -> bool:
-        """Take what a page says is dead. Returns whether all up to its head is known by that, as its broker has it."""
+        """Take the revocations of a page. Returns whether everything up to the broker's head is then known."""
         if page.epoch != self._epoch:
             self._epoch = ""
             raise BeginAgain
-        self._index.add(map(_revocation, page.entries))  # whatever else is wrong with it
+        self._index.add(map(_revocation, page.entries))  # even if the page is otherwise not usable
         self._forget()
         goes_on = self._goes_on(page)
         if page.first > self.last + 1:
@@ -198,13 +199,13 @@ class Revocations:
         return goes_on and self.last == page.head
 
     def _goes_on(self, page: Page) -> bool:
-        """Whether a page shows that it goes on from the history that is known.
+        """Whether a page shows that it continues the known history.
 
         Raises:
             OutOfStep: it shows that it does not.
         """
         if page.log is UNSET:
-            return True  # brokers did not always say
+            return True  # older brokers do not state it
         shown = {place.number: place.digest for place in (page.log, *(page.since or ()))}
         wanted = self._wanted()
         if any(shown.get(number, "") not in (place.digest, "") for number, place in wanted.items()):

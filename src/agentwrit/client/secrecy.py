@@ -1,11 +1,11 @@
-"""Keeping what is secret out of what tracebacks show.
+"""Keeping secrets out of tracebacks.
 
 Many tools show the variables of each frame of a traceback, by their repr. The rules:
 
-- What is secret is a `Secret` from where it comes in to where it is written to a connection, or given to whoever asked
-  for it: it has no repr that shows it, and it is no str, which such tools would show whatever its repr is.
-- In between there are frames that hold it in the open: of the public function that it was given to, of codecs and of
-  HTTP libraries. What leaves a `discreet` function as an exception keeps its traceback, and no variables in it.
+- A secret is a `Secret` from where it comes in to where it is written to a connection or returned to a caller that
+  asked for it. Its repr does not show it, and it is not a str, whose content such tools show whatever its repr is.
+- In between, some frames hold it in plain text: those of the public function that received it, of codecs and of HTTP
+  libraries. An exception that leaves a `discreet` function keeps its traceback, but without variables.
 """
 
 import functools
@@ -20,9 +20,9 @@ R = TypeVar("R")
 
 
 class Secret(Generic[AnyStr]):
-    """A text, or bytes, that nobody is shown by accident. Equal ones are the same secret.
+    """A text or bytes that cannot be shown by accident. Equal values are the same secret.
 
-    No dataclass, since the JSON encoder would take one for an object.
+    It is not a dataclass, which the JSON encoder would encode as an object.
     """
 
     __slots__ = ("_value",)
@@ -31,7 +31,7 @@ class Secret(Generic[AnyStr]):
         self._value: AnyStr = value
 
     def reveal(self) -> AnyStr:
-        """What it is, for a place where nothing fails while it is held."""
+        """The value, for code in which nothing can fail while it is held."""
         return self._value
 
     def __eq__(self, other: object) -> bool:
@@ -48,14 +48,14 @@ class Secret(Generic[AnyStr]):
 
 
 def revealed(value: "str | Secret[str]") -> str:
-    """A text that may be a secret, in the open."""
+    """The plain text of a value that may be a secret."""
     return value.reveal() if isinstance(value, Secret) else value
 
 
 def discreet(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function, or a coroutine function, raise what it raises without the variables of the frames inside it.
+    """Make a function or coroutine function raise its exceptions without the variables of the frames inside it.
 
-    What the caller was handling already, when it called, is left as it is.
+    An exception that the caller was already handling is left as it is.
     """
     if inspect.iscoroutinefunction(function):
 
@@ -85,7 +85,7 @@ def discreet(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def forget_variables(error: BaseException, handled: BaseException | None) -> None:
-    """Clear the frames that an error came through, and those of the errors that it came from, up to `handled`."""
+    """Clear the frames of an error's traceback, and those of its causes and contexts, up to `handled`."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = {id(handled)}
     while waiting:

@@ -1,6 +1,6 @@
-"""What a broker's answers to operators and auditors hold at least: what is relied on is there, and of its type.
+"""The minimum content of a broker's answers to operators and auditors: the members that are used, with their types.
 
-Members besides these are left alone. A broker that is newer may say more.
+Other members are ignored, because a newer broker may send more.
 """
 
 from collections.abc import Mapping
@@ -149,7 +149,7 @@ _ABSENT: Mapping[str, Any] = {name: {} if name == "data" else "" for name in sor
 
 
 def completed(event: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An event, with what it does not have as it is in the form that is hashed: an empty text."""
+    """An event with its absent members, which are empty texts in the hashed form."""
     return {**_ABSENT, **event}
 
 
@@ -157,12 +157,12 @@ def check(answer: dict[str, Any], shape: type) -> dict[str, Any]:
     """An answer, if it has this shape.
 
     Raises:
-        TransportError: it has not.
+        TransportError: it does not have the shape.
     """
     try:
         msgspec.convert(answer, shape)
     except (msgspec.ValidationError, RecursionError) as error:
-        # Its text names places and types, and holds nothing of the answer.
+        # The error's text names places and types, and contains nothing of the answer.
         what = str(error) if isinstance(error, msgspec.ValidationError) else "nested too deeply"
     else:
         return answer

@@ -45,7 +45,7 @@ INVALID = ValidateResult(valid=False, error="token is invalid or expired")
 
 @dataclass(frozen=True)
 class AccessToken:
-    """A token and how many seconds it lives."""
+    """A token, and its lifetime in seconds."""
 
     access_token: Secret[str]
     expires_in: int
@@ -53,9 +53,9 @@ class AccessToken:
 
 @dataclass(frozen=True)
 class ShownProof:
-    """A proof that a service was shown along with a token (RFC 9449 §7), and the request that it came with.
+    """A proof that a service received with a token (RFC 9449 §7), and the request that it came with.
 
-    `htu`: the request's URL; several, where the service is known by several names.
+    `htu`: the request's URL; several, if the service is known by several names.
     """
 
     proof: str | None = field(default=None, repr=False)
@@ -67,7 +67,7 @@ class ShownProof:
             raise TypeError("proof= goes with htm= and htu=: the method and the URL of the request that it came with")
 
     def members(self) -> dict[str, str | Secret[str]]:
-        """What goes into the question to the broker."""
+        """The members for the question to the broker."""
         if self.proof is None or self.htm is None or self.htu is None:
             return {}
         htu = self.htu if isinstance(self.htu, str) else proof.named_url(self.proof, self.htu)
@@ -75,7 +75,7 @@ class ShownProof:
 
 
 def health() -> Steps[HealthStatus]:
-    """How the broker is. One that is degraded says so with a 503, which is an answer too."""
+    """The broker's health. A degraded broker answers 503, which is a valid answer here."""
     response = yield HttpRequest("GET", "/v1/health", is_idempotent=True, is_503_an_answer=True)
     members = _unrefused(response, also=503)
     return HealthStatus(
@@ -88,11 +88,11 @@ def health() -> Steps[HealthStatus]:
 
 
 def validate(token: Secret[str], shown: ShownProof | None = None) -> Steps[ValidateResult]:
-    """Whether a token holds, as the broker sees it. A bad token is an answer, not an error."""
+    """Whether a token is valid, according to the broker. An invalid token is a result, not an error."""
     body = {"token": token} if shown is None else {"token": token, **shown.members()}
     if not token.reveal() or not all(map(_is_text, body.values())):
-        return INVALID  # the broker would call the field missing, or could not be asked
-    # A proof is good once, also where it is asked about: a second answer would be another one.
+        return INVALID  # the broker would reject the field as missing, or could not be asked
+    # A proof can be used once, also in a validation: a second request would get another answer.
     request = HttpRequest("POST", "/v1/token/validate", json=body, is_idempotent="proof" not in body)
     members = _unrefused((yield request))
     if members.get("valid") is not True:
@@ -114,15 +114,15 @@ def app_login(client_id: str, client_secret: Secret[str]) -> Steps[AccessToken]:
 
 
 def operator_login(secret: Secret[str], name: str | None = None) -> Steps[AccessToken]:
-    """An operator token, for an operator's secret; without a name the first one's."""
+    """An operator token, for an operator's secret; without a name, the first operator's."""
     body = {"secret": secret} if name is None else {"secret": secret, "name": name}
     return _access_token((yield HttpRequest("POST", "/v1/admin/auth", json=body)))
 
 
 class Ceremony:
-    """How agents are registered at a broker: in one step where it offers that, which is found out once.
+    """How agents are registered at a broker: in one step if the broker supports it, which is found out once.
 
-    `broker_url`: as the broker's own name in proofs.
+    `broker_url`: the broker's name in proofs.
     """
 
     def __init__(self, broker_url: str) -> None:
@@ -132,10 +132,10 @@ class Ceremony:
 
 @dataclass(frozen=True)
 class WantedAgent:
-    """What an app asks for an agent.
+    """An app's request for an agent.
 
-    `max_ttl`: seconds; `label`: its name in the audit log, else one is made; `bound`: whether its tokens are to be
-    bound to its key.
+    `max_ttl`: seconds; `label`: its name in the audit log, by default made from its IDs; `bound`: whether to bind its
+    tokens to its key.
     """
 
     orch_id: str
@@ -148,7 +148,7 @@ class WantedAgent:
 
     @property
     def limits(self) -> dict[str, object]:
-        """What is said of it the same way in one step and in three."""
+        """The members that are the same in one step and in three."""
         named: dict[str, object] = {
             "agent_name": self.label or f"{self.orch_id}/{self.task_id}",
             "max_ttl": self.max_ttl,
@@ -161,7 +161,7 @@ class WantedAgent:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What it is for: its place in the SPIFFE id, and its scope."""
+        """The members for its SPIFFE ID, and its scope."""
         return {"orch_id": self.orch_id, "task_id": self.task_id, "requested_scope": self.requested_scope}
 
 
@@ -171,15 +171,15 @@ def create_agent(ceremony: Ceremony, key: AgentKey, wanted: WantedAgent) -> Step
         response = yield from _create_at_once(ceremony.broker_url, key, wanted)
         if response.status not in (404, 405):
             return (yield from _registered(response, wanted))
-        ceremony.is_one_step = False  # a broker of the first protocol: it will not learn it while we are at it
+        ceremony.is_one_step = False  # a broker of the first protocol version: remembered from now on
         logger.info("the broker at %s registers agents in three steps", ceremony.broker_url)
     return (yield from _create_in_three_steps(key, wanted))
 
 
 def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Steps[HttpResponse]:
-    """Ask for an agent with a proof by its key (RFC 9449).
+    """Request an agent with a proof by its key (RFC 9449).
 
-    Asked again, the proof is another one and the request the same: so a lost answer is made up for.
+    A retry sends the same request with a new proof: so a lost answer is recovered.
     """
     idempotency_key = secrets.token_hex(16)
     body = {**wanted.identity, **wanted.limits, "public_key": _base64(key.public_key)}
@@ -194,11 +194,11 @@ def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Step
 
     token, nonce = (yield LoginNeeded()), None
     response: HttpResponse = yield request(token)
-    is_fresh = False  # whether the login is one that was made for this
+    is_fresh = False  # whether the login was made for this request
     while True:
         is_about_the_proof = response.status == 401 and "dpop-nonce" in response.headers
         if is_about_the_proof and nonce is None:
-            nonce = response.headers["dpop-nonce"]  # RFC 9449 §8: our clock is not the broker's
+            nonce = response.headers["dpop-nonce"]  # RFC 9449 §8: the clocks differ
         elif _is_stale_login(response) and not is_about_the_proof and not is_fresh:
             token, is_fresh = (yield LoginNeeded(stale=token)), True
         else:
@@ -207,7 +207,7 @@ def _create_at_once(broker_url: str, key: AgentKey, wanted: WantedAgent) -> Step
 
 
 def _create_in_three_steps(key: AgentKey, wanted: WantedAgent) -> Steps[RegisterResult]:
-    """The ceremony in three steps: launch token, challenge, registration."""
+    """The registration in three steps: launch token, challenge, registration."""
     policy = {**wanted.limits, "allowed_scope": wanted.requested_scope, "single_use": True}
     launched = _members((yield from logged_in(HttpRequest("POST", "/v1/app/launch-tokens", json=policy))))
     understood = launched.get("policy")
@@ -232,7 +232,7 @@ def _registered(response: HttpResponse, wanted: WantedAgent) -> Steps[RegisterRe
         expires_in=members.seconds("expires_in"),
     )
     if wanted.bound and members.get("token_type") != "DPoP":
-        yield from release(members.token())  # nobody is to hold what was not asked for
+        yield from release(members.token())  # nobody should hold a token that was not asked for
         raise AgentWritError(UNBINDING)
     return registered
 
@@ -279,14 +279,14 @@ def renew(token: Secret[str], binding: Binding | None = None) -> Steps[AccessTok
 
 
 def _presented(request: HttpRequest, binding: Binding | None) -> Steps[HttpResponse]:
-    """Make a request with an agent's token, and where it is bound with a proof."""
+    """Make a request with an agent's token, with a proof if it is bound."""
     response: HttpResponse
     if binding is None:
         response = yield request
         return response
     response = yield _proven(request, binding)
     nonce = response.headers.get("dpop-nonce")
-    if response.status == 401 and nonce is not None:  # RFC 9449 §9: our clock is not the broker's
+    if response.status == 401 and nonce is not None:  # RFC 9449 §9: the clocks differ
         response = yield _proven(request, binding, nonce)
     return response
 
@@ -299,7 +299,7 @@ def _proven(request: HttpRequest, binding: Binding, nonce: str | None = None) ->
 def delegate(
     token: Secret[str], delegate_to: str, scope: Sequence[str], ttl: int | None, binding: Binding | None = None
 ) -> Steps[DelegatedToken]:
-    """A token for another agent, made from this one."""
+    """A delegated token for another agent, made from this one."""
     body: dict[str, object] = {"delegate_to": delegate_to, "scope": list(scope)}
     if ttl is not None:
         body["ttl"] = ttl
@@ -315,11 +315,11 @@ def delegate(
 
 
 def release(token: Secret[str], binding: Binding | None = None) -> Steps[None]:
-    """End a token's grant. A token that is dead already counts as released.
+    """End a token's grant. A dead token counts as released.
 
     Raises:
-        AuthenticationError: the token is bound, and the broker did not take the proof: it may well be alive.
-        TransportError: whether it is released is not known.
+        AuthenticationError: the token is bound, and the broker refused the proof: the token may be alive.
+        TransportError: whether it was released is unknown.
     """
     request = HttpRequest("POST", "/v1/token/release", bearer=token, is_idempotent=True)
     response = yield from _presented(request, binding)
@@ -334,7 +334,7 @@ def release(token: Secret[str], binding: Binding | None = None) -> Steps[None]:
 
 
 def report_accesses(accesses: list[dict[str, object]], key: str) -> Steps[list[int]]:
-    """Report what was done with tokens, under an idempotency key. Returns the places of those not taken."""
+    """Report what was done with tokens, under an idempotency key. Returns the indexes of the refused accesses."""
     request = HttpRequest(
         "POST", "/v1/audit/accesses", json={"accesses": accesses}, is_idempotent=True, idempotency_key=key
     )
@@ -346,7 +346,7 @@ def report_accesses(accesses: list[dict[str, object]], key: str) -> Steps[list[i
 
 
 def logged_in(request: HttpRequest) -> Steps[HttpResponse]:
-    """Make a request with the login's token. One that the broker refuses is replaced, once."""
+    """Make a request with the login's token. If the broker refuses the token, it is replaced once."""
     token = yield LoginNeeded()
     response: HttpResponse = yield _with_bearer(request, token)
     if _is_stale_login(response):
@@ -365,17 +365,17 @@ def _with_bearer(request: HttpRequest, token: Secret[str]) -> HttpRequest:
 
 
 def _is_stale_login(response: HttpResponse) -> bool:
-    """Whether a refusal may be the login's fault, so that a new one is worth trying."""
+    """Whether the login may be the reason for a refusal, so that a new one is worth trying."""
     return response.status == 401 or (response.status == 403 and _is_revoked(response))
 
 
 def _is_revoked(response: HttpResponse) -> bool:
-    """Whether a 403 says that the token is dead, and not that it lacks a scope (RFC 6750 §3.1)."""
+    """Whether a 403 says that the token is dead, rather than that it lacks a scope (RFC 6750 §3.1)."""
     return 'error="invalid_token"' in response.headers.get("www-authenticate", "")
 
 
 def check(response: HttpResponse, *, also: int | None = None) -> None:
-    """Raise the error that an answer stands for, if it stands for one. `also`: a status that does not."""
+    """Raise the error that an answer stands for, if any. `also`: a status that is not an error."""
     if not 200 <= response.status < 300 and response.status != also:
         raise from_response(response.status, response.headers, response.body)
 
@@ -391,16 +391,16 @@ def _object(response: HttpResponse, *, also: int | None = None) -> dict[str, Any
 
 
 class _Members:
-    """The members of an answer: read one by one, and not shown, for one of them may be a secret.
+    """The members of an answer, read one by one. The repr does not show them, because one may be a secret.
 
-    Every method raises TransportError for one that is not of the protocol.
+    Every method raises TransportError for a member that does not follow the protocol.
     """
 
     def __init__(self, members: Mapping[str, Any]) -> None:
         self._given = members
 
     def get(self, name: str) -> object:
-        """A member, whatever it is; None where there is none."""
+        """A member of any type, or None if it is absent."""
         return self._given.get(name)
 
     def text(self, name: str) -> str:
@@ -413,14 +413,14 @@ class _Members:
         return Secret(self.text(name))
 
     def token(self) -> Secret[str]:
-        """A token that can stand in a header (RFC 6750 §2.1), or an HTTP library would complain of it, and show it."""
+        """A token that is valid in a header (RFC 6750 §2.1). For another one, an HTTP library's error would show it."""
         token = self.secret("access_token")
         if not _is_bearer_token(token):
-            raise TransportError("the access_token is none (RFC 6750): is this a broker?")
+            raise TransportError("the access_token is not a bearer token (RFC 6750): is this a broker?")
         return token
 
     def number(self, name: str, at_most: int = MAX_NUMBER) -> int:
-        """A whole number that is not negative, and not so large that nobody can reckon with it."""
+        """A whole number from 0 to `at_most`."""
         value = self._given.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= at_most:
             raise TransportError(f"the answer has no {name}: is this a broker?")
@@ -436,10 +436,10 @@ def _members(response: HttpResponse) -> _Members:
 
 
 def _unrefused(response: HttpResponse, *, also: int | None = None) -> _Members:
-    """The same of an answer that a broker gives to everybody.
+    """As `_members`, for an answer that a broker gives to everyone.
 
     Raises:
-        TransportError: something else came.
+        TransportError: the answer is an error.
     """
     try:
         return _Members(_object(response, also=also))
@@ -458,7 +458,7 @@ def _access_token(response: HttpResponse) -> AccessToken:
 
 
 def _nonce_bytes(nonce: str) -> bytes:
-    """The bytes that a challenge spells. Of any other length, the key would sign whatever a stranger wants signed."""
+    """The bytes of a challenge. With any other length allowed, a server could have the key sign any data."""
     try:
         spelled = bytes.fromhex(nonce)
     except ValueError:
@@ -469,7 +469,7 @@ def _nonce_bytes(nonce: str) -> bytes:
 
 
 def _is_text(text: str | Secret[str]) -> bool:
-    """Whether it has a UTF-8 form; a lone surrogate has none."""
+    """Whether it can be encoded as UTF-8, which a lone surrogate does not allow."""
     try:
         revealed(text).encode()
     except UnicodeEncodeError:

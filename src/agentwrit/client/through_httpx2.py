@@ -1,8 +1,8 @@
-"""Requests through a client of httpx2: the caller's own, or ours where there is a proxy.
+"""Requests through an httpx2 client: the caller's own, or the driver's if there is a proxy.
 
-httpx2 counts its timeouts anew with each part that comes. Here a call has a time in which it is over, whoever answers
-a little at a time: on an event loop it is a task, which is cancelled then, and elsewhere it has a thread, whose
-connection is closed under it.
+httpx2's timeouts restart with each part of an answer. Here a call has a deadline, so that a server cannot extend it by
+answering slowly: on an event loop it is a task, which is cancelled at the deadline; otherwise it has a thread, whose
+connection is closed.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from agentwrit.client.secrecy import discreet
 if TYPE_CHECKING:
     import httpx2
 
-LATE_SECONDS: Final = 0.1  # in which httpx2 may say itself that its time is over
+LATE_SECONDS: Final = 0.1  # in which httpx2 may report the timeout itself
 
 Arguments: TypeAlias = Callable[[], dict[str, Any]]
-"""What a client's `stream` takes. It holds secrets in the open, so it is made where it is used."""
+"""The arguments of a client's `stream`. They hold secrets in plain text, so they are created where they are used."""
 
 
 class Caller:
@@ -33,19 +33,19 @@ class Caller:
 
     def __init__(self, client: "httpx2.Client") -> None:
         self._client = client
-        # The connections that have carried an answer. Which of them is used again httpx2 does not say.
+        # The connections that have carried an answer. httpx2 does not say which one it reuses.
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def send(self, arguments: Arguments, *, timeout: float, max_bytes: int) -> HttpResponse:
         """Make a request, once.
 
         Raises:
-            TimeoutError: it took longer.
-            AnswerTooLarge: more came than is taken.
+            TimeoutError: the call took too long.
+            AnswerTooLarge: the answer is larger than the limit.
             Exception: what the client raises, without its traceback.
         """
         done: Future[HttpResponse] = Future()
-        made: list[Any] = []  # the connections that were made for this
+        made: list[Any] = []  # the connections that were opened for this call
 
         def run() -> None:
             try:
@@ -53,7 +53,7 @@ class Caller:
             except BaseException as error:
                 done.set_exception(_bare(error))
 
-        context = contextvars.copy_context()  # which the client's transport may rely on
+        context = contextvars.copy_context()  # the client's transport may rely on it
         threading.Thread(target=context.run, args=(run,), name="agentwrit-call", daemon=True).start()
         try:
             return done.result(timeout + LATE_SECONDS)
@@ -69,7 +69,7 @@ class Caller:
                 made.append(told["return_value"])
 
         with self._client.stream(**arguments(), extensions={"trace": trace}) as response:
-            with suppress(KeyError, TypeError):  # there is none where no network is
+            with suppress(KeyError, TypeError):  # absent if the transport uses no network
                 self._connections.add(response.extensions["network_stream"])
             answer = _Answer(response, max_bytes)
             for chunk in response.iter_raw():
@@ -85,7 +85,7 @@ async def send(
     max_bytes: int,
     tasks: set[asyncio.Task[Any]],
 ) -> HttpResponse:
-    """As `Caller.send`. `tasks`: where the task is kept until it is over."""
+    """As `Caller.send`. `tasks`: holds the task until it is done."""
     task = asyncio.get_running_loop().create_task(_call(client, arguments, max_bytes))
     tasks.add(task)
     task.add_done_callback(tasks.discard)
@@ -111,10 +111,10 @@ async def _call(client: "httpx2.AsyncClient", arguments: Arguments, max_bytes: i
 
 
 class _Answer:
-    """An answer while it comes: as it is sent, since what is packed may be far larger than it looks."""
+    """An answer while it arrives, not decompressed, because the content may be far larger than its compressed form."""
 
     def __init__(self, response: "httpx2.Response", max_bytes: int) -> None:
-        if len(response.headers.raw) > MAX_FIELDS:  # asked first: to look at them takes the square of their number
+        if len(response.headers.raw) > MAX_FIELDS:  # checked first: reading them takes quadratic time
             raise AnswerTooLarge
         self._status = response.status_code
         self._headers = dict(response.headers)
@@ -131,7 +131,7 @@ class _Answer:
 
 
 def _bare(error: BaseException) -> BaseException:
-    """An error without what it came from: the frames of HTTP libraries hold the request, and what was sent with it."""
+    """An error without traceback and causes: frames of HTTP libraries hold the request, and the secrets in it."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
@@ -140,5 +140,5 @@ def _hang_up(connection: Any) -> None:
     """End a connection for the thread that waits for it."""
     connected = connection.get_extra_info("socket")
     if connected is not None:
-        with suppress(OSError):  # it may be closed by now
-            socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not TLS's own, which is not for two threads
+        with suppress(OSError):  # it may already be closed
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not a TLS shutdown: that must not run in two threads

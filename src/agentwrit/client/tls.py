@@ -1,12 +1,12 @@
-"""How clients show themselves, and whom they trust, where the broker is reached by https.
+"""TLS for connections to the broker: client certificates and trusted CAs.
 
 The rules:
 
-- What is trusted is what the machine trusts, or what SSL_CERT_FILE and SSL_CERT_DIR name, unless the caller says
+- The client trusts what the machine trusts, or what SSL_CERT_FILE and SSL_CERT_DIR name, unless the caller says
   otherwise (`verify`).
-- A certificate is shown where the broker asks for one (AGENTWRIT_TLS_CLIENT_CA): the caller's (`cert`), or where the
-  environment sets a client up, the one that it names.
-- Nobody is asked for a passphrase: programs that nobody watches would wait for ever.
+- If the broker requests a client certificate (AGENTWRIT_TLS_CLIENT_CA), the client shows the caller's (`cert`), or the
+  one that the environment names if the client is configured by the environment.
+- No passphrase is prompted for: an unattended program would wait forever.
 """
 
 import os
@@ -20,14 +20,14 @@ CLIENT_CERT: Final = "AGENTWRIT_CLIENT_CERT"
 CLIENT_KEY: Final = "AGENTWRIT_CLIENT_KEY"
 
 Certificate: TypeAlias = str | tuple[str, ...]
-"""A PEM file with a certificate and its key, or the files of each, and perhaps the passphrase of the key."""
+"""A PEM file with a certificate and its key, or the file of each, optionally with the key's passphrase."""
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Certificate | None:
-    """The certificate that the environment has a client show, if any.
+    """The client certificate that the environment names, if any.
 
     Raises:
-        AgentWritError: it names a key and no certificate.
+        AgentWritError: it names a key but no certificate.
     """
     certificate, key = environ.get(CLIENT_CERT), environ.get(CLIENT_KEY)
     if certificate:
@@ -38,12 +38,12 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Certificate | N
 
 
 def context(verify: Any = None, cert: Any = None) -> ssl.SSLContext:
-    """What TLS is spoken with. `verify`: as for httpx2; `cert`: a `Certificate`.
+    """The TLS settings. `verify`: as for httpx2; `cert`: a `Certificate`.
 
     Raises:
         AgentWritError: a file cannot be loaded.
     """
-    import httpx2  # here, so that importing the SDK does not pay for it
+    import httpx2  # here, so that importing the SDK does not load it
 
     try:
         made = httpx2.create_ssl_context(verify=True if verify is None else verify)
@@ -55,7 +55,7 @@ def context(verify: Any = None, cert: Any = None) -> ssl.SSLContext:
 
 
 def show(context: ssl.SSLContext, cert: Certificate) -> None:
-    """Have a certificate shown.
+    """Load the client certificate to show.
 
     Raises:
         AgentWritError: it cannot be loaded.

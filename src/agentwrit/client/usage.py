@@ -1,8 +1,7 @@
-"""What an app's agents were granted, and what they used of it: by the grants in the audit log, and by what resource
-servers reported.
+"""What an app's agents were granted, by the audit log, and what they used of it, by resource servers' reports.
 
-A scope was used when it is the narrowest that an agent held for something that was done: an agent that holds
-`read:data:7` beside `read:data:*`, and reads no more, does not use the latter. What was delegated was granted too.
+A use counts for the narrowest scope of the agent that covers it: an agent with `read:data:7` and `read:data:*` that
+reads only the former does not use the latter. Delegated scopes count as granted too.
 """
 
 import sqlite3
@@ -30,7 +29,7 @@ INSERT INTO scopes VALUES (:scope, :granted, :used, :last_used) ON CONFLICT (sco
 
 
 class ScopeUsage(NamedTuple):
-    """A scope: in how many grants it was, how often it was used, when last (RFC 3339, or empty), and as which scopes.
+    """A scope: the number of grants with it, how often and when it was last used (RFC 3339, or empty), and as what.
 
     `used_as`: the first few of them; `used_as_count`: how many there are.
     """
@@ -44,7 +43,7 @@ class ScopeUsage(NamedTuple):
 
 
 class Usage:
-    """Adds it up, in a file that is gone with it: what it holds in memory does not grow with the log."""
+    """Adds up usage in a temporary file, so that memory use does not grow with the log."""
 
     def __init__(self) -> None:
         self._table = sqlite3.connect("", isolation_level=None)  # a temporary file, in memory while it is small
@@ -52,10 +51,10 @@ class Usage:
         self._table.executescript(_SCHEMA)
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Take an event of the log into account.
+        """Count an event of the log.
 
         Raises:
-            TransportError: it is not as the broker writes it.
+            TransportError: it does not have the broker's format.
         """
         data = event.get("data", {})
         try:
@@ -71,7 +70,7 @@ class Usage:
             raise TransportError(f"the event {event.get('id')} is not of the protocol: is this a broker?") from None
 
     def scopes(self, *, is_never_used: bool = False) -> Iterator[ScopeUsage]:
-        """The scopes, the most used first. `is_never_used`: only those that never were."""
+        """The scopes, most used first. `is_never_used`: only those that were never used."""
         where = "WHERE used = 0" if is_never_used else ""
         for scope, granted, used, last_used in self._table.execute(
             f"SELECT scope, granted, used, last_used FROM scopes {where} ORDER BY used DESC, scope"
@@ -83,7 +82,7 @@ class Usage:
 
     @property
     def totals(self) -> tuple[int, int]:
-        """How many scopes there are, and how many of them were used."""
+        """The number of scopes, and how many of them were used."""
         all_of_them, used = self._table.execute("SELECT count(*), coalesce(sum(used > 0), 0) FROM scopes").fetchone()
         return int(all_of_them), int(used)
 
@@ -105,7 +104,7 @@ class Usage:
 def add_up(
     log: AuditLog, usage: Usage, app_id: str, *, since: str | None = None, progress: Progress = unwatched
 ) -> None:
-    """Take all that the log tells of an app's agents into account, from a time on (RFC 3339).
+    """Count all that the log says about an app's agents, from a time on (RFC 3339).
 
     Raises:
         ProblemResponseError, TransportError: the log cannot be read.

@@ -1,4 +1,4 @@
-"""Asking a broker whether a token holds, for whoever receives tokens."""
+"""Asking a broker whether a token is valid, for services that receive tokens."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ MAX_BROKERS: Final = 64
 
 
 class _Settings(NamedTuple):
-    """Where a broker is, and how it is spoken to: connections are kept for each."""
+    """Where a broker is, and how to connect to it. Connections are kept for each combination."""
 
     url: str
     verify: Any
@@ -38,22 +38,26 @@ def validate(
     verify: Any = None,
     cert: Any = None,
 ) -> ValidateResult:
-    """Whether `token` holds, and what it says, as the broker sees it now.
+    """Ask the broker whether `token` is valid now, and what it says. An invalid token is a result, not an error.
 
-    A bad token is an answer, not an error. Connections to each broker are kept between calls. `timeout`: seconds, in
-    all. `proof`, `htm` and `htu` are as for `AgentWritApp.validate`: a bound token does not hold without. `verify` and
-    `cert` are as for `AgentWritApp`.
+        result = validate("https://broker.example", token)
+        if result.valid and scope_is_subset(["read:data:customer-7291"], result.claims.scope):
+            ...
+
+    Connections to each broker are kept between calls. `timeout`: seconds for the whole call. `proof`, `htm` and `htu`
+    are as for `AgentWritApp.validate`: a bound token is not valid without them. `verify` and `cert` are as for
+    `AgentWritApp`.
 
     Raises:
         TransportError: the broker was not reached in time.
-        AgentWritError: `broker_url` is no URL, or a certificate cannot be loaded.
+        AgentWritError: `broker_url` is not a valid URL, or a certificate cannot be loaded.
     """
     driver = _driver(_Settings(check_broker_url(broker_url), verify, tuple(cert) if isinstance(cert, list) else cert))
     return driver.run(steps.validate(Secret(token), steps.ShownProof(proof, htm, htu)), timeout=timeout)
 
 
 def _driver(settings: _Settings) -> Driver:
-    """The driver for a broker. The one that was used longest ago makes room, and its connections end with it."""
+    """The driver for a broker. Beyond the limit, the least recently used one is dropped, and its connections close."""
     with _lock:
         driver = _drivers.pop(settings, None)
         if driver is None:
@@ -65,7 +69,7 @@ def _driver(settings: _Settings) -> Driver:
 
 
 def _renew_lock() -> None:
-    """After a fork: another thread of the parent may have held it. The drivers see to their connections."""
+    """Replace the lock after a fork: a thread of the parent may have held it. Drivers handle their connections."""
     global _lock
     _lock = threading.Lock()
 

@@ -1,14 +1,14 @@
-"""Verifying tokens without asking, and without I/O: what is known of a broker's keys and revocations, and the rules.
+"""Verifying tokens without asking, and without I/O: the broker's keys and revocations, as far as known, and the rules.
 
 The rules:
 
-- A token is checked as the broker checks it: type, key, signature, issuer, audience, time, delegation chain; and then
-  against the revocation feed (`agentwrit.client.revocations`), by its own ids and by those of every grant above it.
-- Tokens of agents are taken, and those of apps and operators only where that was asked for: where nobody says otherwise
-  all of them have the same audience.
-- What a signature says does not change, so a token's is checked once. Time, revocation and keys are checked every time.
-- Nothing is accepted on revocations that may be out of date: when the last proof of being up to date is older than
-  `max_staleness`, somebody else has to say whether the token holds.
+- A token is checked as the broker checks it: type, key, signature, issuer, audience, time, delegation chain. Then it is
+  checked against the revocation feed (`agentwrit.client.revocations`), by its own IDs and by those of every grant above
+  it.
+- Agents' tokens are accepted, and those of apps and operators only on request: by default, all have the same audience.
+- A signature does not change, so it is checked once for each token. Time, revocation and keys are checked every time.
+- Nothing is accepted on revocations that may be out of date: if they were last known to be complete more than
+  `max_staleness` ago, only the broker can say whether the token is valid.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -37,9 +37,9 @@ REVOKED: Final = "the token has been revoked"
 
 
 class Known(NamedTuple):
-    """A token whose signature was checked: what it says, and what it dies with, as the feed names that.
+    """A token whose signature was checked: its claims, and the names in the feed that it dies with.
 
-    `is_plain`: it was not delegated, and is bound to no key.
+    `is_plain`: it is neither delegated nor bound.
     """
 
     claims: Claims
@@ -49,20 +49,20 @@ class Known(NamedTuple):
     is_plain: bool
 
     def shown(self) -> AgentClaims:
-        """The claims, for a caller to keep, and to spoil for nobody else."""
+        """A copy of the claims that the caller may keep and change."""
         if not self.is_plain:
             return _public(self.claims)
-        # What the constructor of a frozen dataclass does, a field at a time, takes longer than all of the check.
+        # Setting a frozen dataclass's fields one by one, as its constructor does, takes longer than the whole check.
         copy = object.__new__(AgentClaims)
         copy.__dict__.update(self.public.__dict__, aud=self.public.aud.copy(), scope=self.public.scope.copy())
         return copy
 
 
 class TokenChecker:
-    """What one verifier knows and remembers. Safe to share between threads; keys and pages may arrive meanwhile.
+    """What one verifier knows and remembers. Safe to share between threads, also while keys and pages arrive.
 
-    `audience`: whom the tokens must be for; None for the issuer itself, where nobody said otherwise. `subjects`: whose
-    they may be.
+    `audience`: the audience that tokens must have; None for the issuer itself, the broker's default. `subjects`: the
+    kinds of token holders that are accepted.
     """
 
     def __init__(
@@ -80,21 +80,21 @@ class TokenChecker:
         self._known: Recent[str, Known] = Recent(TOKENS_REMEMBERED)
 
     def set_keys(self, jwks: Mapping[str, object]) -> None:
-        """Take the keys that sign tokens. Tokens by a key that is no longer among them do not hold any more.
+        """Set the keys that sign tokens. Tokens signed by other keys become invalid.
 
         Raises:
-            InvalidToken: they are none.
+            InvalidToken: they are not a valid JWK set.
         """
         keys = jwk.public_keys(jwks)
         self._keys, self._verifier = keys, Verifier(keys, typ=ACCESS_TOKEN)
 
     def check(self, token: str, now: float) -> Known:
-        """What a token says, if it is genuine, meant for us, in time, and not known to be revoked.
+        """A token, if it is genuine, has the right audience, is within its time, and is not known to be revoked.
 
-        Whether what is known is fresh enough to rely on is the caller's to ask.
+        The caller has to check whether the known revocations are fresh enough.
 
         Raises:
-            InvalidToken: it does not hold.
+            InvalidToken: the token is not valid.
         """
         known = self._genuine(token)
         claims_rules.check_time(known.claims, now)
@@ -103,7 +103,7 @@ class TokenChecker:
         return known
 
     def is_known_dead(self, token: str) -> bool:
-        """Whether a token is known to be revoked, however old that knowledge is: what is dead stays so."""
+        """Whether a token is known to be revoked, however old that knowledge is: a revocation is final."""
         try:
             names = self._genuine(token).names
         except InvalidToken:
@@ -111,7 +111,7 @@ class TokenChecker:
         return self.revocations.is_revoked(names, self.revocations.now())
 
     def is_by_unknown_key(self, token: str) -> bool:
-        """Whether the token may be by a key that was not published when we last looked."""
+        """Whether the token may be signed by a key that was published after the last fetch."""
         kid = _kid(token)
         return kid is not None and kid not in self._keys
 
@@ -142,10 +142,10 @@ class TokenChecker:
         return Known(claims, kid, names, _public(claims), is_plain)
 
     def check_meant(self, subject: str, aud: Iterable[str], issuer: str) -> None:
-        """Refuse a token that is for others (RFC 8725 §3.9), or not of those whose tokens are taken.
+        """Refuse a token for another audience (RFC 8725 §3.9), or of a kind of holder that is not accepted.
 
         Raises:
-            InvalidToken: it is.
+            InvalidToken: the token is refused.
         """
         kind = kind_of_subject(subject)
         if kind not in self._subjects:
@@ -156,10 +156,10 @@ class TokenChecker:
 
 
 def check_scope(scope: Iterable[str] | str | None, held: Collection[str]) -> None:
-    """Refuse a token that does not cover what is needed: a scope, or several.
+    """Refuse a token that does not cover the needed scope or scopes.
 
     Raises:
-        ScopeDenied: it does not.
+        ScopeDenied: the token does not cover them.
     """
     if scope is None or scope in held:
         return
@@ -203,7 +203,7 @@ def _public(claims: Claims) -> AgentClaims:
 
 
 def _kid(token: str) -> str | None:
-    """The kid of a header that is like ours but for its key."""
+    """The kid of a token header, if the header is otherwise the broker's."""
     header = token.partition(".")[0]
     try:
         members = msgspec.json.decode(base64url.decode(header[:512]), type=dict[str, str])

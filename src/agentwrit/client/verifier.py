@@ -31,21 +31,25 @@ from agentwrit.models import AgentClaims
 if TYPE_CHECKING:
     import httpx2
 
-VERIFY_SECONDS: Final = 1.0  # how long a check may take, if nothing else was said
+VERIFY_SECONDS: Final = 1.0  # the default time for a check
 START_SECONDS: Final = 5.0  # how long the first call waits for keys and revocations, if the broker answers
-FETCH_SECONDS: Final = 10.0  # how long it may take to fetch any of them, which nobody waits for
+FETCH_SECONDS: Final = 10.0  # how long fetching any of them may take; no caller waits for it
 JOIN_SECONDS: Final = 5.0  # how long `close` waits for the thread, which may wait for an answer
 
 
 class Verifier:
-    """Checks tokens of one broker in microseconds. Safe to share between threads; make one, and keep it.
+    """Checks the tokens of one broker in microseconds. Safe to share between threads; create one, and keep it.
 
-    A thread follows the broker's revocations. What it knows is relied on for `max_staleness` seconds after it was last
-    known to be all: then the broker is asked for each token (`on_stale="online"`), or none is accepted ("refuse").
+        verifier = Verifier("https://broker.example", audience="https://orders.example")
+        claims = verifier.verify(token, scope="read:data:customer-7291")
 
-    A check takes `timeout` seconds at most; only the first one waits longer, for a broker that answers and has not told
-    all yet. Whether the broker is out of reach is remembered: while it is, checks that need it fail at once, and one of
-    them asks now and then. When it is lost, and when it is back, is logged ("agentwrit"), once each.
+    A thread follows the broker's revocation feed. Its knowledge is relied on for `max_staleness` seconds after it was
+    last known to be complete. After that, the broker is asked about each token (`on_stale="online"`), or no token is
+    accepted ("refuse").
+
+    A check takes at most `timeout` seconds. Only the first one waits longer, if the broker answers but has not sent
+    everything yet. While the broker is out of reach, checks that need it fail at once, and one of them asks from time
+    to time. The logger "agentwrit" reports when the broker is lost and when it is back, once each.
     """
 
     @discreet
@@ -65,17 +69,20 @@ class Verifier:
         cert: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`audience`: whom tokens must be for; None for the broker's default. `timeout`: seconds that a check may take.
+        """Set up a verifier, without making a call.
 
-        `subjects`: whose tokens are taken, of "agent", "app" and "operator": those of agents alone by default.
-
-        `http_client`, `verify` and `cert` are as for `AgentWritApp`. `clock`: what time it is. `client_id` and
-        `client_secret`: those of an app that the operator lets report on tokens for this audience (`--reports-for`),
-        to `report` as. Where the broker has no place for strangers, it has one for that app.
+        - `audience`: the audience that tokens must have; None for the broker's default.
+        - `timeout`: seconds for a check.
+        - `subjects`: the token holders to accept, of "agent", "app" and "operator"; by default agents only.
+        - `http_client`, `verify`, `cert`: as for `AgentWritApp`.
+        - `clock`: the clock; tests may replace it.
+        - `client_id`, `client_secret`: the credentials of an app that the operator permits to report on tokens for this
+          audience (`--reports-for`). `report` uses them. If the broker has no feed place left for anonymous verifiers,
+          it has one for that app.
 
         Raises:
-            AgentWritError: `broker_url` is no URL, or one of `client_id` and `client_secret` was left out.
-            ValueError: `on_stale` or `subjects` is none.
+            AgentWritError: `broker_url` is not a valid URL, or only one of `client_id` and `client_secret` was given.
+            ValueError: `on_stale` or `subjects` has an unknown value.
         """
         login = reporter_login(client_id, client_secret)
         self._driver = Driver(
@@ -104,22 +111,22 @@ class Verifier:
 
     @property
     def broker_url(self) -> str:
-        """The broker's URL, without a slash at its end."""
+        """The broker's URL, without a trailing slash."""
         return self._driver.broker_url
 
     @property
     def staleness(self) -> float:
-        """How many seconds ago all revocations were known; infinite before the first time."""
+        """The seconds since all revocations were known; infinite before the first time."""
         return self._acceptance.staleness
 
     @property
     def can_report(self) -> bool:
-        """Whether it was made with an app to `report` as."""
+        """Whether the verifier was created with an app, so that `report` can be used."""
         return self._reporter is not None
 
     @property
     def unreported(self) -> int:
-        """How many accesses could not be reported, and never will be."""
+        """The number of accesses that could not be reported and never will be."""
         return 0 if self._reporter is None else self._reporter.unreported
 
     def verify(
@@ -131,18 +138,18 @@ class Verifier:
         htm: str | None = None,
         htu: str | Collection[str] | None = None,
     ) -> AgentClaims:
-        """What a token says, if it holds, is for us, and covers `scope`: one that is needed, or several.
+        """The claims of a token, if it is valid, has the right audience, and covers `scope`: one scope, or several.
 
-        A token that is bound to its agent's key (RFC 9449) holds with its `proof` alone: what came in the request's
-        one DPoP header, while `htm` is the request's method and `htu` its URL, or several URLs where the service is
-        known by several names. The names are those of the service's own settings: the request's Host may be that of
-        another service, to which the proof was shown. A proof is good once. A token that is not bound holds without.
+        A bound token (RFC 9449) is valid only with its `proof`: the value of the request's single DPoP header. `htm` is
+        the request's method and `htu` its URL, or several URLs if the service has several names. Take the names from
+        the service's own settings, not from the request's Host, which may be that of another service that received the
+        proof. Each proof can be used once. A token that is not bound needs no proof.
 
         Raises:
-            InvalidToken: it does not hold.
-            ScopeDenied: it does not cover `scope`.
-            Unverifiable: revocations may be missing, and the broker is not to be asked.
-            TransportError: the broker was to be asked, and was not reached.
+            InvalidToken: the token is not valid.
+            ScopeDenied: the token does not cover `scope`.
+            Unverifiable: revocations may be missing, and the settings forbid asking the broker.
+            TransportError: the broker had to be asked, and was not reached.
         """
         handled = sys.exception()
         try:
@@ -156,7 +163,7 @@ class Verifier:
             if claims is None:
                 claims = self._driver.run(self._acceptance.ask(token, scope, shown), timeout=self._timeout)
             return claims
-        except BaseException as error:  # as `discreet` does it, which would double what a check costs beside the rules
+        except BaseException as error:  # as `discreet` does, whose wrapper would double the cost of a check
             del token, proof
             forget_variables(error, handled)
             raise
@@ -164,24 +171,24 @@ class Verifier:
     def report(
         self, claims: AgentClaims, *, scope: str | Sequence[str], resource: str, outcome: Done = "success"
     ) -> None:
-        """Report to the broker what was done with a token, for its audit log: nothing is awaited.
+        """Report to the broker's audit log what was done with a token. Returns without waiting.
 
-        `claims`: what `verify` returned; `scope`: one that was used, or several; `resource`: what was asked for, such
-        as "GET /orders/1", cut to 256 characters; `outcome`: "denied" for what was refused. A thread tells the
-        broker, soon and in batches; the same thing done again is counted. What cannot be reported is counted too, as
-        `unreported`: nobody waits, and memory stays bounded.
+        `claims`: the result of `verify`; `scope`: the used scope, or several; `resource`: what was requested, such as
+        "GET /orders/1", cut to 256 characters; `outcome`: "denied" for a request that was refused. A thread sends the
+        reports soon, in batches, and repeated accesses as a count. Memory is bounded: accesses that cannot be reported
+        are counted as `unreported`.
 
         Raises:
-            AgentWritError: the verifier was made without `client_id`, or `scope` is none.
-            ScopeDenied: something was done that the token did not cover.
-            ValueError: there is no such outcome, or `resource` is empty.
+            AgentWritError: the verifier was created without `client_id`, or `scope` is not a scope.
+            ScopeDenied: the token did not cover what was done.
+            ValueError: the outcome is unknown, or `resource` is empty.
         """
         if self._reporter is None:
             raise AgentWritError(UNNAMED)
         self._reporter.note(claims, scope, resource, outcome)
 
     def close(self) -> None:
-        """Report what is still to be reported, stop following, and close the connections. A later call begins anew."""
+        """Report what is waiting, stop following the feed, and close the connections. A later call starts again."""
         if self._reporter is not None:
             self._reporter.stop()
         with self._lock:
@@ -191,7 +198,7 @@ class Verifier:
         self._driver.close()
 
     def after_fork(self) -> None:
-        """The parent's thread is not in the child: begin anew there."""
+        """Start again in the child, which does not have the parent's thread."""
         self._lock = threading.Lock()
         self._follower = None
 
@@ -207,10 +214,10 @@ class Verifier:
             return self._follower
 
     def _wait(self, follower: "_Follower") -> None:
-        """Wait for the first knowledge, as long as it may come.
+        """Wait for the first knowledge, as long as it may arrive.
 
         Raises:
-            TransportError: the broker has answered nothing.
+            TransportError: the broker has sent no answer.
         """
         reach = self._acceptance.reach
         reach.check()
@@ -231,7 +238,7 @@ class Verifier:
 
 
 class _Follower:
-    """The thread that follows the feed. It does not hold the verifier, which may be forgotten without being closed."""
+    """The thread that follows the feed. It holds no reference to the verifier, which may be dropped without `close`."""
 
     def __init__(self, acceptance: Acceptance, driver: Driver) -> None:
         self.tried = threading.Event()
@@ -244,10 +251,10 @@ class _Follower:
         self._stream: EventStream | None = None
 
     def interrupt(self) -> None:
-        """Have the thread end. It may be waiting for a page."""
+        """Make the thread end. It may be waiting for a page."""
         self._stopping.set()
         stream = self._stream
-        if stream is not None and self._pid == os.getpid():  # after a fork the connection is the parent's
+        if stream is not None and self._pid == os.getpid():  # after a fork the connection belongs to the parent
             stream.interrupt()
 
     def stop(self) -> None:
@@ -266,7 +273,7 @@ class _Follower:
                 else:
                     needed = following.send(answer)
                 if isinstance(needed, NextPage | Pause) and self._acceptance.known_until > known_before:
-                    self.tried.set()  # from here on it waits for what is new
+                    self.tried.set()  # from here on, it waits for news
         finally:
             self.is_over = True
             self.tried.set()

@@ -1,1 +1,1 @@
-"""What is done to a store without serving from it: backups, restores, other keys and names, copies, verification."""
+"""Operations on a store that is not being served: backups, restores, new keys and names, copies, verification."""

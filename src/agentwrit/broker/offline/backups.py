@@ -1,9 +1,9 @@
-"""Backups, and the way back from one.
+"""Backups, and restores from them.
 
-What a restore ends, and why, is in `services/restoring.py`; how a backup's file comes about in
-`storage/sqlite_backup.py`. A data directory that is made from a backup has its database under another name until all is
-ended and durable; then it gets its own. Killed before, there is no store: a broker refuses to begin one there, and
-restoring again begins anew.
+`services/restoring.py` defines what a restore ends, and why; `storage/sqlite_backup.py` how a backup file is made. A
+data directory that is created from a backup has its database under another name until everything has ended and is
+durable; then the database gets its own name. After a crash before that, there is no store: a broker refuses to create
+one there, and a new restore starts from the beginning.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ Unit = Callable[[Transaction], Restored]
 
 
 def back_up(file: Path, config: Config, *, overwrite: bool) -> int:
-    """Write a backup of the data directory, which a broker may be using. Returns how many events there are in it.
+    """Write a backup of the data directory, which a broker may be using. Returns the number of events in it.
 
     Raises:
-        ConfigurationError: there is none, its master key is missing or another, or `file` cannot be written.
+        ConfigurationError: there is no store, its master key is missing or wrong, or `file` cannot be written.
         TamperedRecord: the store is not as its broker left it.
     """
     if config.database_url is not None:
@@ -51,12 +51,12 @@ def back_up(file: Path, config: Config, *, overwrite: bool) -> int:
 
 
 def restore(file: Path, config: Config, *, progress: Progress) -> Restored:
-    """Make a data directory from a backup, in which all that was granted before has ended.
+    """Create a data directory from a backup, in which all earlier grants have ended.
 
     Raises:
-        ConfigurationError: there is a store already, the file is no backup, or its master key is missing or another.
-            Nothing was made.
-        TamperedRecord: the backup is not as the broker left it. Nothing was made either.
+        ConfigurationError: there is a store already, the file is not a backup, or its master key is missing or wrong.
+            Nothing was created.
+        TamperedRecord: the backup is not as the broker left it. Nothing was created.
     """
     if config.database_url is not None:
         raise ConfigurationError(
@@ -88,11 +88,11 @@ def restore(file: Path, config: Config, *, progress: Progress) -> Restored:
 
 
 def end_restored(config: Config) -> Restored:
-    """End all that was granted in a store that was put back by other means, and that no broker uses yet.
+    """End all grants in a store that was restored by other means and that no broker uses yet.
 
     Raises:
-        ConfigurationError: there is no store, a broker uses it, or its master key is missing or another.
-        TamperedRecord: the store is not as the broker left it, or something in it lives on all the same.
+        ConfigurationError: there is no store, a broker uses it, or its master key is missing or wrong.
+        TamperedRecord: the store is not as the broker left it, or something in it is still alive.
     """
     if config.database_url is not None:
         with driver_of_postgres():
@@ -109,16 +109,16 @@ def end_restored(config: Config) -> Restored:
 
 
 async def _end(config: Config) -> tuple[Restored, Sealer]:
-    async with open_store(config, new_clock=Clock) as opened:  # it may be long that it was used last
+    async with open_store(config, new_clock=Clock) as opened:  # the store may have been unused for long
         restored = await opened.store.write(ending(opened.master_key, config))
         return restored, row_sealer(opened.master_key)
 
 
 def finish(restored: Restored, config: Config, sealer: Sealer) -> None:
-    """Record the end of each grant that has ended in the store of these settings, and look whether all has.
+    """Record the end of each grant in the store of these settings, and check that all have ended.
 
     Raises:
-        TamperedRecord: something lives on.
+        TamperedRecord: something is still alive.
     """
     asyncio.run(_see_through(config, restored))
     try:
@@ -142,9 +142,9 @@ def _snapshot(config: Config, sealer: Sealer) -> contextlib.AbstractContextManag
 
 
 def _make(place: Path, file: Path, sealer: Sealer, config: Config, unit: Unit, progress: Progress) -> Restored:
-    """Make a store at `place` out of a backup, check it, and end what is alive in it."""
+    """Create a store at `place` from a backup, verify it, and end what is alive in it."""
     sqlite_backup.unpack(file, place)
-    sqlite_schema.open_database(place, sealer, cluster_of(config)).close()  # brings it up to date
+    sqlite_schema.open_database(place, sealer, cluster_of(config)).close()  # migrates it
     sqlite_verification.verify(place, sealer, progress=progress)
     with sqlite_verification.snapshot(place, sealer) as snapshot:
         state_check.check(snapshot, Clock().now(), progress=progress)
@@ -158,7 +158,7 @@ def _make(place: Path, file: Path, sealer: Sealer, config: Config, unit: Unit, p
 
 @contextlib.contextmanager
 def _refusing(file: Path, directory: Path) -> Iterator[None]:
-    """Around what is made of a backup: it is the backup that is at fault, or the place where it is to go."""
+    """Wraps the restoring of a backup: names the backup or the destination in errors."""
     try:
         yield
     except TamperedRecord as error:
@@ -179,7 +179,7 @@ async def _write(place: Path, sealer: Sealer, unit: Unit) -> Restored:
 
 
 def ending(master_key: MasterKey, config: Config, *, detail: str = "") -> Unit:
-    """The unit of work that ends all that was granted. `detail`: what the audit log says of it, if not that."""
+    """The unit of work that ends all grants. `detail`: the text in the audit log, if not the default."""
     return partial(
         restoring.end_everything,
         wrap=KeyWrap(master_key),

@@ -1,4 +1,4 @@
-"""Bringing a store into a shared database, and a database's schema back to an older version."""
+"""Copying a store into a shared database, and migrating a database's schema back to an older version."""
 
 import contextlib
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from agentwrit.domain.errors import ConfigurationError
 
 
 def copy_store(directory: Path, url: str, config: Config, *, progress: Progress) -> Mapping[str, int]:
-    """Copy a data directory that no broker uses into an empty database. Returns how many rows of each table.
+    """Copy a data directory that no broker uses into an empty database. Returns the number of rows by table.
 
     Raises:
         TamperedRecord: the data directory is not as the broker left it.
-        ConfigurationError: there is no database in it, or the other one cannot be used. Nothing was written.
+        ConfigurationError: it contains no database, or the other database cannot be used. Nothing was written.
     """
     with driver_of_postgres():
         from agentwrit.broker.storage import postgres_copy
@@ -35,11 +35,11 @@ def copy_store(directory: Path, url: str, config: Config, *, progress: Progress)
 
 
 def go_back(version: int, config: Config) -> None:
-    """Make the schema of the database that of an older version, for brokers of that version.
+    """Migrate the database's schema back to an older version, for brokers of that version.
 
     Raises:
-        TamperedRecord: the schema is not the one that we make.
-        ConfigurationError: there is no way back to it, a broker uses the database, or it cannot be used.
+        TamperedRecord: the schema is not the broker's.
+        ConfigurationError: there is no migration back to it, a broker uses the database, or it cannot be used.
     """
     if config.database_url is None:
         raise ConfigurationError(

@@ -1,7 +1,7 @@
 """Giving a store that no broker uses another issuer and trust domain.
 
-Whoever holds a token of another issuer is refused, and whoever remembers a checkpoint of another trust domain says that
-the log is another one. So no broker does this because its settings are others; somebody has to ask for it.
+Tokens of the previous issuer are then refused, and witnesses that remember a checkpoint of the previous trust domain
+report a different log. So no broker does this because of changed settings: an operator has to request it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from agentwrit.domain.errors import ConfigurationError
 
 
 class Renamed(NamedTuple):
-    """What a store was called, and what it is called now."""
+    """The previous and the new name of a store."""
 
     before: str
     now: str
@@ -29,7 +29,7 @@ def rename(config: Config) -> Renamed:
     """Give the store of these settings the names in them.
 
     Raises:
-        ConfigurationError: there is no store, a broker uses it, or its master key is missing or another.
+        ConfigurationError: there is no store, a broker uses it, or its master key is missing or wrong.
         TamperedRecord: the store is not as the broker left it.
     """
     now = stores.cluster_name(config)

@@ -1,7 +1,7 @@
 """Moving a store that no broker uses to a new master key.
 
-The new key is on disk before anything is under it, and the store says which key it is under: so whatever stops this,
-and whenever, the store opens with the old key or with the new one, and both are there.
+The new key is on disk before anything is under it, and the store records which key it is under. So after an
+interruption at any point, the store opens with the old key or with the new one, and both are available.
 """
 
 import secrets
@@ -30,14 +30,14 @@ NEW_MASTER_KEY: Final = "AGENTWRIT_NEW_MASTER_KEY"
 
 
 class Given(NamedTuple):
-    """Where the new key is to come from: a variable's value, or a file, where one is made if it is not there."""
+    """The source of the new key: a variable's value, or a file, which is created if it does not exist."""
 
     text: str | None = None
     file: Path | None = None
 
 
 class Moved(NamedTuple):
-    """How many rows were moved, None if the store was under the new key already, and where the keys are now."""
+    """The number of moved rows, None if the store was already under the new key, and where the keys are now."""
 
     rows: int | None
     where: str
@@ -46,11 +46,11 @@ class Moved(NamedTuple):
 def rewrap(config: Config, given: Given, *, progress: Progress) -> Moved:
     """Move the store of these settings to another master key.
 
-    A data directory that has its key in a file needs to be given none: a new one is made.
+    A data directory with its key in a file needs no given key: a new one is generated.
 
     Raises:
         TamperedRecord: a row, or the end of the audit log, is not the broker's. Nothing was changed.
-        ConfigurationError: a broker runs, the store or a key cannot be used, or no new key is given where one must be.
+        ConfigurationError: a broker runs, the store or a key cannot be used, or a required new key is missing.
     """
     if given.text is not None and given.file is not None:
         raise ConfigurationError(f"give the new master key in {NEW_MASTER_KEY} or with --to, not both")
@@ -67,7 +67,7 @@ def rewrap(config: Config, given: Given, *, progress: Progress) -> Moved:
 
 
 def _with_key_file(config: Config, directory: DataDirectory, given: Given, progress: Progress) -> Moved:
-    """Move a data directory that has its master key in a file, and put the new key in its place."""
+    """Move a data directory with its master key in a file, and put the new key in its place."""
     where = f"{directory.path / MASTER_KEY_FILE} is the new one"
     if master_keys.settle_master_key(directory):
         return Moved(None, where)
@@ -111,10 +111,10 @@ def _keys(old: MasterKey, new: MasterKey) -> Keys:
 
 
 def _new_key(given: Given) -> MasterKey:
-    """The new key, which is on disk or in its owner's hands.
+    """The new key, which is on disk or was given by the operator.
 
     Raises:
-        ConfigurationError: there is none, or it is not one.
+        ConfigurationError: it is missing or invalid.
     """
     if given.file is not None:
         source, text = str(given.file), read_key_file(given.file)

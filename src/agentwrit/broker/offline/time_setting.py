@@ -1,4 +1,4 @@
-"""Having the store of a stopped broker believe the system's clock, or the database's: what no broker does by itself."""
+"""Making the store of a stopped broker accept the system's or the database's clock, which no broker does by itself."""
 
 import time
 from contextlib import closing
@@ -17,11 +17,11 @@ from agentwrit.domain.errors import ConfigurationError
 
 
 def set_time(config: Config) -> TimeSet:
-    """Set the store's time to the system's clock; where the store is in PostgreSQL, to the server's.
+    """Set the store's time to the system's clock; if the store is in PostgreSQL, to the server's.
 
     Raises:
-        ConfigurationError: there is no store, a broker uses it, or its master key is missing or another.
-        TamperedRecord: the store is not as the broker left it, or something in it lives on that was to end.
+        ConfigurationError: there is no store, a broker uses it, or its master key is missing or wrong.
+        TamperedRecord: the store is not as the broker left it, or something that should have ended is still alive.
     """
     if config.database_url is not None:
         master_key = MasterKey.parse(config.master_key or "")

@@ -1,4 +1,4 @@
-"""Checking a store that nobody needs to serve: its audit log, and all else in it against the log."""
+"""Verifying a store that is not being served: its audit log, and everything else in it against the log."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,24 +19,25 @@ from agentwrit.domain.note import VerifierKey
 def verify_audit_log(
     path: Path, config: Config, keys: Sequence[VerifierKey], *, progress: Progress
 ) -> tuple[int, Checkpoint | None]:
-    """Check the audit log in a data directory, or in a database file that was taken out of one. Changes nothing.
+    """Verify the audit log in a data directory, or in a copied database file. Changes nothing.
 
     Raises:
-        TamperedRecord: the log is not as the broker left it. Names the first event that is wrong.
-        ConfigurationError: there is no database, or nothing to check it by.
+        TamperedRecord: the log is not as the broker left it. The message names the first wrong event.
+        ConfigurationError: there is no database, or no key to verify it with.
     """
     database, sealer = at_rest(path, config)
     return sqlite_verification.verify(database, sealer, keys, progress=progress)
 
 
 def verify_store(path: Path | None, config: Config, *, progress: Progress) -> int:
-    """Check the audit log in a data directory, and all else in it against the log; without one, those in the database
-    that brokers share. Changes nothing.
+    """Verify everything in a data directory: its audit log, and the rest against the log. Changes nothing.
 
-    Returns how many events there are.
+    `path`: None for the shared database.
+
+    Returns the number of events.
 
     Raises:
-        TamperedRecord: something was altered, deleted, or put back as it once was. Names it.
+        TamperedRecord: something was altered, deleted, or replaced by an older version. The message names it.
         ConfigurationError: there is no database, or no master key.
     """
     if path is None:

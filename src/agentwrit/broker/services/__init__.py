@@ -1,1 +1,1 @@
-"""One module per use case. Each change is one unit of work; each decision is the domain's."""
+"""One module per use case. Each change is one unit of work, and the domain makes each decision."""

@@ -1,4 +1,4 @@
-"""What resource servers report that was done with tokens."""
+"""Recording what resource servers report about the use of tokens."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from agentwrit.domain.revocation import RevocationKind
 
 
 class AccessService:
-    """Records reports, as far as their reporter may be believed (see `agentwrit.domain.access`)."""
+    """Records reports, as far as the reporter may report them (see `agentwrit.domain.access`)."""
 
     def __init__(self, denials: DenialLog, authenticator: Authenticator, log_budget: LogBudget) -> None:
         self._denials = denials
@@ -32,19 +32,19 @@ class AccessService:
         """The app that reports.
 
         Raises:
-            Unauthorized, InsufficientScope: it is none that may.
+            Unauthorized, InsufficientScope: the caller is not an app that may report.
         """
         return await self._authenticator.require(caller, token, {GrantKind.APP: app.REPORT_SCOPE})
 
     async def report(
         self, caller: Caller, reporter: Principal, accesses: Sequence[Access], *, idempotency_key: str | None
     ) -> Receipt:
-        """Record what can be believed of a report, in one transaction. Made again under its key it is recorded once.
+        """Record the acceptable accesses of a report in one transaction. A retry under the same key is recorded once.
 
         Raises:
-            InvalidRequest: the key is none.
+            InvalidRequest: the idempotency key is invalid.
             Conflict: the idempotency key was used for another report.
-            RateLimited: the app writes more to the log than it may.
+            RateLimited: the app has used up its budget for the log.
         """
         identity = _identify(caller, reporter, accesses, idempotency_key)
 
@@ -62,7 +62,7 @@ class AccessService:
 
         receipt, is_new = await self._denials.write(record)
         if is_new:
-            # Each stands beside the one that made it possible.
+            # An event holds each used scope beside the granted scope that covers it.
             scopes = [used for one in accesses for used in one.scope]
             self._log_budget.charge(reporter.claims.client_id, receipt.recorded, (*scopes, *scopes))
         if is_new and receipt.refused:
@@ -70,7 +70,7 @@ class AccessService:
         return receipt
 
     async def rate_limited(self, caller: Caller, reporter: Principal, *, retry_after: int) -> Refusal:
-        """Record that an app reports too much at once. Returns what to tell it. `retry_after`: seconds."""
+        """Record that an app reports too fast. Returns the error for the app. `retry_after`: seconds."""
         event = caller.event(
             EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many accesses were reported", **reporter.who
         )
@@ -80,7 +80,7 @@ class AccessService:
 
 def _record(transaction: Transaction, caller: Caller, reporter: Principal, accesses: Sequence[Access]) -> Receipt:
     by = transaction.app(reporter.app_id)
-    audiences = () if by is None else by.reports_for  # as they are by now, whatever the token says
+    audiences = () if by is None else by.reports_for  # the app's present audiences, not those of the token
     refused: list[Refused] = []
     for index, one in enumerate(accesses):
         grant = transaction.grant(one.sid)

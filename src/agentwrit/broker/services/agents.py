@@ -1,4 +1,4 @@
-"""Looking at agents: who is alive, and what was made from what."""
+"""Listing agents: which are alive, and what was delegated from what."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ MAX_LIMIT: Final = 1000
 
 
 class AgentPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Live agents' grants in the order in which they were made. `next`: the sid to go on after, if there are more."""
+    """Live agents' grants in order of creation. `next`: the sid after which the next page starts, if there is one."""
 
     grants: Sequence[Grant]
     next: str | None
 
 
 class GrantTree(msgspec.Struct, frozen=True, kw_only=True):
-    """A grant as it was at the time `now`, and what was delegated from it."""
+    """A grant as of the time `now`, and the delegations from it."""
 
     grant: Grant
     now: float
@@ -33,7 +33,7 @@ class GrantTree(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentService:
-    """Shows agents: all to the operator, its own to an app."""
+    """Shows agents: all of them to operators, its own to an app."""
 
     def __init__(self, store: Store, authenticator: Authenticator, clock: Clock) -> None:
         self._store = store
@@ -41,19 +41,19 @@ class AgentService:
         self._clock = clock
 
     async def authorize(self, caller: Caller, token: str | None) -> Principal:
-        """Who may look at agents.
+        """The principal, if it may list agents.
 
         Raises:
-            Unauthorized, TokenRevoked, InsufficientScope: not this caller.
+            Unauthorized, TokenRevoked, InsufficientScope: the caller may not.
         """
         required = {GrantKind.OPERATOR: operator.AUDIT_SCOPE, GrantKind.APP: app.AGENTS_SCOPE}
         return await self._authenticator.require(caller, token, required)
 
     async def list(self, principal: Principal, query: GrantQuery, *, limit: int) -> AgentPage:
-        """The live grants that match and that `principal` may see, a page of `limit` at most.
+        """A page of at most `limit` live grants that match and that `principal` may see.
 
         Raises:
-            InvalidRequest: `query.after` is no grant that is known, or an app asks for another app's agents.
+            InvalidRequest: `query.after` is not a known grant, or an app asks for another app's agents.
         """
         limited = msgspec.structs.replace(_seen_by(principal, query), live_at=self._clock.now(), limit=limit + 1)
 
@@ -67,10 +67,10 @@ class AgentService:
         return AgentPage(grants=page, next=page[-1].sid if len(found) > limit else None)
 
     async def show(self, principal: Principal, agent_id: str) -> Sequence[GrantTree]:
-        """All that an agent held, as long as the store knows of it, each with what was delegated from it.
+        """All grants of an agent that the store still has, each with the delegations from it.
 
         Raises:
-            NotFound: there is no such agent, or it is another app's.
+            NotFound: there is no such agent, or it belongs to another app.
         """
         query = _seen_by(principal, GrantQuery(subject=agent_id))
         now = self._clock.now()
@@ -102,6 +102,6 @@ def _seen_by(principal: Principal, query: GrantQuery) -> GrantQuery:
 
 
 def _tree(grant: Grant, children: Mapping[str, Sequence[Grant]], now: float) -> GrantTree:
-    """A grant and what was delegated from it: `children` by the sid of what they were delegated from."""
+    """A grant and the delegations from it. `children`: grants by the sid of the grant that they were delegated from."""
     below = [_tree(child, children, now) for child in children.get(grant.sid, ())]
     return GrantTree(grant=grant, now=now, delegations=below)

@@ -1,8 +1,8 @@
-"""Noticing that brokers of one store have settings that differ, where a client would get another answer by chance.
+"""Detecting that brokers of one store have different settings, so that clients get different answers by chance.
 
-Each broker says what it was started with, under a MAC that shows nothing of it, and the last to say so counts: all that
-were started with something else say so in their logs, their health and their metrics. It is no reason not to start: a
-setting is changed one broker after the other.
+At startup, each broker stores MACs of its settings, which reveal nothing of the values. The settings of the last broker
+to start are the reference: every broker with other settings says so in its log, its health and its metrics. A
+difference does not prevent startup, because settings are changed one broker at a time.
 """
 
 import asyncio
@@ -33,23 +33,23 @@ COMPARED: Final = (
     "audit_archive",
 )
 
-_KEY: Final = "key"  # under which the MACs are: a new master key makes others of the same settings
+_KEY: Final = "key"  # identifies the key of the MACs: a new master key changes all MACs
 
 log = structlog.get_logger("agentwrit.agreement")
 
 
 class Agreement:
-    """What this broker was started with, beside what the others were. `key`: of the MACs, which all brokers have."""
+    """This broker's settings, compared with the other brokers'. `key`: the key of the MACs, which all brokers share."""
 
     def __init__(self, store: Store, config: Config, key: bytes) -> None:
         self._store = store
         self._own = {name: _mac(key, name, repr(getattr(config, name))) for name in COMPARED}
         self._own[_KEY] = _mac(key, _KEY, "")
         self.differing: list[str] = []
-        """The settings of this broker that are not those of the broker that was started last."""
+        """The settings in which this broker differs from the broker that started last."""
 
     async def declare(self) -> None:
-        """Say what this broker was started with, and whether that is something new.
+        """Store this broker's settings, and log where they differ from the previous ones.
 
         Raises:
             Unavailable: the store cannot be read or written.
@@ -62,18 +62,18 @@ class Agreement:
         names = self._differing(before)
         if names:
             log.warning(
-                "this broker has other settings than the one that was started before it: give all of them the same",
+                "this broker's settings differ from those of the one that started before it: give all brokers the same",
                 settings=names,
             )
 
     async def run(self, background: Background) -> None:
-        """Look now and then what others were started with since, until cancelled."""
+        """Check from time to time which settings other brokers have started with, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             await background.attempt(Work.SETTINGS, self.look)
 
     async def look(self) -> None:
-        """Compare with what was said last, and tell what is new about that.
+        """Compare with the stored settings, and log a new difference.
 
         Raises:
             Unavailable: the store cannot be read.
@@ -81,11 +81,11 @@ class Agreement:
         names = self._differing(await self._said())
         if names and names != self.differing:
             log.warning(
-                "another broker was started with other settings than this one has: give all of them the same",
+                "another broker has started with settings that differ from this one's: give all brokers the same",
                 settings=names,
             )
         elif self.differing and not names:
-            log.info("this broker has the settings of the others again")
+            log.info("this broker's settings no longer differ from the others'")
         self.differing = names
 
     def _differing(self, said: Mapping[str, str]) -> list[str]:

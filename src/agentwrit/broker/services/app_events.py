@@ -1,4 +1,4 @@
-"""What the audit log is told of apps. `store verify` compares them with it (`state_check`)."""
+"""Audit events about apps. `store verify` compares them with the apps' rows (`state_check`)."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from agentwrit.domain.limits import LIMIT_NAMES
 
 
 def event(caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str) -> Draft:
-    """An event about an app, with all that it is."""
+    """An event about an app, with all its settings."""
     return caller.event(
         event_type,
         detail=detail,
@@ -42,7 +42,7 @@ def _limits_data(app: App) -> EventData:
 def ending(
     caller: Caller, operator: Principal, event_type: EventType, app: App, detail: str, ended: Ending | None
 ) -> Draft:
-    """The same, of a change that ended grants."""
+    """An event about a change of an app that ended grants."""
     changed = event(caller, operator, event_type, app, detail)
     return msgspec.structs.replace(changed, data={**changed.data, **_grants_ended(ended)})
 
@@ -52,7 +52,7 @@ def _grants_ended(ended: Ending | None) -> EventData:
 
 
 def ceiling_changed(caller: Caller, operator: Principal, before: App, app: App, ended: Ending | None) -> Draft:
-    """Its ceiling is another one."""
+    """An app's ceiling was changed."""
     return caller.event(
         EventType.SCOPES_CEILING_UPDATED,
         detail="an app's ceiling was changed",
@@ -69,20 +69,20 @@ def ceiling_changed(caller: Caller, operator: Principal, before: App, app: App, 
 
 
 def binding_changed(caller: Caller, operator: Principal, app: App, ended: Ending | None) -> Draft:
-    """Whether its agents' tokens have to be bound has changed."""
+    """Whether an app's agents need bound tokens was changed."""
     detail = f"an app's agents {'must' if app.requires_binding else 'need not'} have bound tokens from now on"
     return ending(caller, operator, EventType.APP_UPDATED, app, detail, ended)
 
 
 def audiences_changed(caller: Caller, operator: Principal, before: App, app: App, ended: Ending | None) -> Draft:
-    """Its audiences are others."""
+    """An app's audiences were changed."""
     changed = event(caller, operator, EventType.APP_UPDATED, app, "an app's audiences were changed")
     more: EventData = {"before": list(before.audiences), "after": list(app.audiences), **_grants_ended(ended)}
     return msgspec.structs.replace(changed, data={**changed.data, **more})
 
 
 def changes(caller: Caller, operator: Principal, before: App, app: App, ended: Ending | None) -> Iterator[Draft]:
-    """What is told of a change: an event for each kind of setting that is another one now."""
+    """The events for a change: one for each kind of setting that changed."""
     if app.scopes != before.scopes:
         yield ceiling_changed(caller, operator, before, app, ended)
     if app.audiences != before.audiences:

@@ -1,4 +1,4 @@
-"""Apps: registering, changing, suspending and ending them, and logging them in."""
+"""Apps: registering, changing, suspending and removing them, and their logins."""
 
 import hmac
 import secrets
@@ -31,7 +31,7 @@ from agentwrit.domain.limits import LIMIT_NAMES, NO_LIMITS, WantedLimits
 
 
 class NewAppSecret(msgspec.Struct, frozen=True, kw_only=True):
-    """An app with its client secret, which is shown this once."""
+    """An app with its client secret, which is shown only once."""
 
     app: App
     client_secret: str
@@ -41,7 +41,7 @@ class NewAppSecret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppService:
-    """What the operator does with apps, and how apps log in."""
+    """The operator's changes to apps, and apps' logins."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class AppService:
         """Register an app under a name that no active app has.
 
         Raises:
-            InvalidRequest, InvalidTTL: an argument is not what it should be.
+            InvalidRequest, InvalidTTL: an argument is invalid.
             Conflict: the name is taken.
         """
         app_rules.check_name(name)
         reported = check_audience(reports_for, field="reports_for")
-        # A resource server needs no ceiling: it has no agents.
+        # A resource server needs no ceiling, because it has no agents.
         ceiling = scope.parse_list(scopes, field="scopes") if scopes or not reported else ()
         ttl = _check_token_ttl(self._config.app_token_ttl if token_ttl is None else token_ttl)
         allowed_audiences = check_audience(audiences, field="audiences")
@@ -116,7 +116,7 @@ class AppService:
         return await self._store.write(register)
 
     async def list(self, *, limit: int | None, offset: int) -> tuple[Sequence[App], int]:
-        """Apps in the order of their registration, and how many there are in all."""
+        """A page of apps in order of registration, and the total number."""
         return await self._store.read(
             lambda snapshot: (snapshot.apps(limit=limit, offset=offset), snapshot.app_count())
         )
@@ -125,7 +125,7 @@ class AppService:
         """One app, active or not.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: there is no app with this ID.
         """
         app = await self._store.read(lambda snapshot: snapshot.app(app_id))
         if app is None:
@@ -146,14 +146,13 @@ class AppService:
         reports_for: Sequence[str] | None = None,
         limited: WantedLimits = NO_LIMITS,
     ) -> tuple[App, int]:
-        """Change an app's ceiling, its audiences, its token's life, whether its agents' tokens have to be bound, what
-        it may report on, or its limits.
+        """Change an app's settings: ceiling, audiences, token lifetime, required binding, reports, or limits.
 
-        A narrower ceiling, fewer audiences, or that tokens have to be bound, ends the live grants that exceed it,
-        unless `keep_grants`. A lower limit ends none. Returns the app and how many grants were ended.
+        A narrower ceiling, fewer audiences, or a new requirement of bound tokens ends the live grants that exceed it,
+        unless `keep_grants`. A lower limit ends none. Returns the app and the number of ended grants.
 
         Raises:
-            InvalidRequest, InvalidTTL: an argument is not what it should be, or there is none.
+            InvalidRequest, InvalidTTL: an argument is invalid, or there is none.
             NotFound: there is no such app, or it was removed.
         """
         limits_asked = limited.checked()
@@ -199,7 +198,7 @@ class AppService:
         return app, ended
 
     async def rotate_secret(self, caller: Caller, operator: Principal, app_id: str, *, overlap: int) -> NewAppSecret:
-        """Give an app a new secret; the old one, and tokens issued on it, work for `overlap` seconds more.
+        """Give an app a new secret. The old one, and tokens issued for it, work for another `overlap` seconds.
 
         Raises:
             InvalidRequest: the overlap is out of range.
@@ -244,13 +243,13 @@ class AppService:
         return new
 
     async def suspend(self, caller: Caller, operator: Principal, app_id: str) -> tuple[App, int]:
-        """Let nobody do anything as an app, and end all that came through it. Again it does nothing more.
+        """Suspend an app: refuse it everywhere, and end all its grants. A repeated call changes nothing.
 
-        What is ended stays so: that a token is dead can be told to those who verify without asking, and not that it is
-        alive again. Returns the app and how many grants were ended.
+        The grants stay ended when the app is resumed: verifiers that do not ask the broker can learn that a token is
+        dead, but not that it is alive again. Returns the app and the number of ended grants.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: there is no app with this ID.
             Conflict: it was removed.
         """
 
@@ -269,10 +268,10 @@ class AppService:
         return await self._finished(*await self._store.write(suspend))
 
     async def resume(self, caller: Caller, operator: Principal, app_id: str) -> App:
-        """Let an app that is suspended log in again, with the secret that it has. Again it does nothing more.
+        """Let a suspended app log in again, with its present secret. A repeated call changes nothing.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: there is no app with this ID.
             Conflict: it was removed.
         """
 
@@ -288,10 +287,10 @@ class AppService:
         return await self._store.write(resume)
 
     async def deregister(self, caller: Caller, operator: Principal, app_id: str) -> App:
-        """End an app and every credential that came through it. Ending it again changes nothing.
+        """Remove an app, and end every credential that came through it. A repeated call changes nothing.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: there is no app with this ID.
         """
 
         def deregister(transaction: Transaction) -> tuple[App, Ending | None]:
@@ -319,11 +318,11 @@ class AppService:
         *,
         wanted: Sequence[str] = (),
     ) -> IssuedToken:
-        """An app token, for the app's secret. `wanted`: its scope, of what the app's tokens can have; empty for all.
+        """An app token, for the app's secret. `wanted`: the requested scope, within the app's own; empty for all of it.
 
         Raises:
-            Unauthorized: unknown id, wrong secret or inactive app: which, nobody is told, and neither does time.
-            ScopeViolation: more is wanted than the app's tokens can have.
+            Unauthorized: unknown ID, wrong secret or inactive app; neither the answer nor its timing tells which.
+            ScopeViolation: `wanted` exceeds what the app's tokens can have.
         """
         fingerprint = launch_token.fingerprint(client_secret)
 
@@ -362,13 +361,13 @@ class AppService:
         return issued
 
     async def _finished(self, app: App, ending: Ending | None) -> tuple[App, int]:
-        """A change of an app, when all that it ends has ended, and how many grants that is."""
+        """The result of a change, once everything that it ends has ended: the app, and the number of ended grants."""
         return app, 0 if ending is None else await self._endings.finish(ending)
 
     def _beyond(self, app: App, *, are_audiences_given: bool, is_binding_given: bool) -> Named:
-        """The live agents' grants beyond the app's ceiling or its audiences, or not bound as they have to be."""
-        # What only another AUDIENCE of the broker has put outside is not ended by a change of something else, and
-        # neither is what was kept unbound.
+        """The app's live agents' grants that exceed its ceiling or audiences, or lack a required binding."""
+        # Grants outside only because the broker's AUDIENCE changed do not end when another setting is changed. Neither
+        # do unbound grants that were kept.
         return Named(
             level=EndingLevel.CEILING,
             target=app.app_id,
@@ -396,7 +395,7 @@ def _not_removed(transaction: Transaction, app_id: str) -> App:
 
 
 def _end_all(transaction: Transaction, caller: Caller, operator: Principal, app: App, reason: EndReason) -> Ending:
-    """End all that came through an app, its own logins included."""
+    """End all grants that came through an app, its own logins included."""
     all_of_it = Named(level=EndingLevel.APP, target=app.app_id, client_id=app.client_id)
     return end_named(transaction, caller, operator.name, all_of_it, reason)
 

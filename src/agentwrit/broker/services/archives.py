@@ -1,8 +1,8 @@
-"""Archives of the audit log: what the broker knows of them, and removing what is in them.
+"""Archives of the audit log: the broker's records of them, and the removal of archived events.
 
-An archive is written and made durable by somebody else, who says so (`record`). Its events go from the store a tile's
-worth at a time (`prune`), as soon as a checkpoint covers the event that tells of it. Killed in between, the broker goes
-on where it was.
+Another program writes an archive, makes it durable and reports it (`record`). The broker then removes its events from
+the store, one tile at a time (`prune`), as soon as a checkpoint covers the event that records the archive. After a
+crash, the broker continues where it was.
 """
 
 import re
@@ -27,15 +27,15 @@ class ArchiveService:
         self._store = store
 
     async def known(self) -> tuple[int, Sequence[Archive]]:
-        """Up to where the log is no longer in the store, and all archives, the oldest first."""
+        """The event up to which the log was removed from the store, and all archives, oldest first."""
         return await self._store.read(lambda snapshot: (snapshot.pruned(), snapshot.archives()))
 
     async def record(self, caller: Caller, archived: Checked, *, principal: str, sid: str = "") -> Archive:
-        """Take it that the oldest events are durable in an archive, so that they can go. Said twice it is done once.
+        """Record that the oldest events are durable in an archive, and can be removed. A retry is recorded once.
 
         Raises:
-            InvalidRequest: the log has no such part, or it is not the one of this root.
-            Conflict: the next archive begins elsewhere.
+            InvalidRequest: the log has no such part, or the part has another root.
+            Conflict: the next archive has to begin elsewhere.
         """
         _check_texts(archived)
 
@@ -68,7 +68,7 @@ class ArchiveService:
         return await self._store.write(record)
 
     async def prune(self) -> None:
-        """Remove what was archived, as far as it may go by now."""
+        """Remove archived events, as far as checkpoints cover their archives' records."""
 
         def prune(transaction: Transaction) -> int:
             waiting, signed = transaction.archives(after=transaction.pruned()), transaction.checkpoint()
@@ -83,7 +83,7 @@ class ArchiveService:
 
 
 def where(snapshot: Snapshot, sequence: int) -> str | None:
-    """Where the event at this place was archived, in words, if it is no longer in the store."""
+    """Where an event was archived, in words, if it was removed from the store."""
     if sequence > snapshot.pruned():
         return None
     archive = next(iter(snapshot.archives(after=sequence - 1)), None)

@@ -18,7 +18,7 @@ TOTALS_REMEMBERED: Final = 256
 
 
 class Found(NamedTuple):
-    """A page of events, how many match in all, and up to where the log was archived: those are no longer here."""
+    """A page of events, the total number of matches, and the event up to which the log was removed after archiving."""
 
     events: Sequence[Event]
     total: int
@@ -26,7 +26,7 @@ class Found(NamedTuple):
 
 
 class _Total(NamedTuple):
-    """How many events match, of those behind `pruned` and up to `head`."""
+    """The number of matching events after `pruned` and up to `head`."""
 
     pruned: int
     head: int
@@ -34,19 +34,20 @@ class _Total(NamedTuple):
 
 
 class AuditService:
-    """Shows events: all to the operator, its own to an app."""
+    """Shows events: all of them to operators, its own to an app."""
 
     def __init__(self, store: Store, authenticator: Authenticator) -> None:
         self._store = store
         self._authenticator = authenticator
-        # What was counted once stays counted until some of it is archived: a million need not be counted for each page.
+        # A count remains valid until some of its events are archived, so that a million need not be counted for each
+        # page.
         self._totals: OrderedDict[EventQuery, _Total] = OrderedDict()
 
     async def authorize(self, caller: Caller, token: str | None) -> Principal:
-        """Who may read the log.
+        """The principal, if it may read the log.
 
         Raises:
-            Unauthorized, InsufficientScope: not this caller.
+            Unauthorized, InsufficientScope: the caller may not.
         """
         required = {GrantKind.OPERATOR: operator.AUDIT_SCOPE, GrantKind.APP: app.AUDIT_SCOPE}
         return await self._authenticator.require(caller, token, required)

@@ -1,4 +1,4 @@
-"""Bearer tokens: who is calling, and may they."""
+"""Authenticating bearer and bound tokens: who the caller is, and what it may do."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -37,7 +37,7 @@ def app_subject(app_id: str) -> str:
 
 
 class Principal:
-    """Someone who presented a token that holds."""
+    """The holder of a valid token that was presented."""
 
     def __init__(self, kid: str, claims: Claims) -> None:
         self.kid = kid
@@ -46,12 +46,12 @@ class Principal:
 
     @property
     def app_id(self) -> str:
-        """The app that this is, or empty."""
+        """The app's ID if this is an app, otherwise empty."""
         return self.claims.sub.removeprefix(APP_PREFIX) if self.kind is GrantKind.APP else ""
 
     @property
     def name(self) -> str:
-        """Who this is, as an event's `principal`: `sub`, and of several operators which one."""
+        """The `principal` of this caller's events: the `sub`, and for operators also which of them it is."""
         is_operator = self.kind is GrantKind.OPERATOR
         return operator.principal(self.claims.operator) if is_operator else self.claims.sub
 
@@ -71,14 +71,14 @@ class Principal:
 
 
 class Presenter(NamedTuple):
-    """Someone who presented a genuine token, and as far as it is bound the proof of being its holder, to be spent."""
+    """The presenter of a genuine token. `proof`: for a bound token, its proof, which is still to be marked as used."""
 
     principal: Principal
     proof: Proof | None
 
 
 class NotTheHolder(Unproven):
-    """A genuine token that is not accepted from whoever presents it: stolen, perhaps. `principal`: its holder."""
+    """A genuine token that is refused from its presenter, and may be stolen. `principal`: its holder."""
 
     def __init__(self, unproven: Unproven, principal: Principal) -> None:
         super().__init__(unproven.reason, code=unproven.code, told=unproven.told)
@@ -86,19 +86,19 @@ class NotTheHolder(Unproven):
 
 
 def refusal(invalid: InvalidToken, detail: str) -> Unauthorized:
-    """What to tell whoever presented a token that is not accepted: how to present it, and not why."""
+    """The answer to a refused token: how to present a token, but not why this one was refused."""
     if not isinstance(invalid, Unproven):
         return Unauthorized(detail)
     return ProofNeeded(detail, code=invalid.code, hint=hint_for(invalid.told))
 
 
 def hint_for(told: str) -> str | None:
-    """What to do about a proof that is for a name by which the broker is not known, if that is what is told."""
+    """A hint about a proof for a URL that is not the broker's, if the refusal says so."""
     return f"{told}: use that URL, or have yours added to AGENTWRIT_PUBLIC_URL" if told else None
 
 
 def not_accepted(caller: Caller, invalid: InvalidToken) -> Denial:
-    """The denial of a token that is not accepted, with the reason for the audit log."""
+    """The denial for a refused token, with the reason for the audit log."""
     event = caller.event(EventType.TOKEN_AUTH_FAILED, Outcome.DENIED, detail=invalid.reason)
     if isinstance(invalid, NotTheHolder):
         claimed = invalid.principal
@@ -108,7 +108,7 @@ def not_accepted(caller: Caller, invalid: InvalidToken) -> Denial:
     return Denial(refusal(invalid, detail), caller, event)
 
 
-# Whose tokens have scopes of the broker's own routes, by the action of the scope.
+# The holders of scopes for the broker's own routes, by the action of the scope.
 _WHO_HOLDS: Final = {
     "admin": "it takes the token of an operator, from POST /v1/admin/auth",
     "app": "it takes the token of an app, from POST /v1/app/auth",
@@ -119,7 +119,7 @@ REUSED_PROOF: Final = Unproven("the proof was used before", code=Unproven.PROOF)
 
 
 class Authenticator:
-    """Checks tokens: genuine, in time, alive, and presented by their holder."""
+    """Checks that tokens are genuine, within their time, alive, and presented by their holder."""
 
     def __init__(
         self,
@@ -136,14 +136,14 @@ class Authenticator:
         self._liveness = liveness
         self._possession = possession
         self._denials = denials
-        # What a signature says does not change, so it is checked once; everything else is checked each time.
+        # A signature does not change, so it is checked once; everything else is checked each time.
         self._genuine: Recent[str, Principal] = Recent(GENUINE_TOKENS_REMEMBERED)
 
     def genuine(self, token: str) -> Principal:
-        """Who a token speaks for, if we issued it and its time is not over. It may have been revoked.
+        """The principal of a token, if the broker issued it and it has not expired. It may have been revoked.
 
         Raises:
-            InvalidToken: it is not.
+            InvalidToken: it is not genuine, or has expired.
         """
         principal = self._genuine.get(token)
         if principal is None:
@@ -153,11 +153,11 @@ class Authenticator:
         return principal
 
     async def alive(self, token: str) -> Principal:
-        """Who a token speaks for, if it is genuine, in time and not revoked.
+        """The principal of a token, if it is genuine, within its time and not revoked.
 
         Raises:
             InvalidToken: it is not.
-            Unavailable: it cannot be known whether it was revoked.
+            Unavailable: whether it was revoked cannot be determined.
         """
         principal = self.genuine(token)
         if await self._liveness.is_dead(principal.kid, principal.claims):
@@ -175,15 +175,15 @@ class Authenticator:
         return True
 
     async def is_grant_dead(self, principal: Principal) -> bool:
-        """Whether the principal's grant has ended; a token that was merely superseded does not count."""
+        """Whether the principal's grant has ended. A superseded token alone does not count."""
         return await self._liveness.is_grant_dead(principal.kid, principal.claims)
 
     def presented(self, presented: Presented | None) -> Presenter:
-        """Who presents a token, bound or not, if it is genuine and theirs. It may have been revoked.
+        """The presenter of a genuine token, bound or not, that the presenter holds. It may have been revoked.
 
         Raises:
-            InvalidToken: it is not.
-            ProofNonceNeeded: the time of the proof is not ours.
+            InvalidToken: the token is not genuine, or the presenter does not hold it.
+            ProofNonceNeeded: the proof's time differs too much from the broker's.
         """
         if presented is None:
             raise InvalidToken("no bearer token")
@@ -199,10 +199,10 @@ class Authenticator:
             raise NotTheHolder(unproven, principal) from None
 
     async def holder(self, caller: Caller, presented: Presented | None) -> Presenter:
-        """Who is calling, by a token that is bound or not.
+        """The caller, by a token that is bound or not.
 
         Raises:
-            Unauthorized: no token, none that holds, or one that is not the caller's.
+            Unauthorized: there is no token, it is not valid, or the caller is not its holder.
             TokenRevoked: as `bearer`.
         """
         try:
@@ -213,11 +213,11 @@ class Authenticator:
         return presenter
 
     async def bearer(self, caller: Caller, token: str | None) -> Principal:
-        """Who is calling, by a token that anybody may bear (RFC 6750 §2.1).
+        """The caller, by a bearer token (RFC 6750 §2.1).
 
         Raises:
-            Unauthorized: no token, none that holds, or one that is bound to a key.
-            TokenRevoked: a genuine one, in time, whose grant has ended or that has been superseded.
+            Unauthorized: there is no token, it is not valid, or it is bound to a key.
+            TokenRevoked: the token is genuine and has not expired, but its grant has ended or it was superseded.
         """
         try:
             if token is None:
@@ -231,11 +231,11 @@ class Authenticator:
         return principal
 
     async def require(self, caller: Caller, token: str | None, required: Mapping[GrantKind, str]) -> Principal:
-        """Who is calling, if it is one of the kinds in `required` and holds the scope that its kind needs.
+        """The caller, if `required` contains its kind and its token has the scope given there.
 
         Raises:
             Unauthorized, TokenRevoked: as `bearer`.
-            InsufficientScope: it does not.
+            InsufficientScope: the caller is of another kind, or lacks the scope.
         """
         principal = await self.bearer(caller, token)
         needed = required.get(principal.kind)
@@ -244,7 +244,7 @@ class Authenticator:
         return principal
 
     async def insufficient(self, caller: Caller, principal: Principal, required: str) -> Refusal:
-        """Record that a caller may not do what it asked for. Returns what to tell it."""
+        """Record that a caller lacks a scope. Returns the error for the caller."""
         event = caller.event(
             EventType.SCOPE_VIOLATION,
             Outcome.DENIED,
@@ -263,11 +263,11 @@ class Authenticator:
         return await self._denials.record(Denial(error, caller, event, by=principal.claims.client_id))
 
     async def refused(self, caller: Caller, invalid: InvalidToken) -> Refusal:
-        """Record that a token was not accepted, and why. Returns what to tell the caller: not why."""
+        """Record that a token was refused, and why. Returns the error for the caller, without the reason."""
         return await self._denials.record(not_accepted(caller, invalid))
 
     async def revoked(self, caller: Caller, principal: Principal) -> Refusal:
-        """Record that a dead token was used. Returns what to tell the caller."""
+        """Record that a dead token was used. Returns the error for the caller."""
         event = caller.event(
             EventType.TOKEN_REVOKED_ACCESS,
             Outcome.DENIED,

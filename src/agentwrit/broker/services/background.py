@@ -1,4 +1,4 @@
-"""The work that is done beside requests: it goes on whatever happens to it, and the operator learns when it fails."""
+"""Background work: it continues after any failure, and failures are reported to the operator."""
 
 import asyncio
 import time
@@ -11,13 +11,13 @@ import structlog
 from agentwrit.broker.metrics import Metrics
 from agentwrit.domain.errors import Unavailable
 
-PATIENCE_SECONDS: Final = 30.0  # with a store that is out of reach, which health tells by itself
+PATIENCE_SECONDS: Final = 30.0  # for an unreachable store, which health reports by itself
 
 log = structlog.get_logger("agentwrit.background")
 
 
 class Work(StrEnum):
-    """What is done beside requests, as metrics and health name it."""
+    """The kinds of background work, by their names in metrics and health."""
 
     FEED = "feed"
     CHECKPOINTS = "checkpoints"
@@ -35,7 +35,7 @@ class Work(StrEnum):
 
 
 class _Failure:
-    """The failures of one work, from the first one to the next success."""
+    """The failures of one kind of work, from the first one to the next success."""
 
     def __init__(self) -> None:
         self.since = time.monotonic()
@@ -44,7 +44,7 @@ class _Failure:
 
 
 class Background:
-    """Keeps the books of background work: what fails, since when, and how often."""
+    """Keeps account of background work: what fails, since when, and how often."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -53,14 +53,14 @@ class Background:
         metrics.background_failing = self.failing
 
     async def attempt(self, work: Work, part: Callable[[], Awaitable[object]]) -> bool:
-        """Do a part of the work. Returns whether that succeeded: whatever it raises, the caller is to go on."""
+        """Do a part of the work. Returns whether it succeeded; the caller continues after any exception."""
         task = asyncio.current_task()
         try:
             await part()
         except asyncio.CancelledError as error:
             if task is None or task.cancelling():
                 raise
-            self.failed(work, error)  # somebody else's end, which was waited for
+            self.failed(work, error)  # the cancellation of something else that was awaited
         except Exception as error:
             self.failed(work, error)
         else:
@@ -69,7 +69,7 @@ class Background:
         return False
 
     def failed(self, work: Work, error: BaseException) -> None:
-        """A part of the work raised this."""
+        """Record that a part of the work raised this error."""
         self._metrics.background_failures[work.value] += 1
         failure = self._failures.setdefault(work, _Failure())
         failure.is_defect = not isinstance(error, Unavailable)
@@ -78,17 +78,17 @@ class Background:
             return
         failure.reason = reason
         if isinstance(error, Unavailable):
-            log.warning("work in the background has to wait", work=work.value, reason=error.detail)
+            log.warning("background work has to wait", work=work.value, reason=error.detail)
         else:
-            log.error("work in the background failed, and is tried again", work=work.value, exc_info=error)
+            log.error("background work failed, and will be retried", work=work.value, exc_info=error)
 
     def succeeded(self, work: Work) -> None:
-        """A part of the work came to its end."""
+        """Record that a part of the work succeeded."""
         if self._failures.pop(work, None) is not None:
-            log.info("work in the background goes on", work=work.value)
+            log.info("background work succeeds again", work=work.value)
 
     def failing(self) -> Sequence[str]:
-        """What fails now, and not because the store is out of reach for a moment."""
+        """The kinds of work that fail now, unless the store has been out of reach only for a short time."""
         now = time.monotonic()
         return [
             work.value

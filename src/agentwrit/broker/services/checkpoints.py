@@ -1,7 +1,7 @@
-"""Checkpoints of the audit log, and the proofs that hang on them.
+"""Checkpoints of the audit log, and the proofs based on them.
 
-A task signs a checkpoint whenever the log has grown for a while; the operator may ask for one at any moment. It is on
-disk before anybody sees it, so whatever was signed once is continued by all that is signed later.
+A task signs a checkpoint whenever the log has grown; an operator may request one at any time. A checkpoint is on disk
+before anyone sees it, so all later checkpoints continue it.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ log = structlog.get_logger("agentwrit.checkpoints")
 
 
 class CheckpointKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key that checkpoints are, were or will be signed with, as auditors hold it."""
+    """A past, present or future key of checkpoints, in the form that auditors keep."""
 
     verifier_key: str
     key: StoredKey
 
 
 class InclusionProof(msgspec.Struct, frozen=True, kw_only=True):
-    """That the event at `index` (0 for the first) is in the log of a checkpoint. `checkpoint`: the signed note."""
+    """A proof that event number `index` (from 0) is in the log of a checkpoint. `checkpoint`: the signed note."""
 
     index: int
     size: int
@@ -46,7 +46,7 @@ class InclusionProof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkpoints:
-    """Signs what the log has come to, and shows parts of its tree. `origin`: the log's name."""
+    """Signs the end of the log, and serves parts of its tree. `origin`: the log's name."""
 
     def __init__(self, store: Store, keys: SigningKeys, origin: str) -> None:
         self._store = store
@@ -56,7 +56,7 @@ class Checkpoints:
         self._overdue_since: float | None = None
 
     async def run(self, background: Background) -> None:
-        """Sign a checkpoint now and then, until cancelled."""
+        """Sign a checkpoint at intervals, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             await background.attempt(Work.CHECKPOINTS, self._make_in_charge)
@@ -65,10 +65,10 @@ class Checkpoints:
         if await self._store.is_in_charge():
             await self.make()
         else:
-            await self._ends()  # whoever is in charge may fail to
+            await self._ends()  # the broker in charge may fail to sign
 
     async def make(self) -> str:
-        """The checkpoint of all that is in the log by now.
+        """A checkpoint of all events so far.
 
         Raises:
             Unavailable: it cannot be stored.
@@ -91,11 +91,11 @@ class Checkpoints:
         return made
 
     def overdue(self) -> float:
-        """For how many seconds no checkpoint has covered the whole log, as far as is known here; or 0."""
+        """For how many seconds no checkpoint has covered the whole log, as far as this broker knows; or 0."""
         return 0.0 if self._overdue_since is None else time.monotonic() - self._overdue_since
 
     async def _ends(self) -> tuple[int, str | None]:
-        """Where the log ends, and the newest checkpoint."""
+        """The size of the log, and the newest checkpoint."""
         size, newest = await self._store.read(lambda snapshot: (snapshot.event_head(), snapshot.checkpoint()))
         if newest is not None and _covers(newest, size):
             self._overdue_since = None
@@ -104,11 +104,11 @@ class Checkpoints:
         return size, newest
 
     async def newest(self) -> str:
-        """The newest checkpoint that there is, which may not cover the last events yet."""
+        """The newest checkpoint, which may not cover the last events yet."""
         return await self._store.read(lambda snapshot: snapshot.checkpoint()) or await self.make()
 
     async def keys(self) -> Sequence[CheckpointKey]:
-        """The keys of checkpoints, the newest first, those that are gone included: old exports are checked by them."""
+        """The keys of checkpoints, newest first, retired and revoked ones included, to check old exports with."""
         stored = await self._store.read(lambda snapshot: snapshot.signing_keys())
         return [
             CheckpointKey(verifier_key=str(VerifierKey(self._origin, key.public_key)), key=key)
@@ -135,10 +135,10 @@ class Checkpoints:
         return InclusionProof(index=sequence - 1, size=size, hashes=hashes, checkpoint=signed)
 
     async def consistency_proof(self, old: int, new: int) -> Sequence[bytes]:
-        """The proof that the log of `new` events continues that of `old`.
+        """The proof that the log of `new` events continues the log of `old` events.
 
         Raises:
-            InvalidRequest: the log was never of these sizes, in this order.
+            InvalidRequest: the sizes are not in order, or exceed the log's.
         """
 
         def find(snapshot: Snapshot) -> Sequence[bytes]:
@@ -149,10 +149,10 @@ class Checkpoints:
         return await self._store.read(find)
 
     async def tile(self, of: HashTile) -> bytes:
-        """The hashes of a tile, as wide as it is asked for.
+        """The hashes of a tile, in the requested width.
 
         Raises:
-            NotFound: the tile has not grown so far.
+            NotFound: the tile has not grown that far.
         """
 
         def find(snapshot: Snapshot) -> bytes:
@@ -164,10 +164,10 @@ class Checkpoints:
         return hashes
 
     async def bundle(self, of: EntryBundle) -> bytes:
-        """A bundle of entries, as wide as it is asked for.
+        """A bundle of entries, in the requested width.
 
         Raises:
-            NotFound: there are not so many events.
+            NotFound: there are fewer events.
         """
         first = of.number * merkle.TILE_WIDTH + 1
 
@@ -183,7 +183,7 @@ class Checkpoints:
         return tiles.bundle(found)
 
     def _reader(self, snapshot: Snapshot) -> TileReader:
-        """What reads tiles, each of them once: strangers ask for proofs, and a proof asks for a tile many times."""
+        """A reader that reads each tile once: anonymous clients ask for proofs, and a proof needs a tile many times."""
         head = snapshot.event_head()
         read: dict[tuple[int, int], bytes] = {}
 
@@ -198,7 +198,7 @@ class Checkpoints:
         return tile
 
     def _unfinished_tile(self, snapshot: Snapshot, head: int) -> bytes:
-        """The hashes of the last events, which no tile has yet. What was hashed stays so, and is not read again."""
+        """The hashes of the last events, which are not in a tile yet. Computed hashes are kept."""
         number, width = divmod(head, merkle.TILE_WIDTH)
         known, hashes = self._unfinished
         if known != number:
@@ -210,7 +210,7 @@ class Checkpoints:
         return hashes[: width * merkle.HASH_BYTES]
 
     def _is_current(self, signed: str, size: int) -> bool:
-        """Whether this is the checkpoint of `size` events by the key that signs now."""
+        """Whether this is a checkpoint of `size` events by the present signing key."""
         if checkpoint.unverified(signed).size != size:
             return False
         return note.is_signed_by(signed, VerifierKey(self._origin, self._keys.signer.public_key))

@@ -1,7 +1,7 @@
-"""Tokens for services, asked for as OAuth clients do: by the app's secret (RFC 6749 §4.4), for a resource (RFC 8707).
+"""Tokens by the OAuth client credentials grant: for the app's secret (RFC 6749 §4.4) and a resource (RFC 8707).
 
-Such a token is that of an agent of its own, under the rules for all agents of the app: its ceiling, its audiences, its
-limits. The agent has proven no key, so its grant ends with its one token, and nothing that is bound can come to it.
+Each token belongs to a new agent, under the rules for all agents of the app: ceiling, audiences, limits. The agent has
+proven no key, so its grant ends with its one token, and no bound grant can be delegated to it.
 """
 
 import os
@@ -19,11 +19,11 @@ from agentwrit.domain import spiffe_id
 from agentwrit.domain.app import App
 from agentwrit.domain.errors import Unauthorized
 
-TASK: Final = "client-credentials"  # what the tasks of such agents are called, with a number behind it
+TASK: Final = "client-credentials"  # the prefix of such agents' task IDs, followed by a random number
 
 
 class ClientCredentialsService:
-    """Issues such tokens."""
+    """Issues tokens by the client credentials grant."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class ClientCredentialsService:
         """A token for a client that has shown its secret. `scope`: empty for all that the app's agents may have.
 
         Raises:
-            InvalidRequest: there are too many names in `audience`, or the token would be too large.
+            InvalidRequest: `audience` has too many names, or the token would be too large.
             Unauthorized: the app is not active.
-            ScopeViolation: more is asked for than the app may give, or its agents have to be bound to keys.
-            LimitReached: the app has all the agents that it may have, or has them made too fast.
+            ScopeViolation: the scope exceeds the app's ceiling, or the app's agents must have bound tokens.
+            LimitReached: the app has reached its limit of live agents or of its creation rate.
         """
         task_id = f"{TASK}-{os.urandom(spiffe_id.INSTANCE_BYTES).hex()}"
         try:

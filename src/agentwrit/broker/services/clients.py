@@ -1,4 +1,4 @@
-"""Clients: apps that say who they are by their secret (RFC 6749 §2.3.1)."""
+"""OAuth clients: apps that authenticate by their secret (RFC 6749 §2.3.1)."""
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.services.context import Caller
@@ -11,7 +11,7 @@ from agentwrit.domain.errors import Unauthorized
 
 
 class ClientService:
-    """Tells which app is asking, where no token is wanted."""
+    """Identifies the calling app on routes that need no token."""
 
     def __init__(self, store: Store, denials: DenialLog, clock: Clock) -> None:
         self._store = store
@@ -19,10 +19,10 @@ class ClientService:
         self._clock = clock
 
     async def identify(self, caller: Caller, client_id: str, client_secret: str) -> App:
-        """The active app of this id and secret.
+        """The active app with this ID and secret.
 
         Raises:
-            Unauthorized: unknown id, wrong secret or inactive app: which, nobody is told, and neither does time.
+            Unauthorized: unknown ID, wrong secret or inactive app; neither the answer nor its timing tells which.
         """
         fingerprint = launch_token.fingerprint(client_secret)
         now = self._clock.now()
@@ -32,13 +32,13 @@ class ClientService:
             raise await self._denials.record(denied) from None
 
     async def rate_limited(self, caller: Caller) -> None:
-        """Record that too many wrong secrets were tried from one place."""
+        """Record that too many wrong secrets were tried from one network."""
         event = caller.event(EventType.APP_RATE_LIMITED, Outcome.DENIED, detail="too many wrong secrets")
         await self._denials.record(Denial(Unauthorized("too many attempts"), caller, event))
 
 
 def accepted(snapshot: Snapshot, caller: Caller, client_id: str, fingerprint: bytes, now: float) -> App:
-    """The app of this id, if it is active and this is the fingerprint of a secret of its that works now.
+    """The app with this ID, if it is active and `fingerprint` is that of one of its valid secrets.
 
     Raises:
         Denial: it is not.
@@ -50,7 +50,7 @@ def accepted(snapshot: Snapshot, caller: Caller, client_id: str, fingerprint: by
     return app
 
 
-# Compared with where there is no app, so that an unknown id takes as long as a wrong secret.
+# Compared if there is no app, so that an unknown ID takes as long as a wrong secret.
 _NOBODY = App(
     app_id="",
     name="",
@@ -65,7 +65,7 @@ _NOBODY = App(
 
 
 def _login_failed(caller: Caller, app: App | None) -> Denial:
-    # An id that is not ours is not recorded: people have been known to put the secret in its place.
+    # An unknown ID is not recorded, because people sometimes enter the secret in its place.
     event = caller.event(
         EventType.APP_AUTH_FAILED,
         Outcome.DENIED,

@@ -1,4 +1,4 @@
-"""Who is asking: what every use case needs to know to record what was done."""
+"""The context of a request: what every use case needs to record what was done."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ EventData = dict[str, str | int | list[str]]
 
 
 def scope_data(requested: Sequence[str], held: Sequence[str], exceeding: Sequence[str]) -> EventData:
-    """Why a scope was refused, for the operator alone: what was asked for, what was held, and what went beyond it."""
+    """The reason for refusing a scope, for operators only: what was requested, what was held, and what exceeded it."""
     return {"scope_requested": list(requested), "scope_held": list(held), "scope_exceeding": list(exceeding)}
 
 
 def audience_data(requested: Sequence[str], held: Sequence[str], exceeding: Sequence[str]) -> EventData:
-    """Why an audience was refused, likewise."""
+    """The reason for refusing an audience, likewise."""
     return {"audience_requested": list(requested), "audience_held": list(held), "audience_exceeding": list(exceeding)}
 
 
 class Who(TypedDict):
-    """Whom an event is about, in the event's own fields. Empty where it does not apply."""
+    """The subject of an event, in the event's own fields. Empty where a field does not apply."""
 
     principal: str
     app_id: str
@@ -35,7 +35,7 @@ class Who(TypedDict):
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a request came from. `route` is the method and the template of its path."""
+    """Where a request came from. `route`: the method and the path template."""
 
     address: str = ""
     route: str = ""
@@ -44,7 +44,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def network(self) -> str:
-        """The address, or for IPv6 its /64: what one stranger has to themselves."""
+        """The address, or for IPv6 its /64, which one client usually controls as a whole."""
         try:
             address = ipaddress.ip_address(self.address)
         except ValueError:

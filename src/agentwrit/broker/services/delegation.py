@@ -1,4 +1,4 @@
-"""Delegation: an agent hands some of what it holds on to another agent of its app."""
+"""Delegation: an agent gives part of its scope to another agent of its app."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -36,9 +36,9 @@ NARROWER_AUDIENCE: Final = "an agent delegates for those whom its own token is f
 
 
 class DelegationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent asks for. `ttl`: seconds, cut to what its own token has left; `idempotency_key` None for none.
+    """An agent's request. `ttl`: seconds, at most what is left of its own token; `idempotency_key`: None for none.
 
-    `audience`: some of those whom the delegator's token is for, empty for all of them; `names_actors`: whether the
+    `audience`: some of the audiences of the delegator's token, empty for all of them; `names_actors`: whether the
     delegate's tokens carry `act` (RFC 8693 §4.1).
     """
 
@@ -51,7 +51,7 @@ class DelegationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DelegationService:
-    """Delegates."""
+    """Creates delegations."""
 
     def __init__(
         self, denials: DenialLog, issuer: TokenIssuer, authenticator: Authenticator, log_budget: LogBudget
@@ -62,11 +62,11 @@ class DelegationService:
         self._log_budget = log_budget
 
     async def delegator(self, caller: Caller, presented: Presented | None) -> Presenter:
-        """The agent that calls.
+        """The calling agent.
 
         Raises:
-            Unauthorized, TokenRevoked: no token that holds and is its own.
-            InsufficientScope: it is not an agent's.
+            Unauthorized, TokenRevoked: there is no valid token, or the caller is not its holder.
+            InsufficientScope: the token is not an agent's.
         """
         presenter = await self._authenticator.holder(caller, presented)
         if presenter.principal.kind is not GrantKind.AGENT:
@@ -78,18 +78,18 @@ class DelegationService:
     ) -> IssuedToken:
         """Give another agent a grant made from the delegator's, in one transaction (see `agentwrit.domain.delegation`).
 
-        `proof`: what showed the delegator to be the caller, to be spent.
+        `proof`: the delegator's proof for this request, which is marked as used.
 
         Raises:
-            InvalidRequest, InvalidTTL: a field is not what it should be, or the token would be too large.
+            InvalidRequest, InvalidTTL: a field is invalid, or the token would be too large.
             Unauthorized: the proof was used before.
-            TokenRevoked: the delegator's token is dead by now.
+            TokenRevoked: the delegator's token has died in the meantime.
             NotFound: the delegate is not a live agent of the same app.
-            ScopeViolation: more is given than is held, or than the app may by now give; or what is bound would go to
+            ScopeViolation: the scope exceeds the delegator's or the app's present ceiling, or a bound grant would go to
                 an agent without a key.
-            AudienceViolation: likewise, of those whom the token is to be for.
-            ChainTooLong: the chain has all the hops that it may have.
-            TooManyDelegations: as many delegations as may be are alive.
+            AudienceViolation: the audience exceeds the delegator's or the app's.
+            ChainTooLong: the chain has reached its maximum length.
+            TooManyDelegations: the number of live delegations has reached its maximum.
             Conflict: the idempotency key was used for another request.
         """
         granted = scope.parse_list(request.scope, field="scope")
@@ -139,7 +139,7 @@ class DelegationService:
         return issued
 
     def _delegate(self, transaction: Transaction, caller: Caller, parent: Grant, agent_id: str) -> Grant:
-        """The registration of the agent to be delegated to. Another app's agents are as if there were none."""
+        """The registration of the delegate. Agents of other apps are treated as if they did not exist."""
         registrations = transaction.grants(
             GrantQuery(live_at=transaction.now, kind=GrantKind.AGENT, app_id=parent.app_id, subject=agent_id, parent="")
         )
@@ -155,7 +155,7 @@ class DelegationService:
         return registrations[0]
 
     def _check_audience(self, caller: Caller, parent: Grant, app: App | None, audience: tuple[str, ...]) -> None:
-        """Among those whom the delegator's token is for, and whom those of its app may by now be for."""
+        """Check that the audience is within the delegator's and within the app's present ones."""
         beyond = [("delegator's", NARROWER_AUDIENCE, [name for name in audience if name not in parent.audience])]
         if app is not None:
             beyond.append(("app's", WIDER_AUDIENCES, list(self._issuer.uncovered_audience(app, audience))))
@@ -173,7 +173,7 @@ class DelegationService:
 
 
 def _denied(error: Refusal, caller: Caller, parent: Grant, event: Draft) -> Denial:
-    """A refusal of what an agent may not hand on: it can ask again and again."""
+    """A denial of a delegation, which an agent can repeat endlessly."""
     return Denial(error, caller, event, by=parent.client_id, about=(parent.sid, event.detail))
 
 
@@ -185,7 +185,7 @@ def _identify(caller: Caller, delegator: Principal, request: DelegationRequest) 
 
 
 def _app(transaction: Transaction, caller: Caller, parent: Grant) -> App | None:
-    """The delegator's app, if its agents may by now have such tokens; None for the operator's."""
+    """The delegator's app, if it may still have such tokens; None for the operator's agents."""
     if not parent.app_id:
         return None
     app = transaction.app(parent.app_id)
@@ -199,7 +199,7 @@ def _app(transaction: Transaction, caller: Caller, parent: Grant) -> App | None:
 
 
 def _check_key(caller: Caller, parent: Grant, to: Grant) -> None:
-    """What is bound stays bound, and an OAuth client's agent has no key for it (see `client_credentials`)."""
+    """Check that a bound grant stays bound: an OAuth client's agent has no key for it (see `client_credentials`)."""
     if parent.is_bound and not to.public_key:
         detail = "the delegate has no key that the token could be bound to"
         event = caller.event(EventType.DELEGATION_DENIED, Outcome.DENIED, detail=detail, **holder(parent))
@@ -207,7 +207,7 @@ def _check_key(caller: Caller, parent: Grant, to: Grant) -> None:
 
 
 def _check_scope(caller: Caller, parent: Grant, app: App | None, granted: Sequence[str]) -> None:
-    """Within what the delegator holds, and within the ceiling that its app has by now."""
+    """Check that the scope is within the delegator's and within the app's present ceiling."""
     ceilings = [(EventType.DELEGATION_ATTENUATION_VIOLATION, "delegator's scope", NARROWER_SCOPE, parent.scope)]
     if app is not None:
         ceilings.append((EventType.SCOPE_CEILING_EXCEEDED, "app's ceiling", WIDER_CEILING, app.scopes))
@@ -230,7 +230,7 @@ def _check_depth(caller: Caller, parent: Grant) -> None:
 
 
 def _check_count(transaction: Transaction, caller: Caller, parent: Grant) -> None:
-    """As many as may be alive at once: what is made can also be ended."""
+    """Check the number of live delegations, which bounds the work of ending them."""
     root = parent.tree or parent.sid
     for whose, sid, in_tree, most in (
         ("from this grant", parent.sid, False, delegation.MAX_FROM_GRANT),

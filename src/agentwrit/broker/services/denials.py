@@ -1,10 +1,10 @@
-"""Denials, recorded so that nobody can fill the disk with them: no stranger, and no agent and no app either.
+"""Recording denials, so that no anonymous client, agent or app can fill the disk with them.
 
-The first denial of its kind (event type, route, and as a rule the address prefix and the grant of who asked) is
-written before it is answered. Repeats within a minute are counted in memory, and the count is written as one more event
-when the minute is over. A crash may lose a count, never a first.
+The first denial of its kind (event type, route, and usually the address prefix and the grant of the caller) is written
+before it is answered. Repeats within a minute are counted in memory, and the count is written as one more event after
+the minute. A crash may lose a count, but never a first denial.
 
-Whoever can vary what tells kinds apart has so many of them: beyond that, all of theirs are told apart by type alone.
+The number of kinds per caller is bounded. Beyond it, a caller's denials are distinguished by event type only.
 """
 
 from collections import Counter
@@ -25,17 +25,17 @@ T = TypeVar("T")
 WINDOW_SECONDS: Final = 60
 MAX_WINDOWS: Final = 4096
 MAX_WINDOWS_OF_ONE: Final = 64
-FLUSHED_AT_ONCE: Final = 128  # counts in a unit of work, so that none keeps others waiting
-MAX_TEXT: Final = 1024  # characters of each text in the event's data; of a list a few items are kept
+FLUSHED_AT_ONCE: Final = 128  # counts in a unit of work, so that it does not delay others
+MAX_TEXT: Final = 1024  # characters of each text in the event's data; of a list, a few items are kept
 
 _Key = tuple[str, ...]
 
 
 class Denial(AgentWritError):
-    """Raised in a use case, or in its unit of work: record `event`, and tell the caller `error`.
+    """Raised in a use case or its unit of work: records `event`, and gives the caller `error`.
 
-    `by`: who is denied, as far as that is known: an app, with all its agents; else it is the address prefix. `about`:
-    what tells its kind from others of theirs of this type on this route, if not the address prefix and the grant.
+    `by`: the app that is denied, with all its agents, if known; otherwise the address prefix counts. `about`: what
+    distinguishes this kind from others of the same type, route and caller, if not the address prefix and the grant.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Denial(AgentWritError):
 
 class _Window:
     def __init__(self, event: Draft, by: str, now: float) -> None:
-        # What is kept until then is small; the lists stand in the first event.
+        # What is kept until then is small; the lists are in the first event.
         few = {name: value for name, value in event.data.items() if not isinstance(value, list)}
         self.event = msgspec.structs.replace(event, request_id="", trace_id="", data=few)
         self.by = by
@@ -60,13 +60,13 @@ class _Window:
 
 
 class DenialLog:
-    """Records what callers were denied. Bounded in memory and on disk, whatever they do."""
+    """Records denials. Bounded in memory and on disk, whatever callers do."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._windows: dict[_Key, _Window] = {}
-        self._open: Counter[str] = Counter()  # how many of the windows are whose
+        self._open: Counter[str] = Counter()  # the number of windows for each caller
 
     async def write(self, unit: Callable[[Transaction], T], *, reads: Sequence[Row] = ()) -> T:
         """`Store.write`, for a unit that may raise a `Denial`."""
@@ -76,7 +76,7 @@ class DenialLog:
             raise await self.record(denial) from None
 
     async def record(self, denial: Denial) -> Refusal:
-        """Record a denial, or count it. Returns what to tell the caller.
+        """Record a denial, or count it. Returns the error for the caller.
 
         Raises:
             Unavailable: it cannot be recorded.
@@ -95,7 +95,7 @@ class DenialLog:
         try:
             await self._write([*counted, event])
         except BaseException:
-            # Nothing was written: the next one is a first again, and the count is still owed.
+            # Nothing was written: the next denial is a first one again, and the count still has to be written.
             if window is None:
                 self._close(key)
             else:
@@ -105,7 +105,7 @@ class DenialLog:
         return denial.error
 
     async def flush(self, *, everything: bool = False) -> None:
-        """Write the counts of the minutes that are over, or at the end those of all."""
+        """Write the counts of minutes that are over, or at shutdown all counts."""
         now = self._clock.now()
         over = [key for key, window in self._windows.items() if everything or now >= window.opened_at + WINDOW_SECONDS]
         for at in range(0, len(over), FLUSHED_AT_ONCE):
@@ -118,7 +118,7 @@ class DenialLog:
         try:
             await self._write([_summary(window) for window in closed.values()])
         except BaseException:
-            for key, window in closed.items():  # the counts are still owed
+            for key, window in closed.items():  # the counts still have to be written
                 newer = self._windows.get(key)
                 if newer is None:
                     self._put(key, window)

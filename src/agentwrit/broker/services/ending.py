@@ -1,6 +1,6 @@
-"""Ending grants, with all that falls with them (see `agentwrit.domain.ending`).
+"""Ending grants and everything below them (see `agentwrit.domain.ending`).
 
-All of this is for a unit of work. What it returns may not be over yet: `endings.Endings` sees that through.
+These functions run in a unit of work. The ending that they return may be unfinished; `endings.Endings` completes it.
 """
 
 import secrets
@@ -18,10 +18,10 @@ from agentwrit.domain.grant import EndReason, Grant, GrantKind
 from agentwrit.domain.revocation import Revocation, RevocationKind
 
 AT_ONCE: Final = 128
-"""Grants that one unit of work ends: what keeps the event loop from everybody else for 5 to 10 ms."""
+"""Grants that one unit of work ends. It keeps the event loop busy for 5 to 10 ms."""
 
 WITH_THEM: Final = 64
-"""Grants that may be ended beyond that, if they fall with those: for most nothing falls, and that is known at once."""
+"""Dependent grants that may be ended in addition. Most grants have none, and one query shows that."""
 
 _DETAILS: Final = {
     EndReason.RELEASED: "a grant was released",
@@ -49,9 +49,10 @@ def end_grants(
     reason: EndReason,
     data: EventData | None = None,
 ) -> Ending:
-    """End these live grants, which are few, and what falls with them: their tokens are dead with the commit.
+    """End these few live grants and everything below them: their tokens are dead with the commit.
 
-    Records an event for each. `actor`: the subject of whoever does it; `data`: more to say of `grants` themselves.
+    Records an event for each. `actor`: the principal that does it; `data`: additional data for the events of `grants`
+    themselves.
     """
     ending = _begin(transaction, caller, actor, reason, data, None)
     return _advance(transaction, ending, roots=list(grants))
@@ -65,12 +66,12 @@ def end_named(
     reason: EndReason,
     data: EventData | None = None,
 ) -> Ending:
-    """The same for all live grants that `named` means, however many they are."""
+    """As `end_grants`, for all live grants that `named` covers, however many there are."""
     return _advance(transaction, _begin(transaction, caller, actor, reason, data, named))
 
 
 def said(ending: Ending) -> EventData:
-    """What an event says of an ending that began along with it: its name, where it is not over yet."""
+    """What the event of a change says about the ending that it begins: its ID, if the ending is not over yet."""
     return {} if ending.is_over else {"ending": ending.id}
 
 
@@ -99,14 +100,14 @@ def _begin(
 
 
 def _first(named: Named) -> tuple[Todo, ...]:
-    """What there is to do at the beginning: the last entry first. Logins end before agents."""
+    """The initial work, as a stack: the last entry is done first. Logins end before agents."""
     match named.level:
         case EndingLevel.APP:
             return tuple(Todo(kind=TodoKind.NAMED, of_kind=kind) for kind in (GrantKind.AGENT, GrantKind.APP))
         case EndingLevel.AGENT:
             held = Todo(kind=TodoKind.DELEGATES, name=named.target)
             return (held, Todo(kind=TodoKind.NAMED))
-        case EndingLevel.KEY | EndingLevel.ALL:  # kind by kind, as there is an index of what is alive by its kind
+        case EndingLevel.KEY | EndingLevel.ALL:  # one kind at a time, because the index of live grants is by kind
             kinds = (GrantKind.AGENT, GrantKind.APP, GrantKind.OPERATOR)
             return tuple(Todo(kind=TodoKind.NAMED, of_kind=kind) for kind in kinds)
         case _:
@@ -114,7 +115,7 @@ def _first(named: Named) -> tuple[Todo, ...]:
 
 
 def go_on(transaction: Transaction, ending: Ending, *, at_once: int = AT_ONCE) -> Ending:
-    """End some more of what an ending has to end, which has a record: about `at_once` grants."""
+    """End about `at_once` more of an ending's grants. The ending has a record."""
     return _advance(transaction, ending, is_recorded=True, at_once=at_once)
 
 
@@ -126,7 +127,7 @@ def _advance(
     is_recorded: bool = False,
     at_once: int = AT_ONCE,
 ) -> Ending:
-    """End as many grants as one unit of work may, and record how far that has come, where more are left."""
+    """End as many grants as one unit of work may, and record the progress if more are left."""
     work = _Work(transaction, ending, is_recorded=is_recorded, at_once=at_once)
     work.begin_with(roots)
     work.go_on()
@@ -134,16 +135,16 @@ def _advance(
 
 
 class _Found(NamedTuple):
-    """The end of a grant. `top`: the grant with which what is below it ends."""
+    """The end of a grant. `top`: the grant with which everything below it ends."""
 
     end: End
     top: str
 
 
 class _Work:
-    """One unit of work's part of an ending: first it is found what is to end, and then ended.
+    """One unit of work's part of an ending: first find what is to end, then end it.
 
-    In this order, because a store that is far away begins a unit anew for each thing that it has to read.
+    This order matters on PostgreSQL, where a unit is run again for each row that it has to read.
     """
 
     def __init__(self, transaction: Transaction, ending: Ending, *, is_recorded: bool, at_once: int) -> None:
@@ -164,11 +165,11 @@ class _Work:
         self._events_of_fallen: dict[tuple[EndReason, str], Draft] = {}
 
     def begin_with(self, roots: Sequence[Grant]) -> None:
-        """Find what falls with grants with which the ending begins."""
+        """Find what depends on the grants with which the ending begins."""
         self._fall([self._named(grant) for grant in roots])
 
     def go_on(self) -> None:
-        """Find more of what is to end, as much as may be."""
+        """Find more of what is to end, up to the limit."""
         while self._todo and self._budget > 0:
             todo = self._todo.pop()
             page = self._transaction.grant_page(self._query(todo), behind=todo.behind, limit=self._budget)
@@ -179,7 +180,7 @@ class _Work:
             self._fall([each for each in found if each is not None])
 
     def close(self) -> Ending:
-        """End what was found. Returns the ending as it is now, with a record of it where it has one or needs one."""
+        """End what was found. Returns the updated ending, with a record of it if it has or needs one."""
         before, transaction = self._ending, self._transaction
         transaction.end([found.end for found in self._found.values()])
         make_room(transaction, [found.end.grant for found in self._found.values()])
@@ -231,7 +232,7 @@ class _Work:
         return self._named(grant) if self._ending.names(grant) else None
 
     def _end_of_fallen(self, grant: Grant, kind: TodoKind, ended_with: str) -> _Found:
-        """The end of a grant that falls with another one: its own, where the ending names it too."""
+        """The end of a dependent grant: as a named one if the ending names it too."""
         if self._ending.names(grant):
             return self._named(grant)
         is_below = kind is TodoKind.BELOW
@@ -242,7 +243,7 @@ class _Work:
         return _Found(End(grant, why, event), ended_with if is_below else grant.sid)
 
     def _fall(self, found: Sequence[_Found]) -> None:
-        """Find what falls with these, generation by generation, or put it on the stack where it is too much."""
+        """Find what depends on these grants, generation by generation, or put it on the stack if there is too much."""
         while found:
             self._found |= {each.end.grant.sid: each for each in found}
             tops = {each.end.grant.sid: each.top for each in found}
@@ -265,20 +266,20 @@ class _Work:
             ]
 
     def _falling(self, sids: tuple[str, ...], agents: tuple[str, ...]) -> Sequence[Grant] | None:
-        """What falls with grants and agents; None where that is more than this unit of work may end."""
+        """What depends on grants and agents; None if that is more than this unit of work may end."""
         now, limit = self._transaction.now, max(self._budget, WITH_THEM) + 1
         found = self._transaction.grants(GrantQuery(live_at=now, falling_with=(sids, agents), limit=limit))
         return None if len(found) >= limit else [grant for grant in found if grant.sid not in self._found]
 
     def _is_delegate(self, agent: str) -> bool:
-        """Whether anything was delegated to an agent that is alive."""
+        """Whether a live agent has received a delegation."""
         query = GrantQuery(live_at=self._transaction.now, subject=agent, is_delegated=True, limit=1)
         return bool(self._transaction.grants(query))
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def _event(self, why: EndReason, data: EventData) -> Draft:
-        """What is recorded of each grant that ends for this reason, but whom it is about."""
+        """The event for each grant that ends for this reason, without the grant's own fields."""
         event_type = EventType.TOKEN_RELEASED if why is EndReason.RELEASED else EventType.TOKEN_REVOKED
         more: EventData = {"reason": why.value, **data}
         return self._caller.event(event_type, detail=_DETAILS[why], principal=self._ending.actor, data=more)

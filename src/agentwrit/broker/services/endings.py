@@ -1,4 +1,4 @@
-"""Seeing endings through, in one unit of work after the other (see `agentwrit.domain.ending`)."""
+"""Completing endings, in a sequence of units of work (see `agentwrit.domain.ending`)."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from agentwrit.domain.ending import Ending
 from agentwrit.domain.errors import Unavailable
 
 FREE_SECONDS: Final = 0.001
-"""An event loop that works no longer between two steps has nothing else to do."""
+"""If the event loop works no longer than this between two steps, it has nothing else to do."""
 BUSY_SHARE: Final = 0.15
-"""Of the time that an ending takes of an event loop that is busy with other things."""
+"""The share of a busy event loop's time that an ending takes."""
 
 AT_ONCE_ALONE: Final = 512
-"""Grants that a unit of work ends where nobody waits for the event loop: 20 to 40 ms, and then its commit."""
+"""Grants that a unit of work ends on an otherwise idle event loop: 20 to 40 ms, and then its commit."""
 
 RETRY_SECONDS: Final = 1.0
 LONGEST_RETRIES_SECONDS: Final = 15.0
@@ -30,7 +30,7 @@ log = structlog.get_logger("agentwrit.ending")
 
 
 async def see_through(store: Store, ending: Ending) -> Ending:
-    """Go on with an ending, on an event loop that has nothing else to do, until it is over.
+    """Continue an ending to its end, on an event loop that has nothing else to do.
 
     Raises:
         Unavailable: the store cannot be written.
@@ -39,11 +39,11 @@ async def see_through(store: Store, ending: Ending) -> Ending:
 
 
 Elsewhere = Callable[[str], Awaitable[Ending | None]]
-"""Sees the ending of this id through beside the event loop. None: it cannot, and the event loop has to."""
+"""Completes the ending with this ID outside of the event loop. None: it cannot, and the event loop has to."""
 
 
 class Endings:
-    """Sees endings through. One broker of a store does it for all that another one had to leave."""
+    """Completes endings. One broker of a store also completes those that others left unfinished."""
 
     def __init__(
         self, store: Store, liveness: Liveness, background: Background, elsewhere: Elsewhere | None = None
@@ -52,23 +52,23 @@ class Endings:
         self._elsewhere = elsewhere
         self._background = background
         self._liveness = liveness
-        self._turn = asyncio.Lock()  # one at a time: together they would be no sooner done
+        self._turn = asyncio.Lock()  # one at a time: together they would not finish sooner
         self._under_way: dict[str, asyncio.Task[Ending]] = {}
 
     async def finish(self, ending: Ending) -> int:
-        """Wait until all is ended. Returns how many grants that is.
+        """Wait until everything is ended. Returns the number of ended grants.
 
-        It goes on if nobody waits any more.
+        The work continues if the caller is cancelled.
 
         Raises:
-            Unavailable: it is in force, and cannot be recorded to its end now. It is tried again.
+            Unavailable: the ending is in force, but cannot be recorded completely now. It is retried.
         """
         if ending.is_over:
             return ending.count
         return (await asyncio.shield(self._task(ending.id))).count
 
     async def resume(self) -> None:
-        """Go on with all that has begun and is not over, as far as this broker is in charge."""
+        """Continue all unfinished endings, if this broker is in charge."""
         endings = await self._store.read(lambda snapshot: snapshot.endings())
         self._liveness.know(endings)
         if endings and await self._store.is_in_charge():
@@ -76,7 +76,7 @@ class Endings:
                 self._task(ending.id)
 
     async def close(self) -> None:
-        """Leave the rest to whoever opens the store next."""
+        """Leave the rest to the next broker that opens the store."""
         tasks = list(self._under_way.values())
         for task in tasks:
             task.cancel()
@@ -98,7 +98,7 @@ class Endings:
             self._background.succeeded(Work.ENDINGS)
         else:
             self._background.failed(Work.ENDINGS, error)
-            log.error("an ending is in force, but not yet recorded to its end", ending=ending_id, reason=str(error))
+            log.error("an ending is in force, but not yet completely recorded", ending=ending_id, reason=str(error))
 
     async def _see_through(self, ending_id: str) -> Ending:
         async with self._turn:
@@ -123,9 +123,9 @@ class Endings:
 
 
 class _Steps:
-    """The units of work of one ending: the next one is run while the last one is committed.
+    """The units of work of one ending: the next one runs while the previous one is committed.
 
-    `is_alone`: whether nobody else has anything to do on the event loop.
+    `is_alone`: whether the event loop has nothing else to do.
     """
 
     IN_FLIGHT: Final = 8
@@ -138,7 +138,7 @@ class _Steps:
         self._seconds = 0.0
 
     async def take(self) -> Ending:
-        """Take steps until it is over, and all are durable."""
+        """Run units of work until the ending is over and all of them are durable."""
         flight: set[asyncio.Task[Ending]] = set()
         try:
             while True:
@@ -166,7 +166,7 @@ class _Steps:
         return ending
 
     async def _leave_to_others(self) -> None:
-        """Let everybody else have their turn, and if they have much to do most of the time."""
+        """Let other tasks run; if they have much to do, leave them most of the time."""
         before = time.thread_time()
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
-"""The revocation feed: signed pages and heartbeats for whoever verifies tokens without asking.
+"""The revocation feed: signed pages and heartbeats for verifiers.
 
-The feed is read from the store, where commits give its numbers. While somebody follows it, a task signs what is new
-once, however many follow, and a heartbeat each second.
+The feed is read from the store, where commits assign its numbers. While anyone follows it, a task signs each new entry
+once for all followers, and a heartbeat each second.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from agentwrit.broker.storage.base import Snapshot, Store
 from agentwrit.domain import feed
 from agentwrit.domain.revocation import Revocation
 
-MAX_WAITING_PAGES: Final = 64  # of a follower; one that does not keep up is dropped
-COALESCE_SECONDS: Final = 0.01  # under load what is committed within it goes into one page
-SNAPSHOT_SECONDS: Final = 30  # how old a snapshot may be: its reader goes on from there
-SNAPSHOT_BYTES_A_SECOND: Final = 1024 * 1024  # a larger one may be older, so that it can be read meanwhile
+MAX_WAITING_PAGES: Final = 64  # of a follower; a follower that does not keep up is dropped
+COALESCE_SECONDS: Final = 0.01  # under load, commits within this time go into one page
+SNAPSHOT_SECONDS: Final = 30  # the maximum age of a snapshot: its reader continues from there
+SNAPSHOT_BYTES_A_SECOND: Final = 1024 * 1024  # a larger one may be older, so that there is time to read it
 
 log = structlog.get_logger("agentwrit.feed")
 
@@ -43,24 +43,24 @@ class SignedSnapshot(Signed):
 
 
 class Follower:
-    """Someone who follows. `known`: the places in the audit log that pages for them have to speak of, if any."""
+    """A follower of the feed. `known`: the places in the audit log that its pages have to cover, if any."""
 
     def __init__(self, known: Sequence[int]) -> None:
         self.arriving: asyncio.Queue[SignedPage | None] = asyncio.Queue(MAX_WAITING_PAGES)
         self.known = tuple(known)
 
     def take(self, page: SignedPage) -> None:
-        """They have this page."""
+        """Record that the follower has this page."""
         if self.known:
             self.known = (page.log.number,) if page.goes_on_from(self.known) else (*self.known, page.log.number)
 
     def is_behind(self, page: SignedPage) -> bool:
-        """Whether the page, which others were sent, was read after what they have."""
+        """Whether the page, which was sent to other followers, was read after the follower's knowledge."""
         return page.log.number >= max(self.known, default=0)
 
 
 class RevocationFeed:
-    """The feed of one broker. `is_stopping`: whether those who follow are to be let go."""
+    """The feed of one broker. `is_stopping`: whether to disconnect the followers."""
 
     def __init__(
         self, store: Store, keys: SigningKeys, issuer: str, clock: Clock, *, is_stopping: Callable[[], bool]
@@ -74,7 +74,7 @@ class RevocationFeed:
         self._places = Places()
         self._news = asyncio.Event()
         self._followers: set[Follower] = set()
-        self._head: int | None = None  # of what all who follow were sent; None while nobody does
+        self._head: int | None = None  # the last number that was sent to all followers; None while there are none
         self._snapshot: SignedSnapshot | None = None
         self._snapshot_lock = asyncio.Lock()
         store.listen(self._announced)
@@ -84,14 +84,14 @@ class RevocationFeed:
         return len(self._places)
 
     async def run(self, background: Background) -> None:
-        """Send what is new to all who follow, and heartbeats, until cancelled."""
+        """Send news and heartbeats to all followers, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(feed.HEARTBEAT_SECONDS):
                     await self._news.wait()
                     await asyncio.sleep(COALESCE_SECONDS)
             self._news.clear()
-            # Where it fails there is no heartbeat: who follows learns by its absence that something may be missing.
+            # After a failure there is no heartbeat, which tells followers that they may be missing something.
             await background.attempt(Work.FEED, self._go_on)
 
     async def _go_on(self) -> None:
@@ -103,10 +103,10 @@ class RevocationFeed:
             await self._advance()
 
     async def page(self, after: int, *, known: Sequence[int] = (), nonce: str | None = None) -> SignedPage:
-        """The page after the number `after`: at the head of the feed, a heartbeat.
+        """The page after the number `after`; at the head of the feed, a heartbeat.
 
-        `known`: the places in the audit log that the page is to speak of. `nonce`: what the page is the answer to; else
-        it is shared by all who ask for the same within a second, until there is news.
+        `known`: the places in the audit log that the page has to cover. `nonce`: the question that the page answers.
+        Without it, the page is shared by all identical requests within a second, until there is news.
 
         Raises:
             Unavailable: the store cannot be read.
@@ -120,7 +120,7 @@ class RevocationFeed:
         return page
 
     async def wait(self, after: int, asker: Asker, *, known: Sequence[int] = (), seconds: float) -> SignedPage:
-        """As `page`, after so many seconds at most, or as soon as there are entries behind `after`.
+        """As `page`, after at most `seconds`, or as soon as there are entries after `after`.
 
         Raises:
             Unavailable: the store cannot be read, or there is no place to wait.
@@ -136,9 +136,9 @@ class RevocationFeed:
         return await self.page(after, known=known)
 
     async def follow(self, after: int, asker: Asker, *, known: Sequence[int] = ()) -> AsyncGenerator[SignedPage, None]:
-        """All pages after the number `after`, and heartbeats, for as long as the reader keeps up.
+        """All pages after the number `after`, and heartbeats, as long as the reader keeps up.
 
-        The place is held from the first page on, and until this is closed.
+        The place is held from the first page until the generator is closed.
 
         Raises:
             Unavailable: the store cannot be read, or there is no place to follow.
@@ -147,7 +147,7 @@ class RevocationFeed:
             page: SignedPage | None = await self.page(after, known=known)
             while page is not None:
                 yield page
-                # Who is beyond the head knows another history, and learns so by the epoch or the log.
+                # A follower beyond the head knows another history, and notices by the epoch or the log.
                 after = page.page.last
                 follower.take(page)
                 if after < page.page.head:
@@ -156,18 +156,18 @@ class RevocationFeed:
                     page = await self._next(after, follower)
 
     async def snapshot(self) -> SignedSnapshot:
-        """All that is dead and cannot be forgotten yet, signed. It may be some seconds old.
+        """All revocations that cannot be forgotten yet, signed. The snapshot may be some seconds old.
 
         Raises:
             Unavailable: the store cannot be read.
         """
-        async with self._snapshot_lock:  # whoever comes meanwhile gets the same one
+        async with self._snapshot_lock:  # callers in the meantime get the same one
             now = self._clock.now()
             if self._snapshot is None or now >= self._snapshot.is_good_until:
                 signer = self._keys.signer
 
                 def take(snapshot: Snapshot) -> SignedSnapshot:
-                    # Here and not on the event loop: there may be a great many.
+                    # Not on the event loop, because there may be very many.
                     content = feed.Snapshot(
                         iss=self._issuer,
                         epoch=snapshot.feed_epoch(),
@@ -197,19 +197,19 @@ class RevocationFeed:
                 self._followers.discard(follower)
 
     async def _next(self, after: int, follower: Follower) -> SignedPage | None:
-        """The next page for a follower who has all up to `after`; None at the end."""
+        """The next page for a follower that has everything up to `after`; None at the end."""
         while True:
             arrived = await follower.arriving.get()
             if arrived is None:
                 return None
             if arrived.page.last >= after and follower.is_behind(arrived):
                 is_next = arrived.page.first == after + 1
-                # What was sent to all may be no continuation for one who has just come.
+                # The page for all may not continue what a new follower knows.
                 is_for_them = is_next and arrived.goes_on_from(follower.known)
                 return arrived if is_for_them else await self._pages.shared(after, follower.known)
 
     async def _advance(self) -> None:
-        """Send the pages since the last time, or if there are none a heartbeat."""
+        """Send the pages since the last time, or a heartbeat if there are none."""
         if self._head is None:
             self._head = await self._store.read(lambda snapshot: snapshot.feed_head())
         while True:
@@ -220,7 +220,7 @@ class RevocationFeed:
                 return
 
     def _places_known(self) -> Sequence[int]:
-        """The places in the log that followers know: one, but for those who have just come."""
+        """The places in the log that followers know: usually one, except for new followers."""
         known = Counter(follower.known[0] for follower in self._followers if len(follower.known) == 1)
         return [number for number, _ in known.most_common(feed.MAX_PLACES)]
 

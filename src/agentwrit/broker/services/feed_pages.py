@@ -1,4 +1,4 @@
-"""Pages of the revocation feed: read, signed once, and shared by all who ask for the same."""
+"""Pages of the revocation feed: read, signed once, and shared by identical requests."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ TAG_CHARACTERS: Final = 32
 
 @dataclass(frozen=True, eq=False)
 class Signed:
-    """A part of the feed, signed, as it is sent: one copy, and one hash, for all who read it."""
+    """A signed part of the feed, as it is sent: one copy and one hash for all readers."""
 
     body: bytes
 
@@ -42,17 +42,17 @@ class SignedPage(Signed):
 
     @cached_property
     def event(self) -> bytes:
-        """The page as an event of a stream (WHATWG HTML §9.2)."""
+        """The page as a server-sent event (WHATWG HTML §9.2)."""
         return b"id: %d\nevent: page\ndata: %b\n\n" % (self.page.last, self.body)
 
     @property
     def log(self) -> Place:
         """Where the audit log ended."""
-        assert isinstance(self.page.log, Place)  # noqa: S101  # as it is in all that are made here
+        assert isinstance(self.page.log, Place)  # noqa: S101  # set in all pages that are made here
         return self.page.log
 
     def goes_on_from(self, known: Sequence[int]) -> bool:
-        """Whether it says what the log was like at all these places."""
+        """Whether the page states what the log was at all these places."""
         places = {place.number for place in (self.log, *(self.page.since or ()))}
         return places.issuperset(known)
 
@@ -67,17 +67,17 @@ class Pages:
         self._clock = clock
         self._sealed: OrderedDict[tuple[str, int], SignedPage] = OrderedDict()
         self._shared: OrderedDict[tuple[str, int, tuple[int, ...]], asyncio.Task[SignedPage]] = OrderedDict()
-        self._second = 0  # in which those were made
+        self._second = 0  # the second in which those were made
 
     async def shared(self, after: int, since: tuple[int, ...] = ()) -> SignedPage:
-        """The page after the number `after`, which may be of this second. `since`: places in the log to say more of.
+        """The page after the number `after`, possibly made earlier in this second. `since`: more log places to cover.
 
         Raises:
             Unavailable: the store cannot be read.
         """
         kid = self._keys.signer.kid
         sealed = self._sealed.get((kid, after + 1))
-        # Who has taken many of those has to be told at times that they belong together.
+        # A follower that has taken many sealed pages has to be shown from time to time that they are one history.
         if sealed is not None and len(since) <= feed.MAX_PLACES // 2:
             self._sealed.move_to_end((kid, after + 1))
             return sealed
@@ -94,17 +94,17 @@ class Pages:
         return await asyncio.shield(making)
 
     async def make(self, after: int, since: Sequence[int] = (), *, nonce: str | None = None) -> SignedPage:
-        """The page after the number `after`, made now. `nonce`: what it is the answer to.
+        """The page after the number `after`, made now. `nonce`: the question that it answers.
 
         Raises:
             Unavailable: the store cannot be read.
         """
-        # Before the store is read: everything that was committed by then is in what it shows.
+        # Before the store is read, so that the page contains everything that was committed by then.
         issued_at = int(self._clock.now())
         signer = self._keys.signer
 
         def take(snapshot: Snapshot) -> SignedPage:
-            # Signed here and not on the event loop, too.
+            # Signing happens here too, not on the event loop.
             head = snapshot.feed_head()
             first = min(after, head) + 1
             last = min(feed.page_end(first), head)
@@ -133,7 +133,7 @@ class Pages:
         return made
 
     def forget_shared(self) -> None:
-        """There is news: who asks from now on is to have it."""
+        """Forget shared pages after news, so that later requests get it."""
         self._shared.clear()
 
     def _forget_failure(self, making: asyncio.Task[SignedPage]) -> None:

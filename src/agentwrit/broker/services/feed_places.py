@@ -1,11 +1,11 @@
-"""Who may follow the revocation feed, where all cannot.
+"""Admission to the revocation feed when places are scarce.
 
 The rules:
 
-- A place is held by whoever reads the stream or waits for a page. There are so many, and no more.
-- Strangers have most of them, and each address a share. So it takes many addresses to take the places of strangers, and
-  those for who has a credential cannot be taken by strangers at all; of these each app has a share.
-- Who finds none is told so before anything else, and fetches pages instead, for which no place is needed.
+- A client that reads the stream or waits for a page holds a place. The number of places is fixed.
+- Most places are for anonymous clients, and each address has a share of them. So taking all anonymous places requires
+  many addresses, and anonymous clients cannot take the places reserved for apps. Each app has a share of those.
+- A client without a place is refused before anything else. It then fetches pages, which need no place.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ _HINT: Final = "fetch a page each second instead, or show the token of an app"
 
 
 class Asker(NamedTuple):
-    """Who asks for a place. `network`: the address; `app_id`: whose token was shown, "" for a stranger."""
+    """A client that asks for a place. `network`: its address; `app_id`: the app of its token, "" if anonymous."""
 
     network: str
     app_id: str = ""
 
 
 class Places:
-    """Counts the places that are taken."""
+    """Counts the places in use."""
 
     def __init__(self) -> None:
         self._taken: Counter[Asker] = Counter()
@@ -46,7 +46,7 @@ class Places:
         """Hold a place.
 
         Raises:
-            Unavailable: there is none.
+            Unavailable: no place is free.
         """
         is_stranger = not asker.app_id
         sharer = asker if is_stranger else Asker("", asker.app_id)

@@ -1,4 +1,4 @@
-"""What has to be done now and then: forgetting what time has made meaningless, and writing counts that are due."""
+"""Periodic work: dropping what has expired, and writing counts that are due."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from agentwrit.broker.storage.base import Store
 
 INTERVAL_SECONDS: Final = 5
 MANY_ENTRIES: Final = 10_000  # some megabytes
-PURGE_ROWS: Final = 100  # a batch, so that no purge keeps others waiting
+PURGE_ROWS: Final = 100  # a batch, so that a purge does not delay others
 
 
 class Housekeeping:
@@ -43,7 +43,7 @@ class Housekeeping:
         self._metrics = metrics
         self._background = background
         self._parts: Sequence[tuple[Work, Callable[[], Awaitable[object]]]] = [
-            (Work.FOLLOWING, store.catch_up),  # a broker that nobody asks anything follows the others, and their time
+            (Work.FOLLOWING, store.catch_up),  # so an idle broker follows the others and their time
             (Work.FORGETTING, self._forget),
             (Work.DENIALS, denials.flush),
             (Work.KEYS, keys.keep),
@@ -53,21 +53,21 @@ class Housekeeping:
         ]
 
     async def run(self) -> None:
-        """Go on until cancelled. What fails keeps nothing else from being done, and is tried again the next time."""
+        """Repeat until cancelled. A failing part does not prevent the others, and is retried in the next round."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_SECONDS):
                     await self._keys.is_behind.wait()
-            self._keys.is_behind.clear()  # before the round: one that fails is not tried again without a pause
+            self._keys.is_behind.clear()  # before the round, so that a failing round is not repeated without a pause
             for work, part in self._parts:
                 if not await self._background.attempt(work, part) and not self._store.is_writable():
-                    break  # each would wait for the store as long again
+                    break  # each part would wait just as long for the store
 
     async def round(self) -> None:
-        """Do once all that is due. Its commit also makes the time durable, so that a restart does not lose it.
+        """Do everything that is due, once. The commit also makes the time durable across a restart.
 
         Raises:
-            Exception: whatever the first part that failed raised. The others were not done.
+            Exception: the error of the first part that failed. Later parts were not run.
         """
         for _, part in self._parts:
             await part()
@@ -79,7 +79,7 @@ class Housekeeping:
         self._metrics.revocation_entries = left
 
     async def _purge(self) -> None:
-        # Whoever could not write is sent nothing more, and learns here that it can again.
+        # A broker that cannot write gets no more requests, and finds out here that it can write again.
         if await self._store.is_in_charge() or not self._store.is_writable():
             while await self._store.write(lambda transaction: transaction.purge(PURGE_ROWS)) >= PURGE_ROWS:
                 pass

@@ -1,4 +1,4 @@
-"""Making grants and the tokens on them."""
+"""Creating grants and their tokens."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _ID_BYTES: Final = 16
 
 
 class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A token, for whoever it was issued to. `expires_in`: seconds."""
+    """A token, for its holder. `expires_in`: seconds."""
 
     access_token: str
     expires_in: int
@@ -32,20 +32,21 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_sid(at: int) -> str:
-    """A name for a grant made at this time (Unix seconds): that in 8 hex digits, and 128 random bits in 32.
+    """A sid for a grant created at this time (Unix seconds): the time in 8 hex digits, and 128 random bits in 32.
 
-    Nobody can guess it. New grants have the highest names, so they stand together in a store, however many there are.
+    It cannot be guessed. New grants have the highest sids, so they are adjacent in a store's index, however many there
+    are.
     """
     return f"{at:08x}{os.urandom(_ID_BYTES).hex()}"
 
 
 def new_jti() -> str:
-    """A name for a token that nobody can guess: 128 random bits, in hex."""
+    """A jti that cannot be guessed: 128 random bits, in hex."""
     return os.urandom(_ID_BYTES).hex()
 
 
 class TokenIssuer:
-    """Signs tokens on grants. Has no state but the settings and the keys."""
+    """Signs tokens for grants. Its only state are the settings and the keys."""
 
     def __init__(self, config: Config, keys: SigningKeys) -> None:
         self._config = config
@@ -64,9 +65,9 @@ class TokenIssuer:
         app: App | None = None,
         audience: Sequence[str] = (),
     ) -> Grant:
-        """A grant with its first token. `ttl`: seconds; `ends_at`: its end, whatever its tokens' (Unix seconds).
+        """A grant with its first token. `ttl`: the token's lifetime in seconds; `ends_at`: the grant's end (Unix time).
 
-        `born`: where the audit log ends (a sequence number).
+        `born`: the end of the audit log (a sequence number).
         """
         at = int(now)
         end = at + ttl if ends_at is None else ends_at
@@ -91,10 +92,10 @@ class TokenIssuer:
     def delegated(
         self, parent: Grant, to: Grant, scope: Sequence[str], *, ends_at: int, now: float, born: int
     ) -> Grant:
-        """A grant made from `parent` for the agent whose registration is `to`, with its first token.
+        """A grant delegated from `parent` to the agent whose registration is `to`, with its first token.
 
-        It is for the parent's task and audience, and by the delegate's key: bound to it where either of the two grants
-        is bound, so that binding is not lost on the way. `ends_at`: Unix seconds; `born`: where the audit log ends.
+        It has the parent's task and audience, and the delegate's key. It is bound if either of the two grants is bound,
+        so that a delegation never loses the binding. `ends_at`: Unix seconds; `born`: the end of the audit log.
         """
         at = int(now)
         chain = delegation.extend(
@@ -131,30 +132,30 @@ class TokenIssuer:
         )
 
     def allowed_audiences(self, app: App) -> tuple[str, ...]:
-        """Whom the app's agents may be given tokens for."""
+        """The audiences that the app's agents may have."""
         return (*app.audiences, *self._config.default_audience)
 
     def uncovered_audience(self, app: App, audience: Sequence[str]) -> tuple[str, ...]:
-        """Those in `audience` whom the app's agents may not be given a token for."""
+        """The audiences in `audience` that the app's agents may not have."""
         return app.uncovered_audience(audience, self._config.default_audience)
 
     def listed_audience(self, app: App, audience: Sequence[str]) -> tuple[str, ...]:
-        """`audience` as it stands among those whom the app's agents may be given a token for, as far as it does."""
+        """The audiences in `audience` that the app's agents may have, as the app lists them."""
         return app.listed_audience(audience, self._config.default_audience)
 
     def renewed(self, of: Grant, app: App | None, now: float) -> Grant:
-        """The grant with a new current token, which lives no longer than its app's may by now."""
+        """The grant with a new current token, within the app's present limit of token lifetime."""
         ttl = of.ttl if app is None else app.cut_ttl(of.ttl)
         of = msgspec.structs.replace(of, ttl=ttl, kid=self._keys.signer.kid)
         return grant_rules.renewed(of, new_jti(), now)
 
     def token(self, of: Grant, now: float, *, scope_field: str = "requested_scope") -> IssuedToken:
-        """The current token of a grant. The same grant and key give the same token.
+        """The current token of a grant. The same grant and key always give the same token.
 
-        `scope_field`: what a caller would have to make shorter.
+        `scope_field`: the field that a caller would have to shorten.
 
         Raises:
-            InvalidRequest: it would be larger than a token may be.
+            InvalidRequest: the token would be too large.
         """
         token = self._keys.sign(claims.encode(self._claims(of)))
         if len(token) > jws.MAX_TOKEN_BYTES:
@@ -187,7 +188,7 @@ class TokenIssuer:
 
 
 def holder(of: Grant) -> Who:
-    """Whoever holds a grant, in the fields of an event."""
+    """The holder of a grant, in the fields of an event."""
     app_id, agent_id, task_id, orch_id, sid, deleg_depth, deleg_chain_hash = about(of)
     return Who(
         principal=operator.principal(of.operator) if of.kind is GrantKind.OPERATOR else of.subject,

@@ -1,4 +1,4 @@
-"""The signing keys: making them, rotating them, and revoking one that is no longer ours alone."""
+"""The signing keys: creating, rotating and revoking them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from agentwrit.domain.grant import EndReason
 from agentwrit.domain.revocation import Revocation, RevocationKind
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
 
-MARGIN_SECONDS: Final = 60  # for what is being signed while a key retires
+MARGIN_SECONDS: Final = 60  # for signing that is in progress while a key retires
 
-BROKER: Final = "broker"  # the principal of what nobody asked for
+BROKER: Final = "broker"  # the principal of what the broker does by itself
 
 
 class KeyRings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class KeyRings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     async def load(cls, store: Store, wrap: KeyWrap) -> "KeyRings":
-        """Read the keys, and make those that there should be."""
+        """Read the keys, and create the missing ones."""
         keys = await store.write(lambda transaction: complete(transaction, wrap))
         return cls(
             access_tokens=SigningKeys(KeyPurpose.ACCESS_TOKEN, keys, wrap),
@@ -46,14 +46,14 @@ class KeyRings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def replace(self, keys: Sequence[StoredKey]) -> None:
-        """Go on with the keys as they were just committed."""
+        """Use the keys as just committed."""
         self.access_tokens.replace(keys)
         self.feed.replace(keys)
         self.checkpoints.replace(keys)
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rotation did: who signs now, who does no longer, and who will."""
+    """The result of a rotation: the key that signs now, the one before, and the next one."""
 
     active: StoredKey
     retired: StoredKey
@@ -61,7 +61,7 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyService:
-    """Keeps the signing keys."""
+    """Manages the signing keys."""
 
     def __init__(
         self, store: Store, rings: KeyRings, wrap: KeyWrap, config: Config, clock: Clock, endings: Endings
@@ -73,20 +73,20 @@ class KeyService:
         self._clock = clock
         self._max_age = config.key_max_age
         self._config = config
-        self._lock = asyncio.Lock()  # so that the rings follow the commits in their order
+        self._lock = asyncio.Lock()  # so that the rings change in the order of the commits
         self.is_behind = asyncio.Event()
-        """Set when a key was revoked, by another broker perhaps: then `keep` is due out of turn."""
+        """Set when a key was revoked, possibly by another broker: `keep` then has to run at once."""
         store.listen(self._announced)
 
     async def list(self) -> Sequence[StoredKey]:
-        """All keys, the newest first, those that are gone included."""
+        """All keys, newest first, revoked and expired ones included."""
         return await self._store.read(lambda snapshot: snapshot.signing_keys())
 
     async def rotate(self, caller: Caller, operator: Principal, purpose: KeyPurpose, *, force: bool) -> Rotation:
-        """Make the next key sign. Kills no token.
+        """Make the next key sign. No token becomes invalid.
 
         Raises:
-            Conflict: verifiers may not know the next key yet, and it is not to be forced.
+            Conflict: verifiers may not know the next key yet, and the rotation is not forced.
         """
 
         def rotate(transaction: Transaction) -> Rotation:
@@ -105,13 +105,13 @@ class KeyService:
         return rotation
 
     async def revoke(self, caller: Caller, operator: Principal, kid: str, reason: str) -> int:
-        """Revoke a key: it is gone at once, all that it signed is dead, and the next one takes its place.
+        """Revoke a key at once: everything that it signed is dead, and the next key takes its place.
 
-        Returns how many live tokens that killed.
+        Returns how many live tokens this killed.
 
         Raises:
             NotFound: there is no such key.
-            InvalidRequest: the reason does not fit into a line.
+            InvalidRequest: the reason is too long or not printable.
         """
         check_reason(reason)
 
@@ -147,13 +147,13 @@ class KeyService:
         return 0 if ending is None else await self._endings.finish(ending)
 
     async def keep(self) -> None:
-        """Do what is due, and follow what other brokers did.
+        """Do what is due, and follow the changes of other brokers.
 
-        Keys that have signed for long enough are rotated, those that verify no more let go of.
+        Keys that have signed for long enough are rotated, and keys that no longer verify anything are dropped.
         """
 
         def keep(transaction: Transaction) -> None:
-            # Found anew in here: another broker of this store may have just done it.
+            # Determined again here, because another broker of this store may have just done it.
             expired, aged = self._due(transaction.signing_keys(), transaction.now)
             for key in expired:
                 transaction.put(signing_key.gone(key))
@@ -175,7 +175,7 @@ class KeyService:
             await self._follow()
 
     def _due(self, keys: Sequence[StoredKey], now: float) -> tuple[Sequence[StoredKey], Sequence[KeyPurpose]]:
-        """The keys that verify no more, and the purposes whose key has signed for long enough."""
+        """The keys that no longer verify anything, and the purposes whose key has signed for long enough."""
         expired = [key for key in keys if key.state is KeyState.RETIRED and now >= key.verifies_until]
         aged = [
             key.purpose
@@ -215,7 +215,7 @@ class KeyService:
 
 
 def end_key(transaction: Transaction, key: StoredKey, config: Config) -> None:
-    """Let a key be gone at once, and all that it signed be dead. What takes its place is the caller's to say."""
+    """Revoke a key at once, with everything that it signed. The caller provides its replacement."""
     now = int(transaction.now)
     transaction.put(signing_key.gone(key, revoked_at=max(1, now)))
     last_exp = _last_exp(transaction, config)
@@ -223,7 +223,7 @@ def end_key(transaction: Transaction, key: StoredKey, config: Config) -> None:
 
 
 def complete(transaction: Transaction, wrap: KeyWrap) -> Sequence[StoredKey]:
-    """Make the keys that there should be, and return all."""
+    """Create the missing keys, and return all."""
     for purpose in KeyPurpose:
         for state in (KeyState.ACTIVE, KeyState.NEXT):
             if not any(key.purpose is purpose and key.state is state for key in transaction.signing_keys()):
@@ -247,11 +247,11 @@ def _key(transaction: Transaction, purpose: KeyPurpose, state: KeyState) -> Stor
 
 
 def _last_exp(transaction: Transaction, config: Config) -> int:
-    """When the last token that can have been signed by now is over (Unix seconds)."""
+    """When the last token that can have been signed so far expires (Unix seconds)."""
     longest_ttl = max(config.max_ttl, config.admin_token_ttl, app.MAX_TOKEN_TTL_SECONDS)
     return max(transaction.last_exp(), int(transaction.now) + longest_ttl) + MARGIN_SECONDS
 
 
 def key_data(key: StoredKey) -> EventData:
-    """Which key an event is about."""
+    """The data that identifies a key in an event."""
     return {"kid": key.kid, "purpose": key.purpose.value}

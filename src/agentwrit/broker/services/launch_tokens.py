@@ -1,4 +1,4 @@
-"""Launch tokens: handing out the right to register agents."""
+"""Launch tokens: the right to register agents."""
 
 import secrets
 from collections.abc import Sequence
@@ -37,9 +37,10 @@ MAX_AUDIENCE_LENGTH = 256
 
 
 class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of a launch token. `max_ttl`: seconds that its agents' tokens live; `ttl`: that it lives itself.
+    """A request for a launch token. `ttl`: its lifetime in seconds; `max_ttl`: that of its agents' tokens.
 
-    `max_uses` None: once if `single_use`, else as often as wanted. `is_bound`: its agents' tokens, to their keys.
+    `max_uses` None: one use if `single_use`, else unlimited. `is_bound`: whether its agents' tokens are bound to their
+    keys.
     """
 
     agent_name: str
@@ -53,7 +54,7 @@ class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewLaunchToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A launch token, for whoever asked for it: `secret` is shown this once."""
+    """A launch token, for the caller that requested it: `secret` is shown only once."""
 
     secret: str
     record: LaunchToken
@@ -63,7 +64,7 @@ class NewLaunchToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LaunchTokenService:
-    """Issues launch tokens, to apps within their ceiling and to the operator."""
+    """Issues launch tokens: to apps within their ceiling, and to operators."""
 
     def __init__(self, denials: DenialLog, config: Config, log_budget: LogBudget) -> None:
         self._denials = denials
@@ -71,12 +72,12 @@ class LaunchTokenService:
         self._config = config
 
     async def issue(self, caller: Caller, principal: Principal, policy: LaunchPolicy) -> NewLaunchToken:
-        """Make a launch token.
+        """Create a launch token.
 
         Raises:
-            InvalidRequest, InvalidTTL: the policy is not one.
-            ScopeViolation: it allows more than the app may, is for others than the app's agents are for, or leads to
-                unbound tokens where the app's have to be bound.
+            InvalidRequest, InvalidTTL: the policy is invalid.
+            ScopeViolation: it exceeds the app's ceiling or audiences, or permits unbound tokens although the app
+                requires bound ones.
             Unauthorized: the app is not active.
         """
         allowed = scope.parse_list(policy.allowed_scope, field="allowed_scope")
@@ -135,7 +136,7 @@ class LaunchTokenService:
         return new
 
     def _app(self, transaction: Transaction, principal: Principal) -> App | None:
-        """The app that asks, or None for the operator."""
+        """The calling app, or None for an operator."""
         if principal.kind is GrantKind.OPERATOR:
             return None
         app = transaction.app(principal.app_id)
@@ -155,7 +156,7 @@ class LaunchTokenService:
                 detail="the launch token would be for others than the app's audiences",
                 data=audience_data(audience, app.audiences, exceeding),
             )
-            # Well formed, and more than the app may give: a ceiling was hit, as with a scope.
+            # Well formed, but more than the app may give: the answer is as for a scope beyond the ceiling.
             error = AudienceViolation.beyond("audience", "the app's audiences", exceeding, hint=WIDER_AUDIENCES)
             raise _denied(error, caller, app, event)
 
@@ -166,10 +167,10 @@ class LaunchTokenService:
 
 
 def check_audience(audience: Sequence[str], *, field: str = "audience") -> tuple[str, ...]:
-    """`audience`, if tokens can be for it. `field`: what a refusal names.
+    """`audience`, if tokens can have it. `field`: the name of the field in errors.
 
     Raises:
-        InvalidRequest: they cannot.
+        InvalidRequest: tokens cannot have it.
     """
     if len(audience) > MAX_AUDIENCES:
         raise InvalidRequest(f"{field} takes up to {MAX_AUDIENCES} names")
@@ -177,10 +178,10 @@ def check_audience(audience: Sequence[str], *, field: str = "audience") -> tuple
 
 
 def check_max_ttl(max_ttl: int | None, config: Config) -> int:
-    """How long an agent's tokens live (seconds), for what was asked; None for the default.
+    """The token lifetime (seconds) for a requested one; None for the default.
 
     Raises:
-        InvalidTTL: it is no time to live.
+        InvalidTTL: it is less than a second.
     """
     if max_ttl is not None and max_ttl < 1:
         raise InvalidTTL("max_ttl must be at least 1 second")
@@ -188,10 +189,10 @@ def check_max_ttl(max_ttl: int | None, config: Config) -> int:
 
 
 def check_agent_name(name: str) -> str:
-    """`name`, if an agent can have it.
+    """`name`, if it is a valid agent name.
 
     Raises:
-        InvalidRequest: it cannot.
+        InvalidRequest: it is not.
     """
     return text.check(name, MAX_AGENT_NAME_LENGTH, field="agent_name")
 
@@ -234,5 +235,5 @@ def _check_ceiling(caller: Caller, principal: Principal, app: App, allowed: Sequ
 
 
 def _denied(error: Refusal, caller: Caller, app: App, event: Draft) -> Denial:
-    """A refusal of what an app may not hand out: it can ask again and again."""
+    """A denial of more than the app may give, which an app can repeat endlessly."""
     return Denial(error, caller, event, by=app.client_id, about=(app.app_id, event.detail))

@@ -1,8 +1,8 @@
-"""Holding apps to their limits (see `agentwrit.domain.limits`), in the units of work that use them.
+"""Enforcing app limits (see `agentwrit.domain.limits`), in the units of work that create agents.
 
-How many agents an app has is counted on: up with each registration, down with each end, and by those that have expired
-since it was last counted, whom an index finds. So nobody goes through all of an app's agents, and what an app without
-limits does is not looked at.
+An app's live agents are counted incrementally: a registration adds one, an ending subtracts one, and an index finds the
+agents that have expired since the last count. So no request scans all of an app's agents, and apps without limits cost
+nothing.
 """
 
 from collections import OrderedDict, defaultdict
@@ -25,32 +25,32 @@ from agentwrit.domain.revocation import RETENTION_SECONDS
 
 MAX_APPS_REMEMBERED: Final = 4096
 COUNTED_AT_ONCE: Final = 256
-"""Agents that one unit of work counts, when an app is given a limit of them: some milliseconds of the event loop."""
+"""Agents that one unit of work counts when an app is given a limit of them: some milliseconds of the event loop."""
 
 
 class LimitedApps:
-    """What this broker remembers of apps that have limits, to spare itself work. Nothing depends on it."""
+    """A cache of the apps that have limits, to avoid work. Correctness does not depend on it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._reached: OrderedDict[str, LimitReached | None] = OrderedDict()
 
     def remember(self, app_id: str, reached: LimitReached | None = None) -> None:
-        """Remember that the app has limits, and the one that it has reached."""
+        """Remember that the app has limits, and the limit that it has reached, if any."""
         self._reached[app_id] = reached
         self._reached.move_to_end(app_id)
         if len(self._reached) > MAX_APPS_REMEMBERED:
             self._reached.popitem(last=False)
 
     def reads(self, app_id: str) -> Sequence[Row]:
-        """What creating an agent of the app will read because of its limits."""
+        """The rows that creating an agent of the app will read because of its limits."""
         return (Row("app_usage", app_id),) if app_id in self._reached else ()
 
     def check(self, caller: Caller, app_id: str, *, orch_id: str, task_id: str) -> None:
-        """Refuse what time alone has to make possible first.
+        """Fail fast while the app's rate limit is known to be exhausted.
 
         Raises:
-            Denial: the app has no permit to create an agent, and will have none before it has waited.
+            Denial: the app has no permit to create an agent, and gets the next one only later.
         """
         reached = self._reached.get(app_id)
         if reached is None:
@@ -63,10 +63,10 @@ class LimitedApps:
 
 
 def use(transaction: Transaction, caller: Caller, app: App, *, orch_id: str, task_id: str) -> None:
-    """Take of an app's limits what one more agent takes.
+    """Charge one more agent to the app's limits.
 
     Raises:
-        Denial: there is not as much.
+        Denial: a limit is reached.
     """
     now = transaction.now
     usage = transaction.app_usage(app.app_id) or AppUsage(app_id=app.app_id)
@@ -91,7 +91,7 @@ def use(transaction: Transaction, caller: Caller, app: App, *, orch_id: str, tas
 
 
 def begin_to_count(transaction: Transaction, app: App) -> None:
-    """Begin to count the agents that live when the app is given a limit of them: `go_on_counting` counts them."""
+    """Start counting the agents that are alive when the app is given a limit of them; `go_on_counting` continues."""
     usage = transaction.app_usage(app.app_id) or AppUsage(app_id=app.app_id)
     counted = limits.counted(usage, 0, transaction.now)
     transaction.put(msgspec.structs.replace(counted, counted_behind=0))
@@ -99,7 +99,7 @@ def begin_to_count(transaction: Transaction, app: App) -> None:
 
 
 def go_on_counting(transaction: Transaction, app_id: str) -> bool:
-    """Count some more of an app's agents, if they are being counted. Each remembers it, for its own end.
+    """Count some more of an app's agents, if a count is in progress. Each grant records that it counts, for its end.
 
     Returns whether there may be more to count.
     """
@@ -108,7 +108,7 @@ def go_on_counting(transaction: Transaction, app_id: str) -> bool:
         return False
     registrations = GrantQuery(live_at=transaction.now, app_id=app_id, kind=GrantKind.AGENT, parent="")
     page = transaction.grant_page(registrations, behind=usage.counted_behind, limit=COUNTED_AT_ONCE)
-    # Some may be counted already, from an earlier limit. None is counted twice: those that are new have to wait.
+    # Some may be counted already, from an earlier limit. None is counted twice: new registrations wait for the count.
     for grant in page.grants:
         if not grant.is_counted:
             transaction.put(msgspec.structs.replace(grant, is_counted=True))
@@ -124,7 +124,7 @@ def go_on_counting(transaction: Transaction, app_id: str) -> bool:
 
 
 def make_room(transaction: Transaction, ended: Iterable[Grant]) -> None:
-    """Count the agents no more that have just ended: `ended`, as they were before."""
+    """Subtract just-ended agents from their apps' live counts. `ended`: the grants as they were before."""
     by_app: defaultdict[str, list[Grant]] = defaultdict(list)
     for grant in ended:
         if grant.is_counted:
@@ -136,15 +136,15 @@ def make_room(transaction: Transaction, ended: Iterable[Grant]) -> None:
 
 
 def _is_in(usage: AppUsage, grant: Grant) -> bool:
-    """Whether a grant that counts has been counted: not if it was taken away when it expired, or is still to come."""
+    """Whether a counting grant is in the count: not if it was subtracted at its expiry, or is yet to be counted."""
     is_to_come = usage.counted_behind is not None and grant.born > usage.counted_born
     return grant.exp > usage.counted_at and not is_to_come
 
 
 def _recounted(transaction: Transaction, usage: AppUsage, allowed: int) -> AppUsage:
-    """The usage without agents that have expired since it was counted last: all, or as many as make room."""
+    """The usage without agents that expired since the last count: all of them, or as many as make room."""
     now = int(transaction.now)
-    if now - usage.counted_at >= RETENTION_SECONDS:  # those that expired first are forgotten by the store
+    if now - usage.counted_at >= RETENTION_SECONDS:  # the store has already dropped the oldest expired grants
         live = transaction.grants(GrantQuery(live_at=transaction.now, is_counted=True, app_id=usage.app_id))
         return limits.counted(usage, len(live), now)
     while usage.counted_at < now:
@@ -152,7 +152,7 @@ def _recounted(transaction: Transaction, usage: AppUsage, allowed: int) -> AppUs
         left = limits.without(usage, expired.agents)
         usage = limits.counted(left, left.live_agents, expired.until)
         if usage.live_agents < allowed:
-            break  # the next one goes on from there: nobody has to wait until thousands are counted
+            break  # the next unit continues from there: no caller waits until thousands are counted
     return usage
 
 
@@ -166,5 +166,5 @@ def _denied(caller: Caller, app_id: str, reached: LimitReached, orch_id: str, ta
         task_id=task_id,
         data={"limit": reached.limit, "allowed": reached.allowed},
     )
-    # However many of its machines ask: the app has one limit, and fills the log no faster for them.
+    # However many machines call: the app has one limit, and they do not fill the log faster.
     return Denial(reached, caller, event, by=app_id, about=(app_id, reached.limit))

@@ -1,4 +1,4 @@
-"""Whether a genuine token is still alive: the one place where every check of a token ends."""
+"""Whether a genuine token is still alive. Every check of a token ends here."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,28 +12,28 @@ from agentwrit.domain.grant import Grant
 from agentwrit.domain.revocation import Revocation, RevocationIndex, RevocationKind
 
 FORGOTTEN_AT_ONCE: Final = 4096
-"""Entries that are dropped before anybody else has a turn: some milliseconds."""
+"""Entries that are dropped before other tasks run: some milliseconds."""
 
 
 class Liveness:
-    """Answers from an index in memory that every commit of ours updates before it is answered.
+    """Answers from an index in memory, which this broker's commits update before their callers are answered.
 
-    For the commits of others there is a barrier in front of each answer: `Store.catch_up`. The time is read behind it,
-    because what another broker has just revoked is dead from its time on.
+    Other brokers' commits are covered by a read barrier before each answer: `Store.catch_up`. The time is read after
+    the barrier, because a token that another broker has just revoked is dead from that broker's time on.
 
-    While many grants are ended, what is to end is dead already. Of a token that may be meant the store is asked for the
-    grants that it stands on.
+    While an ending is in progress, everything that it names is already dead. For a token that may be affected, the
+    store is asked for the grants that the token depends on.
     """
 
     def __init__(self, store: Store, clock: Clock, index: RevocationIndex) -> None:
         self._store = store
         self._clock = clock
         self._index = index
-        self._under_way: dict[str, Announced] = {}  # endings, by their ids
+        self._under_way: dict[str, Announced] = {}  # endings, by their IDs
 
     @classmethod
     async def load(cls, store: Store, clock: Clock) -> "Liveness":
-        """Follow the store's commits, and catch up with those before."""
+        """Follow the store's commits, and load those before."""
         liveness = cls(store, clock, RevocationIndex())
         store.listen(liveness._take)
         revocations, endings = await store.read(
@@ -47,24 +47,24 @@ class Liveness:
         """Whether the token has been revoked.
 
         Raises:
-            Unavailable: it cannot be known.
+            Unavailable: this cannot be determined.
         """
         await self._store.catch_up()
         is_dead = self._index.is_dead(kid, claims, self._clock.now())
         return is_dead or (bool(self._under_way) and await self._is_named(claims))
 
     async def is_grant_dead(self, kid: str, claims: Claims) -> bool:
-        """Whether the token's grant has been revoked: false for one that was merely superseded.
+        """Whether the token's grant has been revoked. A superseded token alone does not count.
 
         Raises:
-            Unavailable: it cannot be known.
+            Unavailable: this cannot be determined.
         """
         await self._store.catch_up()
         is_dead = self._index.is_grant_dead(kid, claims, self._clock.now())
         return is_dead or (bool(self._under_way) and await self._is_named(claims))
 
     def know(self, endings: Sequence[Ending]) -> None:
-        """Know what is under way, as the store says."""
+        """Take over the endings that the store reports as in progress."""
         for ending in endings:
             self._index.add(ending.barred(self._clock.now()))
             announced = Announced.of(ending)
@@ -72,15 +72,15 @@ class Liveness:
                 self._under_way[ending.id] = announced
 
     def is_over(self, ending_id: str) -> None:
-        """An ending is over: all that it named is known by name."""
+        """Record that an ending is over: all grants that it named are now in the index."""
         self._under_way.pop(ending_id, None)
 
     async def forget(self) -> tuple[int, int]:
-        """Drop what no unexpired token can meet any more. Returns how many entries that were, and how many are left."""
+        """Drop entries that affect no unexpired token. Returns the number of dropped and of remaining entries."""
         forgotten = 0
         while dropped := self._index.forget(self._clock.now(), limit=FORGOTTEN_AT_ONCE):
             forgotten += dropped
-            await asyncio.sleep(0)  # a great many may end in one second
+            await asyncio.sleep(0)  # very many may expire in one second
         return forgotten, len(self._index)
 
     def _take(self, revocations: Sequence[Revocation]) -> None:
@@ -91,7 +91,7 @@ class Liveness:
                 self._under_way[announced.id] = announced
 
     async def _is_named(self, claims: Claims) -> bool:
-        """Whether an ending under way names the token's grant, or one that it falls with."""
+        """Whether an ending in progress names the token's grant, or a grant that it depends on."""
         if not any(announced.may_name(claims) for announced in self._under_way.values()):
             return False
 
@@ -101,12 +101,12 @@ class Liveness:
         known = list(self._under_way)
         endings, grants = await self._store.read(find)
         for ending_id in set(known).difference(ending.id for ending in endings):
-            self.is_over(ending_id)  # another broker saw it through; what it ended was announced before
+            self.is_over(ending_id)  # another broker completed it, and announced the ended grants before
         return any(grant.is_ended or any(ending.names(grant) for ending in endings) for grant in grants)
 
 
 def _standing_on(snapshot: Snapshot, claims: Claims) -> Sequence[Grant]:
-    """The grants that a token falls with: its own, its chain's, and the registrations of whoever was given one."""
+    """The grants that a token depends on: its own, its chain's, and the registrations of all delegates in the chain."""
     found = [snapshot.grant(sid) for sid in (claims.sid, *(record.sid for record in claims.delegation_chain))]
     if claims.delegation_chain:
         for agent in {claims.sub, *(record.agent for record in claims.delegation_chain[1:])}:

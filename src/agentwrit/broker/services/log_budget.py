@@ -1,9 +1,10 @@
-"""How much of the audit log an app may fill, with all that it and its agents do.
+"""How much of the audit log an app may fill, with everything that it and its agents do.
 
-Each event is there for ever, or until it is archived, and some cost nobody anything: a launch token that is never used,
-a report, a renewal. So an app has so many bytes a second, and may be ahead by what it may write in a while. What was
-written is charged afterwards, by an estimate that is in the app's favour, and while it owes, what would write more is
-refused. Logins are charged and not refused; ends are neither, for they never wait. Each broker counts by itself.
+Each event is stored until it is archived, and some cost the caller nothing: an unused launch token, a report, a
+renewal. So an app has a budget of bytes per second, and may use some seconds of it in advance. Written events are
+charged afterwards, by an estimate that tends to be too low. While the app has exceeded its budget, operations that
+would write more are refused. Logins are charged but not refused. Endings are neither charged nor refused, because they
+must never wait. Each broker counts by itself.
 """
 
 import time
@@ -20,23 +21,23 @@ from agentwrit.domain.audit import EventType, Outcome
 from agentwrit.domain.errors import RateLimited
 
 AHEAD_SECONDS: Final = 10
-EVENT_BYTES: Final = 1024  # of an event without its lists: most have a little less
+EVENT_BYTES: Final = 1024  # an event without its lists: most are slightly smaller
 MAX_APPS: Final = 4096
 
 
 class LogBudget:
-    """`per_second`: KiB that each app may write; 0 for no bound."""
+    """The budgets of all apps. `per_second`: KiB that each app may write; 0 for no limit."""
 
     def __init__(self, per_second: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
         self._monotonic = monotonic
-        self._owing: OrderedDict[str, float] = OrderedDict()  # by client id: until when an app has spent what it has
+        self._owing: OrderedDict[str, float] = OrderedDict()  # by client ID: until when the app's budget is spent
 
     def check(self, caller: Caller, client_id: str, *, who: Who | None = None, app_id: str = "") -> None:
-        """Refuse what would write more for an app that has spent what it has. This changes nothing.
+        """Refuse an operation that would write more for an app that has spent its budget. This changes nothing.
 
         Raises:
-            Denial: it has. `who`: who asks; `app_id`: which app it is, where nobody has said who they are.
+            Denial: it has spent its budget. `who`: the caller; `app_id`: the app, if the caller is not authenticated.
         """
         until = self._owing.get(client_id)
         if until is None:
@@ -58,7 +59,7 @@ class LogBudget:
         raise Denial(error, caller, event, by=client_id, about=(client_id,))
 
     def charge(self, client_id: str, events: int = 1, lists: Iterable[str] = ()) -> None:
-        """Charge an app with events that were written, and with the texts that stand in them."""
+        """Charge an app for written events, and for the texts in them."""
         if self._per_second:
             now = self._monotonic()
             size = events * EVENT_BYTES + sum(map(len, lists))

@@ -1,4 +1,4 @@
-"""What operators do with each other: adding, giving a new secret, removing. All may do the same."""
+"""Managing operators: adding them, giving them new secrets, removing them. All operators have the same rights."""
 
 import secrets
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SECRET_BYTES: Final = 32
 
 
 class NewOperatorSecret(msgspec.Struct, frozen=True, kw_only=True):
-    """An operator with their secret, which is shown this once; None if whoever set it knows it."""
+    """An operator with their secret, which is shown only once; None if the caller supplied it."""
 
     operator: Operator
     secret: str | None
@@ -36,7 +36,7 @@ class NewOperatorSecret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperatorAccounts:
-    """Keeps the operators."""
+    """Manages the operators."""
 
     def __init__(self, store: Store, checker: PasswordChecker, config: Config, endings: Endings) -> None:
         self._store = store
@@ -45,15 +45,15 @@ class OperatorAccounts:
         self._is_first_set_by_config = config.admin_secret is not None
 
     async def list(self) -> Sequence[Operator]:
-        """All operators in the order of their names, those who were removed included."""
+        """All operators in order of their names, removed ones included."""
         return await self._store.read(lambda snapshot: snapshot.operators())
 
     async def add(self, caller: Caller, by: Principal, name: str, secret: str | None) -> NewOperatorSecret:
-        """Add an operator, with this secret (plain, or as its argon2id hash) or with one that is made.
+        """Add an operator, with the given secret (plain, or as its argon2id hash) or a generated one.
 
         Raises:
-            InvalidRequest: it is no name, or no secret.
-            Conflict: there is one of this name.
+            InvalidRequest: the name or the secret is invalid.
+            Conflict: there is an operator with this name.
             Unavailable: too many passwords are being checked.
         """
         operator.check_name(name)
@@ -79,12 +79,12 @@ class OperatorAccounts:
         return await self._store.write(add)
 
     async def rotate(self, caller: Caller, by: Principal, name: str, secret: str | None) -> NewOperatorSecret:
-        """Give an operator a new secret. What was granted on the old one ends.
+        """Give an operator a new secret. Grants made with the old one end.
 
         Raises:
-            InvalidRequest: it is no secret.
+            InvalidRequest: the secret is invalid.
             NotFound: there is no such operator.
-            Conflict: another place sets it.
+            Conflict: the secret is set in the broker's configuration.
             Unavailable: too many passwords are being checked.
         """
         made, password_hash = await self._hashed(secret)
@@ -109,11 +109,11 @@ class OperatorAccounts:
         return new
 
     async def remove(self, caller: Caller, by: Principal, name: str) -> Operator:
-        """Remove an operator, and end what was granted to them. Removing them again changes nothing.
+        """Remove an operator, and end the operator's grants. A repeated call changes nothing.
 
         Raises:
-            NotFound: there was never one of this name.
-            Conflict: it is the last one, or one that another place sets.
+            NotFound: there was never an operator with this name.
+            Conflict: it is the last operator, or one that the broker's configuration sets.
         """
 
         def remove(transaction: Transaction) -> tuple[Operator, Ending | None]:
@@ -141,12 +141,12 @@ class OperatorAccounts:
         return removed
 
     async def _hashed(self, secret: str | None) -> tuple[str | None, str]:
-        """The secret if it was made here, and the form that it is stored in."""
+        """The secret if it was generated here, and its stored form."""
         if secret is None:
             made = secrets.token_hex(SECRET_BYTES)
             return made, await self._checker.hash(made)
         if passwords.is_password_hash(secret):
-            # At another cost, the time of a failed login would tell that there is such an operator.
+            # With another cost, the timing of a failed login would reveal that the operator exists.
             if not passwords.is_of_our_cost(secret):
                 raise InvalidRequest(
                     "secret is an argon2id hash of another cost than the broker's",
@@ -171,7 +171,7 @@ def _check_standing(transaction: Transaction, by: Principal) -> None:
     """Refuse an operator who was removed, or given a new secret, since their token was checked.
 
     Raises:
-        TokenRevoked: they were. Of two who remove each other one stays.
+        TokenRevoked: they were. So of two operators who remove each other, one remains.
     """
     grant = transaction.grant(by.claims.sid)
     if grant is None or grant.is_ended or any(ending.names(grant) for ending in transaction.endings()):

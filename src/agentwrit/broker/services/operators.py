@@ -1,4 +1,4 @@
-"""Operators: logging in, and the first one's secret, which comes with the broker."""
+"""Operators' logins, and the first operator's secret, which comes with the broker."""
 
 import msgspec
 
@@ -34,16 +34,16 @@ class OperatorService:
         self._unmatched = passwords.unmatched_hash()
 
     async def recall(self) -> None:
-        """Take from the log from where operators have logged in, so that a restart puts them behind no stranger."""
+        """Read from the log where operators have logged in, so that a restart does not cost them their precedence."""
         query = EventQuery(event_type=EventType.ADMIN_AUTH.value, is_newest_first=True, limit=passwords.MAX_FAMILIAR)
         for event in reversed(await self._store.read(lambda snapshot: snapshot.events(query))):
             self._checker.make_familiar(Caller(address=event.client_address).network)
 
     async def authenticate(self, caller: Caller, secret: str, name: str = "") -> IssuedToken:
-        """A token for an operator's secret; `name` empty for the first one.
+        """A token for an operator's secret; `name` is empty for the first operator.
 
         Raises:
-            Unauthorized: unknown or removed operator, or wrong secret: which, nobody is told, and neither does time.
+            Unauthorized: unknown or removed operator, or wrong secret; neither the answer nor its timing tells which.
             Unavailable: too many logins are being checked.
         """
         name = name or operator.SUBJECT
@@ -57,7 +57,7 @@ class OperatorService:
         self._checker.make_familiar(caller.network)
 
         def issue(transaction: Transaction) -> IssuedToken:
-            # Set anew since it was checked: then this is the old one, and it is too late.
+            # If the secret was replaced since the check, this is the old one.
             if transaction.operator(name) != known:
                 raise Unauthorized(REFUSED)
             grant = self._issuer.new_grant(
@@ -85,21 +85,21 @@ class OperatorService:
 
 
 def end_logins(transaction: Transaction, caller: Caller, actor: str, name: str, reason: EndReason) -> Ending:
-    """End what was granted to the operator of this name. `actor`: the principal of whoever does it.
+    """End the grants of the operator with this name. `actor`: the principal that does it.
 
-    Nothing else hangs on such a grant: the apps that an operator registered, and their agents, are the broker's.
+    Nothing depends on such grants: apps that an operator registered, and their agents, belong to the broker.
     """
     logins = Named(level=EndingLevel.OPERATOR, target=_as_in_grants(name))
     return end_named(transaction, caller, actor, logins, reason, {"operator": name})
 
 
 async def set_secret(store: Store, secret: str) -> bool:
-    """Store the first operator's secret, plain or as its argon2id hash. Returns whether it was another one before.
+    """Store the first operator's secret, plain or as its argon2id hash. Returns whether it changed.
 
-    A new secret ends what was granted on the old one. An operator who was removed is one again.
+    A new secret ends the grants made with the old one. A removed first operator becomes active again.
 
     Raises:
-        ConfigurationError: the secret is too short to be one, or is another operator's.
+        ConfigurationError: the secret is too short or too long, or is another operator's.
     """
     if not passwords.is_password_hash(secret) and len(secret) < operator.MIN_SECRET_LENGTH:
         raise ConfigurationError(
@@ -118,16 +118,16 @@ async def set_secret(store: Store, secret: str) -> bool:
             password_hash = secret if passwords.is_password_hash(secret) else passwords.hash_password(secret)
         if await _replace_secret(store, known, password_hash):
             return True
-        # Another broker has set one meanwhile: the same, if they were started together.
+        # Another broker has set a secret in the meantime: the same one, if they were started together.
 
 
 def _as_in_grants(name: str) -> str:
-    """An operator's name as their grants and tokens have it."""
+    """An operator's name as it appears in their grants and tokens."""
     return "" if name == operator.SUBJECT else name
 
 
 def _login_failed(caller: Caller, known: Operator | None) -> Denial:
-    # A name that is not ours is not recorded: people have been known to put the secret in its place.
+    # An unknown name is not recorded, because people sometimes enter the secret in its place.
     if known is None:
         detail = "the operator is unknown"
     else:
@@ -138,7 +138,7 @@ def _login_failed(caller: Caller, known: Operator | None) -> Denial:
         detail=detail,
         data={} if known is None else {"name": known.name},
     )
-    about = (caller.network, "" if known is None else known.name)  # guesses at one do not hide in another's
+    about = (caller.network, "" if known is None else known.name)  # guesses for one do not hide in another's
     return Denial(Unauthorized(REFUSED), caller, event, about=about)
 
 
@@ -149,7 +149,7 @@ def _is_secret_of(known: Operator, secret: str) -> bool:
 
 
 async def _check_nobody_elses(store: Store, secret: str) -> None:
-    """Refuse a secret that an operator with a name has: whoever knows it would be two, and the log could not tell."""
+    """Refuse a secret that a named operator has, because the log could not tell the two operators apart."""
     for other in await store.read(lambda snapshot: snapshot.operators()):
         if other.name != operator.SUBJECT and other.is_active and _is_secret_of(other, secret):
             raise ConfigurationError(
@@ -159,7 +159,7 @@ async def _check_nobody_elses(store: Store, secret: str) -> None:
 
 
 async def _replace_secret(store: Store, known: Operator | None, password_hash: str) -> bool:
-    """Store a secret, unless the operator is no longer the one that is `known`. Returns whether it was stored."""
+    """Store a secret, unless the operator has changed since `known` was read. Returns whether it was stored."""
 
     def put(transaction: Transaction) -> bool:
         if transaction.operator(operator.SUBJECT) != known:
@@ -167,7 +167,7 @@ async def _replace_secret(store: Store, known: Operator | None, password_hash: s
         now = int(transaction.now)
         before = known or Operator(name=operator.SUBJECT, password_hash="", created_at=now, updated_at=now)
         revision = before.revision + 1
-        # Replaced and not made anew: what a newer version has put into the row stays there.
+        # Replaced, not created anew, to keep what a newer version may have put into the row.
         transaction.put(
             msgspec.structs.replace(
                 before, password_hash=password_hash, updated_at=now, revision=revision, removed_at=0

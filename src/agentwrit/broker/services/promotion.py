@@ -1,14 +1,14 @@
-"""Going on with a store whose database server was promoted: a standby took over, or a recovery ended.
+"""Continuing with a store whose database server was promoted: a failover to a standby, or the end of a recovery.
 
 The rules:
 
-- It is an event of the log, `store_promoted`, with the timelines before and since.
-- The feed begins another epoch: who followed it on the old server may have seen what the new one does not have.
-- If it is known that nothing is lost, everything else goes on.
-- If commits may be lost, revocations are among them: it is treated as a store that was restored from a backup
+- The promotion is recorded as the event `store_promoted`, with the timelines before and after it.
+- The feed begins a new epoch: its followers on the old server may have seen what the new one does not have.
+- If it is certain that nothing was lost, everything else continues.
+- If commits may be lost, revocations may be among them: the store is treated like one that was restored from a backup
   (`restoring`).
-- All of it is one unit of work, the first on the new timeline. A broker that comes later, and knows of a commit that is
-  lost, does the same once more.
+- All of this is one unit of work, the first on the new timeline. A broker that comes later and remembers a lost commit
+  does the same again.
 """
 
 import secrets

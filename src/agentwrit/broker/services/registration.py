@@ -44,7 +44,7 @@ from agentwrit.domain.proof import Proof
 
 
 class Application(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for an agent. `public_key`: see `agentwrit.domain.agent_key`."""
+    """The fields of every registration. `public_key`: see `agentwrit.domain.agent_key`."""
 
     public_key: bytes
     orch_id: str
@@ -53,7 +53,7 @@ class Application(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LaunchedApplication(Application, frozen=True, kw_only=True):
-    """What an agent brings to be registered. `signature`: over the nonce's 32 bytes."""
+    """A registration with a launch token. `signature`: over the nonce's 32 bytes."""
 
     launch_token: str
     nonce: str
@@ -61,12 +61,12 @@ class LaunchedApplication(Application, frozen=True, kw_only=True):
 
 
 class DirectApplication(Application, frozen=True, kw_only=True):
-    """What an app asks for one of its agents, in one go. `proof`: by the agent's key, with the app's token.
+    """A registration by an app, in one step. `proof`: a DPoP proof by the agent's key, for the app's token.
 
-    An agent without a key (`public_key` empty) proves nothing, and cannot be bound.
+    An agent without a key (`public_key` empty) proves nothing, and cannot have bound tokens.
 
-    `urls`: where it was asked, under each name by which the broker is known; `max_ttl`: seconds; `is_bound`: whether
-    its tokens are to be bound to the key; `idempotency_key` None for none.
+    `urls`: the request's URL, under each of the broker's names; `max_ttl`: seconds; `is_bound`: whether to bind its
+    tokens to its key; `idempotency_key`: None for none.
     """
 
     agent_name: str
@@ -79,9 +79,9 @@ class DirectApplication(Application, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent is made by, as its app or a launch token says. `max_ttl`: seconds that its tokens live.
+    """The terms of a new agent, from its app or a launch token. `max_ttl`: lifetime of its tokens in seconds.
 
-    `app_id` and `client_id` are empty for the operator's agents. `launch_token`: the one that was shown, if one was.
+    `app_id` and `client_id` are empty for an operator's agents. `launch_token`: the launch token, if one was used.
     """
 
     app_id: str
@@ -127,14 +127,14 @@ class RegistrationService:
     async def create(
         self, caller: Caller, app_token: str, by: Principal, application: DirectApplication
     ) -> IssuedToken:
-        """Register an agent for an app that asks for it directly, in one transaction.
+        """Register an agent for an app that requests it directly, in one transaction.
 
         Raises:
-            InvalidRequest, InvalidTTL: a field is not what it should be.
-            Unauthorized: the proof is not good, or the app is not active.
-            ProofNonceNeeded: the proof's time is not ours.
-            ScopeViolation: more is asked for than the app may give.
-            LimitReached: the app has all the agents that it may have, or has them made too fast.
+            InvalidRequest, InvalidTTL: a field is invalid.
+            Unauthorized: the proof is invalid, or the app is not active.
+            ProofNonceNeeded: the proof's time differs too much from the broker's.
+            ScopeViolation: the request exceeds what the app may give.
+            LimitReached: the app has reached its limit of live agents or of its creation rate.
             Conflict: the idempotency key was used for another request.
         """
         application = msgspec.structs.replace(application, requested_scope=_check_fields(application))
@@ -169,7 +169,7 @@ class RegistrationService:
     async def write(
         self, create: Callable[[Transaction], tuple[IssuedToken, App]], app_id: str, *, reads: Sequence[Row] = ()
     ) -> IssuedToken:
-        """Carry out what makes one more agent of an app, and remember what was learned of the app's limits."""
+        """Run the unit of work that creates an agent, and remember what it shows about the app's limits."""
         reads = (Row("apps", app_id), *self._limited.reads(app_id), *reads)
         try:
             issued, app = await self._denials.write(create, reads=reads)
@@ -184,19 +184,19 @@ class RegistrationService:
     def admit(
         self, transaction: Transaction, caller: Caller, application: DirectApplication, terms: Terms, app: App
     ) -> IssuedToken:
-        """Make one more agent of an app, if the app may have it. `terms`: see `terms`.
+        """Create an agent of an app, if the app may have it. `terms`: see `terms`.
 
         Raises:
             InvalidRequest: the token would be too large.
-            ScopeViolation: more is asked for than the app may give.
-            LimitReached: the app has all the agents that it may have, or has them made too fast.
+            ScopeViolation: the request exceeds what the app may give.
+            LimitReached: the app has reached its limit of live agents or of its creation rate.
         """
         _check_binding(caller, application, terms, app)
         _check_scope(caller, application, terms, app)
         self._check_audience(caller, application, terms, app)
         _check_limits(transaction, caller, application, app)
         grant = self._grant(application, application.requested_scope, terms, app, transaction)
-        if not grant.public_key:  # nobody could say later that the token is theirs: it is not renewed
+        if not grant.public_key:  # without a key, the holder could not be identified later: it is not renewed
             grant = msgspec.structs.replace(grant, ends_at=grant.exp)
         transaction.put(grant)
         issued = self._issuer.token(grant, transaction.now)
@@ -204,10 +204,10 @@ class RegistrationService:
         return issued
 
     def terms(self, app_id: str, client_id: str, application: DirectApplication) -> Terms:
-        """What an app asks for says of its agent.
+        """The terms of an agent that an app requests directly.
 
         Raises:
-            InvalidRequest, InvalidTTL: a field is not what it should be.
+            InvalidRequest, InvalidTTL: a field is invalid.
         """
         return Terms(
             app_id=app_id,
@@ -219,7 +219,7 @@ class RegistrationService:
         )
 
     def _proof(self, caller: Caller, app_token: str, application: DirectApplication) -> Proof:
-        """The proof, checked but for its being new."""
+        """The proof, checked except for reuse."""
         try:
             checked = self._possession.proof(application.proof, htm="POST", urls=application.urls, token=app_token)
         except InvalidProof as invalid:
@@ -232,10 +232,10 @@ class RegistrationService:
         """Register an agent, in one transaction.
 
         Raises:
-            InvalidRequest: a field is not what it should be.
-            Unauthorized: the launch token, the nonce or the signature is not good; which, nobody is told.
-            ScopeViolation: more is asked for than the launch token, or by now the app, may give.
-            LimitReached: the app has all the agents that it may have, or has them made too fast.
+            InvalidRequest: a field is invalid.
+            Unauthorized: the launch token, the nonce or the signature is invalid; the answer does not tell which.
+            ScopeViolation: the request exceeds the launch token, or what the app may give by now.
+            LimitReached: the app has reached its limit of live agents or of its creation rate.
         """
         requested = _check_fields(application)
         is_proven = _is_proven(application)
@@ -271,11 +271,11 @@ class RegistrationService:
         return issued
 
     def _charge(self, grant: Grant) -> None:
-        """For what `_record` wrote."""
+        """Charge the app for what `_record` wrote."""
         self._log_budget.charge(grant.client_id, 2, (*grant.scope, *grant.scope))
 
     def _check_audience(self, caller: Caller, application: Application, terms: Terms, app: App | None) -> None:
-        """For whom the app's agents may by now be given tokens."""
+        """Check that the audience is within the app's present audiences."""
         exceeding = () if app is None else self._issuer.uncovered_audience(app, terms.audience)
         if app is not None and exceeding:
             is_launched = terms.launch_token is not None
@@ -347,7 +347,7 @@ def _terms_of(token: LaunchToken) -> Terms:
 
 
 def _check_fields(application: Application) -> tuple[str, ...]:
-    """The requested scope, if all that an agent's identity is made of can be."""
+    """The requested scope, if the parts of the agent's identity are valid."""
     spiffe_id.check_segment(application.orch_id, field="orch_id")
     spiffe_id.check_segment(application.task_id, field="task_id")
     return scope.parse_list(application.requested_scope, field="requested_scope")
@@ -370,7 +370,7 @@ def _identify(caller: Caller, by: Principal, application: DirectApplication) -> 
 
 
 def _is_proven(application: LaunchedApplication) -> bool:
-    """Whether the signature is right. The nonce's own merits are another question."""
+    """Whether the signature is valid. The nonce itself is checked elsewhere."""
     if len(application.nonce) != challenge.LENGTH:
         return False
     try:
@@ -381,7 +381,7 @@ def _is_proven(application: LaunchedApplication) -> bool:
 
 
 def _refused(caller: Caller, application: Application, reason: str, *, hint: str | None = None) -> Denial:
-    """A refusal that tells the caller the same, whatever the reason, which goes to the audit log; but for a `hint`."""
+    """A refusal with one answer for all reasons, except for a `hint`. The reason goes to the audit log."""
     event = caller.event(
         EventType.REGISTRATION_POLICY_VIOLATION,
         Outcome.DENIED,
@@ -394,13 +394,13 @@ def _refused(caller: Caller, application: Application, reason: str, *, hint: str
 
 
 def _denied(error: Refusal, caller: Caller, terms: Terms, event: Draft) -> Denial:
-    """A refusal of what goes beyond a launch token or an app: whoever holds its token can ask again and again."""
+    """A denial beyond a launch token or an app's rights, which the holder of the token can repeat endlessly."""
     shown = "" if terms.launch_token is None else terms.launch_token.token_hash.hex()
     return Denial(error, caller, event, by=terms.client_id, about=(terms.client_id, shown, event.detail))
 
 
 def _check_binding(caller: Caller, application: Application, terms: Terms, app: App | None) -> None:
-    """Bound, where the app's agents by now have to be."""
+    """Check that the tokens are bound if the app requires it by now."""
     if app is not None and app.requires_binding and not terms.is_bound:
         event = caller.event(
             EventType.REGISTRATION_POLICY_VIOLATION,
@@ -414,13 +414,13 @@ def _check_binding(caller: Caller, application: Application, terms: Terms, app: 
 
 
 def _check_limits(transaction: Transaction, caller: Caller, application: Application, app: App | None) -> None:
-    """Within the app's limits, of which one more agent takes its part. Last: only what succeeds takes any."""
+    """Charge the agent to the app's limits. Last, so that only a successful registration is charged."""
     if app is not None and app.is_limited:
         limits.use(transaction, caller, app, orch_id=application.orch_id, task_id=application.task_id)
 
 
 def _check_scope(caller: Caller, application: Application, terms: Terms, app: App | None) -> None:
-    """Within the launch token, if there is one, and within the ceiling that the app has by now."""
+    """Check that the scope is within the launch token, if there is one, and within the app's present ceiling."""
     ceilings = []
     if terms.launch_token is not None:
         allowed = terms.launch_token.allowed_scope

@@ -1,29 +1,29 @@
-"""Going on from a backup: what it would revive is ended before anybody can use it.
+"""Continuing from a backup: everything that it would revive ends before anyone can use it.
 
-A backup is the store as one commit left it. It knows nothing of what came later: what was revoked since then would live
-again, and of what was issued since then nothing is known that could be revoked.
+A backup is the store as one commit left it. It does not contain later changes: tokens that were revoked since then
+would be valid again, and tokens that were issued since then are unknown and cannot be revoked individually.
 
 The rules:
 
-- Every grant that is alive in the backup ends: agents', what was delegated, and logins of apps and operators.
-- Launch tokens and the answers that are kept for safe retries are forgotten: they may have been used since.
-- Every key that signs tokens or the feed, did so and still verifies, or was to be the next, is revoked, and new ones
-  sign. So a token that was issued after the backup is dead as well, although its grant is not known: it was signed by
-  one of these, which are revoked, or by one that came later, which nobody publishes any more.
-- Keys of checkpoints go on. They give nobody a right, and auditors hold them by hand: who remembers a checkpoint of the
-  log that was lost finds, under a key that he believes, that the log was cut. So it was.
-- The feed begins another epoch, because numbers that were given since the backup are given again: who follows it takes
-  a new snapshot, in which those keys and grants are dead.
-- The first event behind the log of the backup is `store_restored`, and names where that log ended. The others tell of
+- Every grant that is alive in the backup ends: of agents, delegations, and logins of apps and operators.
+- Launch tokens and the answers kept for safe retries are deleted: they may have been used since.
+- Every key for tokens or the feed that has signed and still verifies, or was the next to sign, is revoked, and new keys
+  sign. So a token that was issued after the backup is dead as well, although its grant is unknown: it was signed by one
+  of the revoked keys, or by a later key that is no longer published.
+- Keys of checkpoints remain. They grant no rights, and auditors hold them manually: an auditor who remembers a
+  checkpoint of the lost log finds, with a trusted key, that the log was cut. And it was.
+- The feed begins a new epoch, because numbers that were assigned since the backup are assigned again: followers fetch a
+  new snapshot, in which those keys and grants are dead.
+- The first event after the backup's log is `store_restored`, and states where that log ended. Further events record
   each grant and each key.
-- The time goes on from the highest that the backup knows, as it does at every start.
-- Apps, their secrets and operators are as they were in the backup, whatever was changed since: that is for the
-  operator to see, with its last change, and to do again.
-- All of it is in force with one unit of work: a store has done it or has not. Where there are many grants, recording
-  the end of each goes on after that (see `agentwrit.domain.ending`). A data directory that is made from a backup gets
-  its store only when all is done.
-- Doing it again ends what was granted since, and harms nothing else.
-- It is not done until it has been seen: whoever restores a store looks at it anew after the commit (`check`).
+- Time continues from the highest time in the backup, as at every start.
+- Apps, their secrets and operators are as they were in the backup, whatever was changed since: the operator has to
+  check them, by the time of the last change, and repeat the changes.
+- All of it is in force with one unit of work: a store has done it or has not. With many grants, recording the end of
+  each continues after that (see `agentwrit.domain.ending`). A data directory made from a backup gets its store only
+  when everything is done.
+- Doing it again ends what was granted since, and otherwise changes nothing.
+- It is done only once it has been verified: the caller reads the store again after the commit (`check`).
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ from agentwrit.domain.operator import Operator
 from agentwrit.domain.revocation import RevocationKind
 from agentwrit.domain.signing_key import KeyPurpose, KeyState, StoredKey
 
-# Why a store is treated so: what is said of it, and of each key that is revoked.
+# The reason, as stated in the event about the store and in that of each revoked key.
 _SAID: Final = {
     EndReason.STORE_RESTORED: "the store was restored from a backup",
     EndReason.STORE_PROMOTED: "commits may have been lost when a database server was promoted",
@@ -55,11 +55,12 @@ _SAID: Final = {
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backup was, what of it ended, and what of it goes on as it was then.
+    """What a backup was, what of it ended, and what of it remains.
 
-    `last_event` and `last_event_at` (RFC 3339) say where its log ended; the counts are of what ended, `kids` names the
-    keys among it; `epoch` is the feed's, and `at` the time (Unix seconds) from then on. `checkpoint_key` is the key
-    that signs checkpoints; `ending` is that of the grants, which may have to be gone on with.
+    `last_event` and `last_event_at` (RFC 3339) state where its log ended. The counts are of what ended; `kids` names
+    the keys among it. `epoch` is the feed's new epoch, and `at` the time (Unix seconds) from which it applies.
+    `checkpoint_key` is the key that signs checkpoints; `ending` is the ending of the grants, which may have to be
+    continued.
     """
 
     last_event: str
@@ -76,7 +77,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def keys(self) -> int:
-        """How many keys were revoked."""
+        """The number of revoked keys."""
         return len(self.kids)
 
 
@@ -89,9 +90,9 @@ def end_everything(
     why: EndReason = EndReason.STORE_RESTORED,
     detail: str = "",
 ) -> Restored:
-    """End all that a restored store revives, by the rules above. `epoch`: the feed's new one, a random name.
+    """End everything that a restored store revives, by the rules above. `epoch`: the feed's new one, a random name.
 
-    `detail`: what the audit log says of it, if not what follows from `why`.
+    `detail`: the text in the audit log, if it does not follow from `why`.
     """
     head = transaction.head
     newest = transaction.events(EventQuery(is_newest_first=True, limit=1))
@@ -144,11 +145,13 @@ def end_everything(
 
 
 def check(snapshot: Snapshot, restored: Restored) -> None:
-    """Look whether all that was to end has ended, in a state that was read after the commit and by a connection of its
-    own: what was written may not be what there is.
+    """Check that everything that was to end has ended.
+
+    `snapshot`: read after the commit, over a separate connection, because the stored state may differ from what was
+    written.
 
     Raises:
-        TamperedRecord: something lives on. Names it.
+        TamperedRecord: something is still alive. The message names it.
     """
     keys = {key.kid: key for key in snapshot.signing_keys()}
     for kid in restored.kids:

@@ -1,6 +1,6 @@
-"""Archiving by schedule: events that are older than a set age leave the store for files, once a day.
+"""Scheduled archiving: once a day, events older than a set age move from the store into files.
 
-It is done a little at a time, with breaks, so that nobody waits for it.
+It works in small steps with pauses, so that no request waits for it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from agentwrit.domain.note import VerifierKey
 
 INTERVAL_SECONDS: Final = 60
 DAY_SECONDS: Final = 86_400
-BREAK_SECONDS: Final = 0.02  # after each tile's worth of events: a thread that computes keeps the event loop waiting
+BREAK_SECONDS: Final = 0.02  # after each tile of events: computing in a thread delays the event loop
 PRINCIPAL: Final = "retention"
 
 log = structlog.get_logger("agentwrit.retention")
@@ -47,7 +47,7 @@ class Retention:
         self._seconds = days * DAY_SECONDS
 
     async def run(self, background: Background) -> None:
-        """Go on until cancelled. What fails is tried again; nothing leaves the store meanwhile."""
+        """Repeat until cancelled. Failures are retried; until then nothing leaves the store."""
         while True:
             await background.attempt(Work.RETENTION, self._archive)
             await asyncio.sleep(INTERVAL_SECONDS)
@@ -61,7 +61,7 @@ class Retention:
             raise
 
     async def round(self) -> bool:
-        """Write one archive, if one is due. Returns whether it was."""
+        """Write one archive, if one is due. Returns whether one was."""
         if not await self._store.is_in_charge():
             return False
         archived, last = await self._store.read(self._due)
@@ -77,7 +77,7 @@ class Retention:
         return True
 
     def _due(self, snapshot: Snapshot) -> tuple[int, int]:
-        """Up to where the log is archived, and up to where it is to be."""
+        """The event up to which the log is archived, and the one up to which it is to be archived."""
         now, archives = self._clock.now(), snapshot.archives()
         archived = archives[-1].last if archives else 0
         until = timestamps.rfc3339_micros(now - self._seconds)

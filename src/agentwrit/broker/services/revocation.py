@@ -1,4 +1,4 @@
-"""Revocation: the operator ends what is alive under a name."""
+"""Revocation: the operator ends everything that is alive under a name."""
 
 from typing import Final
 
@@ -26,12 +26,12 @@ class RevocationService:
         self._endings = endings
 
     async def revoke(self, caller: Caller, operator: Principal, level: str, target: str, reason: str) -> int:
-        """End the grants of that name that are alive now, and all that falls with them.
+        """End the live grants with that name, and everything that depends on them.
 
-        Returns how many live tokens that killed: for a name that nobody has, none.
+        Returns how many live tokens this killed: 0 for an unknown name.
 
         Raises:
-            InvalidRequest: there is no such level, or a text is too long or not printable.
+            InvalidRequest: the level is unknown, or a text is too long or not printable.
             Unavailable: it could not be made durable. Nothing was revoked.
         """
         if level not in set(RevocationLevel):
@@ -59,13 +59,13 @@ class RevocationService:
 
 
 def _client_id(transaction: Transaction, level: RevocationLevel, target: str) -> str:
-    """How tokens name the app that is meant, if it is one."""
+    """The name of the app in tokens, if the target is an app."""
     app = transaction.app(target) if level is RevocationLevel.APP else None
     return "" if app is None else app.client_id
 
 
 def check_reason(reason: str) -> None:
-    """Refuse a reason that does not fit into a line.
+    """Refuse a reason that is too long or not printable.
 
     Raises:
         InvalidRequest: it is too long, or not printable.

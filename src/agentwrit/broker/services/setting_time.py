@@ -1,13 +1,13 @@
-"""Having a store go on from another time than it knows: the operator says that the system's clock is right.
+"""Changing the time of a store: the operator declares that the system's clock is right.
 
 The rules:
 
-- Ahead, nothing is lost: time passes, all at once.
-- Back, what time has ended would live again: so everything ends that was granted, as it does when a store is restored
-  (`restoring`), and for the same reason the keys are revoked. A former secret of an app that still worked ends as well,
-  and what apps use of their limits is counted anew.
-- The audit log says from when and to when. Its earlier events keep their times, which are later ones then: a search by
-  time finds those behind this event, and those before it as well as it can.
+- Forward, nothing is lost: the time in between passes at once.
+- Back, what has expired would be valid again. So every grant ends, as when a store is restored (`restoring`), and the
+  keys are revoked for the same reason. An app's previous secret that still works ends as well, and the use of app
+  limits is counted anew.
+- The audit log records both times. Its earlier events keep their times, which are then in the future: a search by time
+  finds the events after this one, and earlier ones as far as possible.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ DETAIL: Final = "the store's time was set back: all that was granted before ends
 
 
 class TimeSet(NamedTuple):
-    """What time it was in the store and is now (Unix seconds), and what ended because that is earlier."""
+    """The store's previous and new time (Unix seconds), and what ended because the new one is earlier."""
 
     before: float
     now: float
@@ -34,15 +34,15 @@ class TimeSet(NamedTuple):
 
 
 def set_ahead(transaction: Transaction, before: float) -> TimeSet:
-    """Let the store go on from the time of this unit, which is later than the one that it knows: `before`."""
+    """Move the store's time forward from `before` to the time of this unit."""
     _record(transaction, before)
     return TimeSet(before, transaction.now)
 
 
 def set_back(transaction: Transaction, before: float, end: Callable[[Transaction], Restored]) -> TimeSet:
-    """Let the store go on from the time of this unit, which is earlier than the one that it knows: `before`.
+    """Move the store's time back from `before` to the time of this unit.
 
-    `end`: ends all that was granted.
+    `end`: ends all grants.
     """
     _record(transaction, before)
     restored = end(transaction)

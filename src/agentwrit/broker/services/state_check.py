@@ -1,22 +1,22 @@
-"""Comparing the store with its audit log: what was deleted from it, and what was put back as it once was.
+"""Comparing the store with its audit log, to find rows that were deleted or replaced by older versions.
 
-Each row is sealed, so nobody but the broker can have written it; but an old row is genuine too, and a row that is
-missing says nothing. The log knows better.
+Each row is sealed, so only the broker can have written it. But an old row is genuine too, and a missing row leaves no
+trace. The log shows both.
 
 The rules:
 
-- A grant that the log saw end has ended in the store, and its revocation is there while a token of it is in time.
-- A grant with a token that is in time is in the store, with the newest token that the log knows; the tokens before
-  that one are revoked.
-- An app is in the store, no older than the log's last word on it, and not active if that was its suspension or its
-  removal. So are operators.
-- An app with a limit of live agents has as many as are counted.
+- A grant that ended according to the log has ended in the store, and its revocation is there while one of its tokens is
+  unexpired.
+- A grant with an unexpired token is in the store, with the newest token in the log; its previous tokens are revoked.
+- An app is in the store, no older than the log's last event about it, and not active if that was its suspension or
+  removal. The same holds for operators.
+- An app with a limit of live agents has as many live agents as its count says.
 - A key is in the store, and gone if it was revoked or has expired.
-- An ending that began is over, or is in the store to be gone on with.
-- The feed's epoch is the one that the last restore, or the last promotion of the database, gave it, if there was one.
-- As many events of each type are counted as there are.
+- An ending that began is over, or is in the store to be continued.
+- The feed's epoch is the one of the last restore or database promotion, if there was one.
+- The stored number of events of each type is their real number.
 
-The log itself is taken to be genuine: check it first.
+The log itself is assumed to be genuine: verify it first.
 """
 
 from collections import Counter
@@ -35,14 +35,14 @@ from agentwrit.domain.signing_key import KeyState
 from agentwrit.domain.timestamps import parse_rfc3339
 
 PAGE: Final = 1000
-ROUNDED_BY: Final = 0.000_001  # seconds: an event's time may be that much later than it was
+ROUNDED_BY: Final = 0.000_001  # seconds: the possible rounding of an event's time
 
 
 def check(snapshot: Snapshot, now: float, *, progress: Progress = unwatched) -> None:
-    """Compare a state with the log in it. `now`: Unix seconds; what is over by then may have been forgotten.
+    """Compare a state with its log. `now`: Unix seconds; expired rows may have been deleted by then.
 
     Raises:
-        TamperedRecord: something is missing, or older than the log says. Names it.
+        TamperedRecord: something is missing, or older than the log says. The message names it.
     """
     comparison = _Comparison(snapshot, now)
     total = snapshot.event_head()
@@ -66,7 +66,7 @@ class _Token(NamedTuple):
 
 
 class _Comparison:
-    """What the log says of all that the store ought to hold. Remembers no more than what is in time."""
+    """What the log says the store should hold. Its memory is bounded by what is unexpired."""
 
     def __init__(self, snapshot: Snapshot, now: float) -> None:
         self._snapshot = snapshot
@@ -111,7 +111,7 @@ class _Comparison:
             taker(event)
 
     def finish(self) -> None:
-        """Check what only the end of the log tells."""
+        """Check what can only be checked at the end of the log."""
         for sid, token in self._tokens.items():
             grant = self._snapshot.grant(sid)
             if grant is None:
@@ -144,7 +144,7 @@ class _Comparison:
         if isinstance(exp, int) and exp > self._now:
             self._tokens[event.sid] = _Token(str(event.data.get("jti")), exp)
         else:
-            self._tokens.pop(event.sid, None)  # a renewal may bring the end forward
+            self._tokens.pop(event.sid, None)  # a renewal may shorten the grant
 
     def _renewed(self, event: Event) -> None:
         previous = event.data.get("previous_jti")
@@ -154,7 +154,7 @@ class _Comparison:
 
     def _ended(self, event: Event) -> None:
         if "count" in event.data:
-            return  # what an operator did, by the operator's own login: each grant that ended has an event besides
+            return  # an event about an operator's action, by that operator's login: each ended grant has its own event
         token = self._tokens.pop(event.sid, None)
         grant = self._snapshot.grant(event.sid)
         if grant is not None and not grant.is_ended:
@@ -170,12 +170,12 @@ class _Comparison:
         self._last_word_on_operators[str(event.data.get("name", operator.SUBJECT))] = event
 
     def _check_usage(self, app: App) -> None:
-        """Whether as many of its agents are counted as there were at that time."""
+        """Check that the count of an app's agents equals their number at the time of the count."""
         if app.max_live_agents is None:
             return
         usage = self._snapshot.app_usage(app.app_id)
         if usage is None or usage.counted_behind is not None or usage.counted_at <= self._now - RETENTION_SECONDS:
-            return  # it is counted anew by whoever needs to know: some that were counted may be forgotten
+            return  # counted anew when needed: counted grants may have been deleted
         query = GrantQuery(live_at=usage.counted_at, is_counted=True, app_id=app.app_id)
         live = len(self._snapshot.grants(query))
         if live != usage.live_agents:
@@ -224,7 +224,7 @@ class _Comparison:
 
 
 def _is_older(stored: App | Operator, event: Event) -> bool:
-    """Whether this state came before the one that the event tells of."""
+    """Whether this state precedes the one that the event records."""
     revision = event.data.get("revision")
     if isinstance(revision, int):
         return stored.revision < revision

@@ -1,7 +1,7 @@
-"""Token exchange (RFC 8693): an app has one of its agents delegate to another, by the tokens of both.
+"""Token exchange (RFC 8693): an app makes one of its agents delegate to another, with the tokens of both.
 
-The subject token is the delegator's, the actor token the delegate's. What comes of it is the grant that the delegator
-would make itself (`agentwrit.broker.services.delegation`), under the same rules.
+The subject token is the delegator's, the actor token the delegate's. The result is the grant that the delegator itself
+would make (`agentwrit.broker.services.delegation`), under the same rules.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from agentwrit.domain.grant import GrantKind
 
 
 class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an app asks for. `audience`: some of those whom the subject token is for, empty for all; `ttl`: seconds."""
+    """An app's request. `audience`: some of the subject token's audiences, empty for all of them; `ttl`: seconds."""
 
     subject_token: str
     actor_token: str
@@ -43,12 +43,12 @@ class TokenExchangeService:
         self._delegations = delegations
 
     async def exchange(self, caller: Caller, app: App, request: ExchangeRequest) -> IssuedToken:
-        """The delegate's token, with an `act` in it.
+        """The delegate's token, with an `act` claim.
 
         Raises:
             InvalidRequest, InvalidTTL: a token is not that of a live agent of `app` (RFC 8693 §2.2.2), or a field is
-                not what it should be.
-            ScopeViolation, AudienceViolation, ChainTooLong: more is asked for than the delegator can give.
+                invalid.
+            ScopeViolation, AudienceViolation, ChainTooLong: the request exceeds what the delegator can give.
         """
         audience = check_audience(request.audience)
         subject = await self._agent(caller, app, "subject_token", request.subject_token)
@@ -68,7 +68,7 @@ class TokenExchangeService:
             raise _not_accepted("actor_token") from None
 
     async def _agent(self, caller: Caller, app: App, field: str, token: str) -> Principal:
-        """The agent whose token it is. A stranger's token is like none: whose it is instead, nobody is told."""
+        """The holder of an agent's token. A foreign token is refused as invalid, without telling whose it is."""
         principal: Principal | None = None
         try:
             principal = await self._authenticator.alive(token)

@@ -1,4 +1,4 @@
-"""Token revocation (RFC 7009): an app ends what its agents hold, or a login of its own, by showing the token."""
+"""Token revocation (RFC 7009): an app ends a grant of its agents, or its own login, by presenting the token."""
 
 from agentwrit.broker.services.authentication import Authenticator, Principal, app_subject
 from agentwrit.broker.services.context import Caller
@@ -14,7 +14,7 @@ from agentwrit.domain.grant import EndReason
 
 
 class TokenRevocationService:
-    """Revokes what is shown to it."""
+    """Revokes the tokens that apps present."""
 
     def __init__(self, store: Store, denials: DenialLog, authenticator: Authenticator, endings: Endings) -> None:
         self._store = store
@@ -23,10 +23,10 @@ class TokenRevocationService:
         self._authenticator = authenticator
 
     async def revoke(self, caller: Caller, app: App, token: str) -> None:
-        """End the grant of a token of the app's, with all that falls with it. Durable when this returns.
+        """End the grant of one of the app's tokens, and everything that depends on it. Durable on return.
 
-        As with a release, a token that was superseded counts for the grant that it is of: whoever shows it wants an
-        end. One that is unknown, invalid or over has its end (RFC 7009 §2.2), and another app's is left alone.
+        As with a release, a superseded token stands for its grant, because the caller wants the grant to end. An
+        unknown, invalid or expired token counts as revoked (RFC 7009 §2.2), and another app's token is left alone.
 
         Raises:
             Unavailable: it could not be made durable. Nothing was revoked.
@@ -59,5 +59,5 @@ def _another_apps(caller: Caller, app: App, principal: Principal) -> Denial:
         app_id=app.app_id,
         data={"presented_jti": principal.claims.jti},
     )
-    # It is not told, or everybody could ask whose a token is.
+    # Not answered, because otherwise anyone could ask whose a token is.
     return Denial(NotFound(event.detail), caller, event, by=app.client_id, about=(app.app_id, principal.claims.sid))

@@ -36,7 +36,7 @@ RENEWAL_FAILED: Final = "token renewal failed"
 
 
 class ShownProof(msgspec.Struct, frozen=True, kw_only=True):
-    """The proof that a service was shown along with a token, and its request: empty where it does not say."""
+    """A proof that a service received with a token, and the request that it came with. Empty if unknown."""
 
     proof: str = ""
     htm: str = ""
@@ -44,7 +44,7 @@ class ShownProof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenService:
-    """What can be done with a token by whoever has it."""
+    """The operations on a token for its holder, and for services that receive it."""
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class TokenService:
         self._endings = endings
 
     async def validate(self, token: str, shown: ShownProof) -> Principal | None:
-        """Whom a token speaks for, or None if it does not hold, or is bound and was not shown by its holder.
+        """The principal of a token; None if it is not valid, or is bound and comes without a valid proof.
 
         Raises:
-            Unavailable: that the proof of a bound token was used cannot be remembered.
+            Unavailable: the use of a bound token's proof cannot be recorded.
         """
         try:
             principal = await self._authenticator.alive(token)
@@ -83,13 +83,13 @@ class TokenService:
         return principal if is_new and await self.is_alive(principal) else None
 
     def is_alive(self, principal: Principal) -> Awaitable[bool]:
-        """Whether a token that held still does."""
+        """Whether a token that was valid still is."""
         return self._authenticator.is_alive(principal)
 
     async def introspect(self, token: str) -> Claims | None:
-        """What a token says to a resource server that was shown it (RFC 7662 §2.2), or None if it does not hold.
+        """The claims of a token, for a resource server that received it (RFC 7662 §2.2); None if it is not valid.
 
-        Nothing is known of the request that it came with: a key that it is bound to is the resource server's to check.
+        The request that it came with is unknown, so the resource server has to check the proof of a bound token.
         """
         try:
             return (await self._authenticator.alive(token)).claims
@@ -100,8 +100,8 @@ class TokenService:
         """The successor of an agent's token (see `agentwrit.domain.grant`).
 
         Raises:
-            Unauthorized: for whatever reason it is not renewed.
-            RateLimited: it was renewed too often, or its app writes more to the log than it may.
+            Unauthorized: it is not renewed, for any reason.
+            RateLimited: it was renewed too often, or its app has used up its budget for the log.
         """
         principal, proof = await self._renewable(caller, presented)
 
@@ -137,10 +137,10 @@ class TokenService:
         return issued
 
     async def release(self, caller: Caller, presented: Presented | None) -> None:
-        """End the grant of a token: the token itself, its successors, and all that was delegated from it.
+        """End the grant of a token: the token itself, its successors, and all delegations from it.
 
         Raises:
-            Unauthorized: the token is not genuine, not the caller's, or its time is over.
+            Unauthorized: the token is not genuine, has expired, or the caller is not its holder.
             TokenRevoked: the grant has ended already.
         """
         try:
@@ -166,7 +166,7 @@ class TokenService:
     def _succeed(
         self, transaction: Transaction, caller: Caller, grant: Grant, app: App | None
     ) -> tuple[Grant, Ending | None]:
-        """Replace the grant's token; the one before is dead with the commit. Also what ended because of it."""
+        """Replace the grant's token; the previous one is dead with the commit. Also returns what this ended."""
         ending: Ending | None = None
         transaction.revoke(
             Revocation(kind=RevocationKind.TOKEN, id=grant.jti, effective_at=int(transaction.now), last_exp=grant.exp)
@@ -197,7 +197,7 @@ class TokenService:
         return presenter
 
     def _app(self, transaction: Transaction, caller: Caller, principal: Principal, grant: Grant) -> App | None:
-        """The app of a grant, if by now it may have such a grant; None for the operator's."""
+        """The app of a grant, if it may still have such a grant; None for an operator's agent."""
         if not grant.app_id:
             return None
         app = transaction.app(grant.app_id)
@@ -216,10 +216,10 @@ class TokenService:
 
 
 def _end_what_outlives(transaction: Transaction, caller: Caller, grant: Grant) -> Ending:
-    """End what was delegated from a grant and would live on when its current token is over.
+    """End delegations from a grant that would outlive its current token.
 
-    Whoever revokes an agent could not find it then: it would be below nobody who is alive. What was delegated further
-    lives no longer than what it was delegated from.
+    A revocation of the agent would not find them later, because no live grant would be above them. Delegations further
+    down do not outlive the ones above them.
     """
     outliving = Named(level=EndingLevel.OUTLIVING, target=grant.sid, exp=grant.exp)
     why: EventData = {"ended_with": grant.sid}
