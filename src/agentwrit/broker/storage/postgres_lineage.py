@@ -53,10 +53,11 @@ _NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 
 # Asked by every batch, barrier and reading: no more than what may change in a session. {0}: the text of the history as
 # it is known; {1}: the session's mark.
-GLANCE: Final = (
-    f"SELECT state, {_NOW}, history = {{0}} AND NOT pg_is_in_recovery(),"
-    f" current_setting('agentwrit.session', true) = {{1}}, {_IS_SYNCHRONOUS} FROM cluster WHERE one = 1"
+AT_A_GLANCE: Final = (
+    f"state, {_NOW}, history = {{0}} AND NOT pg_is_in_recovery(),"
+    f" current_setting('agentwrit.session', true) = {{1}}, {_IS_SYNCHRONOUS}"
 )
+GLANCE: Final = f"SELECT {AT_A_GLANCE} FROM cluster WHERE one = 1"
 
 # Asked by every new connection. {0}: the place of the event that was seen last.
 SURVEY: Final = (

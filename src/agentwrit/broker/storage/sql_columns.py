@@ -64,7 +64,7 @@ def check(connection: Session, sealer: Sealer) -> None:
     Raises:
         TamperedRecord: the broker did not write a row, or not what stands beside its body.
     """
-    writer = _Rows(connection, sealer, Head(), 0.0)
+    writer = _Rows(connection, sealer, Head(), 0.0, covered=0)
     for table in TABLES:
         for body, mac, *found in _rows(connection, table):
             table.put(writer, sealer.open(table.name, body, mac, table.record))
