@@ -169,6 +169,10 @@ def test_whoever_saw_what_is_lost_lets_all_end_even_if_others_vouched_for_it(
             for member in (knowing, mistaken):
                 await member.everything()
 
+        async def sees_that_the_server_waits() -> None:
+            while not (seen := mistaken.opening.lineage.seen) or not seen.is_synchronous:
+                await mistaken.store.catch_up()  # a session learns of a reload when it comes to it
+
         async def claim() -> None:
             await mistaken.everything()
             assert mistaken.promotions == [True]
@@ -183,7 +187,7 @@ def test_whoever_saw_what_is_lost_lets_all_end_even_if_others_vouched_for_it(
         postgres.ask(server.url, "ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (one, other)'")
         postgres.ask(server.url, "SELECT pg_reload_conf()")
         try:
-            runner.run(mistaken.store.catch_up())
+            runner.run(sees_that_the_server_waits())
         finally:
             postgres.ask(server.url, "ALTER SYSTEM RESET synchronous_standby_names")
             postgres.ask(server.url, "SELECT pg_reload_conf()")
