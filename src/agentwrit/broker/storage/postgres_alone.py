@@ -22,6 +22,9 @@ from agentwrit.domain.errors import ConfigurationError
 
 T = TypeVar("T")
 
+# How long a broker that settles may do nothing about it. One that hangs must not keep the others from it.
+SETTLING_IDLE_MS: Final = 30_000
+
 # The tables that number their rows by themselves. A copy that was made row by row would begin with 1 again.
 _NUMBERED: Final = {"apps": "position", "grants": "place"}
 
@@ -121,7 +124,7 @@ def settle(link: Link, sealer: Sealer, lineage: Lineage, go_on: GoOn, *, now: fl
         psycopg.Error: it was not done, or it is not known. Then it is safe to try it again.
     """
     with link.transaction():
-        link.take_time()
+        link.take_time(idle_ms=SETTLING_IDLE_MS)
         transaction = _begin(link, sealer, now)
         lost = lineage.lost
         before = lineage.seen if lost is None else None

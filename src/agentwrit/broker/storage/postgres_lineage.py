@@ -284,9 +284,12 @@ class Lineage:
 
 def is_lost(survey: Survey, seen: Seen) -> bool:
     """Whether what was seen was lost by a promotion since, and all that had been granted has not ended for it yet. What
-    is on the same timeline was put back, which nobody but an operator can judge.
+    is on the same timeline was put back, which nobody but an operator can judge; or, if its store was never settled
+    there, it is another standby, which did not know that there was a timeline of this number.
     """
-    return 0 < seen.timeline < survey.timeline and seen.state.now >= survey.history.ended_at
+    is_unsettled = survey.history.timeline < survey.timeline
+    is_after = seen.timeline < survey.timeline or (is_unsettled and seen.timeline == survey.timeline)
+    return bool(seen.timeline) and is_after and seen.state.now >= survey.history.ended_at
 
 
 def survey(session: Session, sealer: Sealer, seen: Seen | None = None) -> Survey:

@@ -275,10 +275,10 @@ class Link:
         [[mark]] = self.execute("SELECT current_setting('agentwrit.session', true)").fetchall()
         return bool(mark == self.mark)
 
-    def take_time(self) -> None:
-        """Let nothing but the wait for locks be bounded in the transaction that it is in."""
+    def take_time(self, *, idle_ms: int = 0) -> None:
+        """Let nothing but the wait for locks be bounded in the transaction that it is in, or also its idleness."""
         self.execute("SET LOCAL statement_timeout = 0")
-        self.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        self.execute(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
         if self.connection.info.server_version >= FIRST_WITH_TRANSACTION_TIMEOUT:
             self.execute("SET LOCAL transaction_timeout = 0")
 
