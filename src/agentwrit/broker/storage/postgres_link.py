@@ -65,9 +65,9 @@ def _settings(mark: str, server_version: int) -> bytes:
     """What a session begins with.
 
     A commit is on disk before it is answered, whatever the server's default is, and whatever it is changed to while the
-    session lasts; a stronger default stays. What the server warns of is heard, and the time it says is not rounded.
-    `mark` tells this session from any other that a pooler might put in its place, and a trigger reads which schema it
-    knows.
+    session lasts; a stronger default stays. What the server warns of is heard, the time it says is not rounded, and it
+    describes a schema in the same words to all. `mark` tells this session from any other that a pooler might put in its
+    place, and a trigger reads which schema it knows.
     """
     has_transaction_timeout = server_version >= FIRST_WITH_TRANSACTION_TIMEOUT
     return f"""
@@ -83,6 +83,7 @@ SET tcp_user_timeout = {LOST_CLIENT_MS};
 SET client_min_messages = warning;
 SET default_transaction_isolation = 'read committed';
 SET extra_float_digits = 1;
+SET quote_all_identifiers = off;
 SET agentwrit.schema = '{SCHEMA_VERSION}';
 SET agentwrit.session = '{mark}';
 SELECT set_config('synchronous_commit', CASE WHEN now IN ('off', 'local') THEN 'on' ELSE now END, false)
