@@ -409,6 +409,14 @@ def test_what_was_seen_is_lost_if_a_promotion_came_since_and_nothing_has_ended_f
     assert lineage.lost == (lineage.seen if lost else None)
 
 
+def test_a_primary_that_a_standby_took_over_from_is_told_from_a_database_that_was_put_back() -> None:
+    lineage = Lineage(SEALER, Seen(SEEN, timeline=2))
+    for state in (SEEN, SEEN._replace(sequence=6, hash="b" * 64)):
+        with pytest.raises(postgres_lineage.OtherHistory, match=r"a standby took over from it\. Fence it"):
+            lineage.admit(survey(state=state), lineage.seen)
+    assert lineage.lost is None
+
+
 @pytest.mark.parametrize(
     ("changes", "refused"),
     [

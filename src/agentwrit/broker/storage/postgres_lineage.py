@@ -318,7 +318,17 @@ def check(survey: Survey, before: Seen | None) -> None:
             " run `agentwrit store restored`, and start the brokers then"
         )
     if before is not None:
+        _check_timeline(survey, before)
         _check_continues(survey, before.state)
+
+
+def _check_timeline(survey: Survey, seen: Seen) -> None:
+    if survey.timeline < seen.timeline:
+        raise OtherHistory(
+            f"the server is on timeline {survey.timeline}, and this broker has seen timeline {seen.timeline}:"
+            " a standby took over from it. Fence it; or, if it is the one to go on with, stop all brokers,"
+            " run `agentwrit store restored`, and start them again"
+        )
 
 
 def _check_continues(survey: Survey, seen: State) -> None:
