@@ -28,7 +28,9 @@ START_TIMEOUT: Final = 30
 NOBODY: Final = 65534  # PostgreSQL does not run as root
 
 STANDBY: Final = "standby"
-_INITDB: Final = ("-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale")
+# With checksums of pages and its log, a primary can be rewound.
+_REWINDABLE: Final = "wal_keep_size = 64MB"
+_INITDB: Final = ("-k", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale")
 
 FAST: Final = ("fsync=off", "autovacuum=off", "shared_buffers=32MB", "max_connections=200")
 
@@ -69,8 +71,10 @@ class PostgresServer:
         self.port = port or free_port()
         if primary is None:
             self._run("initdb", "-D", str(self.data), "-U", USER, *_INITDB)
+            with (self.data / "postgresql.conf").open("a") as configuration:
+                configuration.write(f"{_REWINDABLE}\n")
         else:
-            source = f"host=127.0.0.1 port={primary.port} user={USER} application_name={STANDBY}"
+            source = _as_standby(primary)
             self._run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-c", "fast", "--no-sync")
         self.start()
 
@@ -94,6 +98,13 @@ class PostgresServer:
     def promote(self) -> None:
         """Let a standby go on by itself, on another timeline."""
         self._run("pg_ctl", "promote", "-w", "-t", str(START_TIMEOUT), "-D", str(self.data))
+
+    def rewind(self, primary: "PostgresServer") -> None:
+        """Make this primary, which is down, a standby of the one that took over. What only it has is lost."""
+        ask(primary.url, "CHECKPOINT")  # until its first one, versions before 16 take it to be on the old timeline
+        source = _as_standby(primary)
+        self._run("pg_rewind", "-D", str(self.data), f"--source-server={source} dbname=postgres", "-R", "--no-sync")
+        self.start()
 
     def replay(self) -> None:
         """Restart as if from a backup of this moment: what it goes on with is another timeline."""
@@ -177,6 +188,11 @@ class PostgresServer:
             **self._identity,
         )
         assert done.returncode == 0, f"{program}: {done.stderr}"
+
+
+def _as_standby(primary: PostgresServer) -> str:
+    """How a standby connects to its primary."""
+    return f"host=127.0.0.1 port={primary.port} user={USER} application_name={STANDBY}"
 
 
 @contextlib.contextmanager

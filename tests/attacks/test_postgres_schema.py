@@ -7,6 +7,7 @@ import pytest
 
 from agentwrit.broker.storage import migrations, postgres_migration, postgres_objects, postgres_schema
 from agentwrit.broker.storage.postgres_link import Link
+from agentwrit.broker.storage.postgres_rows import State
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
 from tests import postgres
@@ -181,6 +182,7 @@ def test_a_store_of_an_older_version_is_brought_up_to_date_unless_its_schema_is_
                 postgres_objects.apply(link, step)
         for name, value in (("version", str(version)), ("sealed_by", SEALER.name), ("cluster", "tests")):
             link.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (name, value))
+        link.execute("INSERT INTO cluster (one, state) VALUES (1, ?)", (State().sealed(SEALER),))
 
     with link.connection.transaction(force_rollback=True):
         make()

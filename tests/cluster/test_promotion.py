@@ -45,6 +45,18 @@ class Pair:
         self.primary.stop("immediate")
         self.standby.promote()
 
+    def change_places(self) -> None:
+        """Make the old primary, which is down, the standby of the new one, with no more than that has."""
+        self.primary.rewind(self.standby)
+        self.primary, self.standby = self.standby, self.primary
+        self.standbys = [self.standby]
+
+    def catch_up(self) -> None:
+        """Wait until the standby has all that was committed so far."""
+        [(here,)] = postgres.ask(self.primary.url, "SELECT pg_current_wal_lsn()")
+        has_all = "SELECT 1 WHERE pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        wait_for(lambda: postgres.ask(self.standby.url, has_all, here))
+
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
@@ -156,6 +168,59 @@ def test_brokers_that_were_killed_with_the_primary_remember_that_every_commit_wa
         pair.fail_over()
         broker.start()
         follows_on([broker], app, live, released, before)
+
+
+def test_a_primary_that_was_rewound_takes_over_again_and_nobody_dies_of_it(pair: Pair, tmp_path: Path) -> None:
+    """Two failovers to where it began, with every commit on both sides, and brokers that never stop."""
+    pair.wait_for_the_standby()
+    with ExitStack() as stack:
+        brokers = [stack.enter_context(member(pair.url, tmp_path / f"broker-{number}")) for number in range(2)]
+        app = brokers[0].app()
+        live, *released = (app.agent()["access_token"] for _ in range(3))
+        for token in released:
+            assert brokers[1].release(token).status_code == 204
+            for broker in brokers:  # each has seen that commits wait: it looks every few seconds
+                assert not broker.is_valid(token)
+            pair.fail_over()
+            wait_for(lambda: [broker for broker in brokers if broker.http.get("/readyz").status_code == 200][1:])
+            pair.change_places()
+            pair.wait_for_the_standby()
+        for broker in brokers:
+            assert [broker.is_valid(token) for token in (live, *released)] == [True, False, False]
+            assert broker.is_valid(at(broker, app).agent()["access_token"])
+        told = [(each["timeline_before"], each["timeline"], each["is_lossless"]) for each in promotions(brokers[0])]
+        assert told == [(1, 2, "true"), (2, 3, "true")]
+
+
+def test_whoever_saw_what_a_failover_lost_does_not_go_on_with_the_old_primary_either(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """It is the server that it knew, at the same address, and was rewound behind what was seen there."""
+    with member(pair.url, tmp_path / "knowing") as knowing, member(pair.url, tmp_path / "other") as other:
+        app = knowing.app()
+        live, released = (app.agent()["access_token"] for _ in range(2))
+        assert other.is_valid(released)
+        pair.catch_up()
+        pair.standby.stop()
+        other.kill()
+        assert knowing.release(released).status_code == 204
+        pair.primary.stop("immediate")
+        pair.standby.start()
+        pair.standby.promote()
+        other.start()
+        app.broker = other
+        refuses_everything(knowing, app, live)
+        pair.change_places()
+        pair.catch_up()
+        pair.fail_over()
+        wait_for(lambda: [broker for broker in [other] if broker.http.get("/readyz").status_code == 200])
+        assert not any(other.is_valid(token) for token in (live, released))
+        assert other.is_valid(app.agent()["access_token"])
+        refuses_everything(knowing, app, live)
+        knowing.kill()
+        knowing.start()
+        assert not any(knowing.is_valid(token) for token in (live, released))
+        assert knowing.is_valid(app.agent()["access_token"])
 
 
 def follows_on(

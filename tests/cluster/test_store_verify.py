@@ -30,6 +30,7 @@ def left(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             broker.renew(app.agent()["access_token"])
             path = f"/v1/admin/apps/{app.app_id}"
             postgres.ask(url, "CREATE TABLE public.before AS SELECT app_id, body, mac FROM agentwrit.apps")
+            postgres.ask(url, EARLIER)
             assert broker.http.post(f"{path}/suspend", headers=broker.admin()).status_code == 200
             assert broker.http.post(f"{path}/resume", headers=broker.admin()).status_code == 200
             broker.renew(app.agent()["access_token"])
@@ -56,7 +57,14 @@ def test_what_is_wrong_is_said_in_a_line(left: Left, postgres_server: str) -> No
         one_line(done, 1, "the end of the token")
 
 
+EARLIER = "CREATE TABLE public.earlier AS SELECT size, note, covered FROM agentwrit.checkpoint, agentwrit.cluster"
+PUT_BACK = "WITH put AS (UPDATE agentwrit.checkpoint SET size = earlier.size, note = earlier.note FROM public.earlier)"
 CHANGES = {
+    "or replaced by an older": f"{PUT_BACK} SELECT 1",
+    "of the first .* events was deleted": "DELETE FROM agentwrit.checkpoint",
+    "cluster.covered was altered": f"{PUT_BACK} UPDATE agentwrit.cluster SET covered = earlier.covered"
+    " FROM public.earlier",
+    "up to where a checkpoint covers the log was altered": "UPDATE agentwrit.cluster SET covered = NULL",
     "the end of the grant": "DELETE FROM agentwrit.revocations WHERE kind = 'sid'"
     " AND seq = (SELECT min(seq) FROM agentwrit.revocations WHERE kind = 'sid')",
     "the revocation with which the feed ends": "DELETE FROM agentwrit.revocations"

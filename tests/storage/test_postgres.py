@@ -11,6 +11,7 @@ from agentwrit.broker.clock import Clock, DatabaseTime
 from agentwrit.broker.storage.base import EventQuery, Transaction
 from agentwrit.broker.storage.postgres import PostgresStore
 from agentwrit.broker.storage.postgres_barrier import MAX_AT_ONCE
+from agentwrit.broker.storage.postgres_rows import covered_of
 from agentwrit.broker.storage.postgres_schema import Opening, open_database
 from agentwrit.broker.storage.postgres_writer import MAX_NEWS
 from agentwrit.broker.storage.sealing import Sealer
@@ -19,7 +20,7 @@ from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import TamperedRecord, Unavailable
 from agentwrit.domain.revocation import Revocation, RevocationKind
 from tests import postgres
-from tests.domain.records import make_grant
+from tests.domain.records import make_app, make_grant
 
 SEALER = Sealer(b"s" * 32)
 ISSUED = Draft(event_type=EventType.TOKEN_ISSUED)
@@ -163,6 +164,38 @@ def test_a_state_that_was_put_back_is_refused_by_whoever_saw_a_later_one(pair: P
             with pytest.raises(Unavailable) as refusal:
                 await refused
             assert isinstance(refusal.value.__cause__, TamperedRecord)
+
+    pair.runner.run(claim())
+
+
+def test_a_checkpoint_that_was_put_back_is_held_to_the_newest_whatever_is_committed_after_it(pair: Pair) -> None:
+    def covered() -> int:
+        [row] = postgres.ask(pair.url, "SELECT state, covered FROM agentwrit.cluster")
+        return covered_of(row, SEALER)
+
+    async def claim() -> None:
+        first, second = pair.stores
+        await first.write(lambda t: t.put_checkpoint(7, "the first 7"))
+        postgres.ask(pair.url, "UPDATE agentwrit.checkpoint SET size = 3, note = 'the first 3'")
+        await second.write(lambda t: t.put(make_app()))  # on the database
+        assert covered() == 7
+        await second.write(lambda t: t.record(ISSUED))  # in memory
+        assert covered() == 7
+        await second.write(lambda t: t.put_checkpoint(8, "the first 8"))
+        assert covered() == 8
+
+    pair.runner.run(claim())
+
+
+@pytest.mark.parametrize("covered", [None, "", "3", "7 00", "nonsense"])
+def test_what_somebody_else_says_that_a_checkpoint_covers_is_refused(pair: Pair, covered: str | None) -> None:
+    async def claim() -> None:
+        [(before,)] = postgres.ask(pair.url, "SELECT covered FROM agentwrit.cluster")
+        await pair.stores[1].write(lambda t: t.record(ISSUED))
+        for altered in (covered, before):
+            postgres.ask(pair.url, "UPDATE agentwrit.cluster SET covered = %s", altered)
+            with pytest.raises(Unavailable):
+                await pair.stores[0].write(lambda t: t.record(ISSUED))
 
     pair.runner.run(claim())
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -74,7 +76,7 @@ class Member:
             assert isinstance(cause, TamperedRecord)
             assert reason in str(cause)
 
-    async def __aenter__(self) -> "Member":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -169,6 +171,10 @@ def test_whoever_saw_what_is_lost_lets_all_end_even_if_others_vouched_for_it(
             for member in (knowing, mistaken):
                 await member.everything()
 
+        async def sees_that_the_server_waits() -> None:
+            while not (seen := mistaken.opening.lineage.seen) or not seen.is_synchronous:
+                await mistaken.store.catch_up()  # a session learns of a reload when it comes to it
+
         async def claim() -> None:
             await mistaken.everything()
             assert mistaken.promotions == [True]
@@ -183,7 +189,7 @@ def test_whoever_saw_what_is_lost_lets_all_end_even_if_others_vouched_for_it(
         postgres.ask(server.url, "ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (one, other)'")
         postgres.ask(server.url, "SELECT pg_reload_conf()")
         try:
-            runner.run(mistaken.store.catch_up())
+            runner.run(sees_that_the_server_waits())
         finally:
             postgres.ask(server.url, "ALTER SYSTEM RESET synchronous_standby_names")
             postgres.ask(server.url, "SELECT pg_reload_conf()")
@@ -277,6 +283,43 @@ def test_if_none_comes_it_goes_on_and_takes_commits_for_lost(
     asyncio.run(claim())
 
 
+class Hanging(Member):
+    """One that hangs while it settles, until it is told to go on."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.is_hanging, self.is_to_go_on = threading.Event(), threading.Event()
+
+    def _go_on(self, transaction: Transaction, promotion: Promotion) -> None:
+        self.is_hanging.set()
+        self.is_to_go_on.wait()
+        super()._go_on(transaction, promotion)
+
+
+def test_a_broker_that_hangs_while_it_settles_keeps_no_other_from_it(
+    server: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_alone, "SETTLING_IDLE_MS", 500)
+
+    async def claim() -> None:
+        async with Member(url) as other, Hanging(url) as hanging:
+            await other.everything()
+            await hanging.everything()
+            await asyncio.to_thread(server.replay)
+            hung = asyncio.create_task(hanging.store.catch_up())
+            await asyncio.to_thread(hanging.is_hanging.wait)
+            while not other.promotions:
+                with suppress(Unavailable):
+                    await other.everything()
+            hanging.is_to_go_on.set()
+            await asyncio.wait([hung])
+            assert isinstance(hung.exception(), Unavailable)
+            await hanging.everything()
+            assert await other.count() == await hanging.count()
+
+    asyncio.run(claim())
+
+
 def test_a_copy_is_refused_until_it_was_told_that_it_is_one(server: PostgresServer, url: str) -> None:
     """It is the same server, and the same tables to the byte."""
 
@@ -343,17 +386,35 @@ def test_only_who_saw_the_server_wait_for_its_standbys_not_long_ago_vouches(
 
 
 @pytest.mark.parametrize(
-    ("seen_on", "timeline", "ended_at", "lost"),
-    [(1, 2, 0.0, True), (1, 2, 1000.0, True), (1, 2, 1000.5, False), (2, 2, 0.0, False), (0, 2, 0.0, False)],
+    ("seen_on", "settled_on", "ended_at", "lost"),
+    [
+        (1, 2, 0.0, True),
+        (1, 2, 1000.0, True),
+        (1, 2, 1000.5, False),
+        (2, 2, 0.0, False),
+        (2, 1, 0.0, True),
+        (2, 1, 1000.5, False),
+        (3, 1, 0.0, False),
+        (0, 2, 0.0, False),
+        (0, 1, 0.0, False),
+    ],
 )
 def test_what_was_seen_is_lost_if_a_promotion_came_since_and_nothing_has_ended_for_it(
-    seen_on: int, timeline: int, ended_at: float, lost: bool
+    seen_on: int, settled_on: int, ended_at: float, lost: bool
 ) -> None:
     lineage = Lineage(SEALER, Seen(SEEN, timeline=seen_on))
-    found = survey(state=SEEN._replace(sequence=6), timeline=timeline, history=History("1/2/3", 2, ended_at))
+    found = survey(state=SEEN._replace(sequence=6), timeline=2, history=History("1/2/3", settled_on, ended_at))
     with pytest.raises(postgres_lineage.OtherHistory):
         lineage.admit(found, lineage.seen)
     assert lineage.lost == (lineage.seen if lost else None)
+
+
+def test_a_primary_that_a_standby_took_over_from_is_told_from_a_database_that_was_put_back() -> None:
+    lineage = Lineage(SEALER, Seen(SEEN, timeline=2))
+    for state in (SEEN, SEEN._replace(sequence=6, hash="b" * 64)):
+        with pytest.raises(postgres_lineage.OtherHistory, match=r"a standby took over from it\. Fence it"):
+            lineage.admit(survey(state=state), lineage.seen)
+    assert lineage.lost is None
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,30 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert [each.state.sequence for each in known(tmp_path)] == [999]
 
 
+def test_a_file_that_is_cut_short_by_others_or_a_disk_that_is_full_ends_no_process(tmp_path: Path) -> None:
+    program = """
+import os, resource, sys
+from pathlib import Path
+from agentwrit.broker.storage.postgres_memory import Memory
+from agentwrit.broker.storage.postgres_lineage import Seen
+memory = Memory.open(Path(sys.argv[1]), sys.argv[2])
+[file] = Path(sys.argv[1]).iterdir()
+os.truncate(file, 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+memory.keep(Seen())
+memory.sync()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+memory.keep(Seen()._replace(state=Seen().state._replace(sequence=7)))
+memory.close()
+memory.keep(Seen())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path, SYSTEM], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.count("may be forgotten when it ends")) == (0, 2), done
+    assert [each.state.sequence for each in known(tmp_path)] == [7]
+
+
 def test_it_is_nobody_elses_to_read(tmp_path: Path) -> None:
     kept(tmp_path / "new", 1)
     [file] = (tmp_path / "new").iterdir()

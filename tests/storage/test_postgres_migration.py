@@ -13,7 +13,7 @@ from agentwrit.broker.storage import migrations, postgres_alone, postgres_migrat
 from agentwrit.broker.storage.base import EventQuery, Transaction
 from agentwrit.broker.storage.postgres import PostgresStore
 from agentwrit.broker.storage.postgres_link import Link
-from agentwrit.broker.storage.postgres_rows import State
+from agentwrit.broker.storage.postgres_rows import State, covered_of
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.errors import ConfigurationError, Unavailable
@@ -22,6 +22,7 @@ from tests import postgres
 SEALER = Sealer(b"s" * 32)
 BEFORE_ENDINGS = 4
 BEFORE_HISTORY = 5
+BEFORE_COVERED = 20
 NEWEST = migrations.load("postgres")[-1].version
 # What sessions of the version before had, and no mark of which schema they know.
 OLD_SETTINGS = "SET search_path = agentwrit; SET lock_timeout = 3000; SET statement_timeout = 4000"
@@ -203,10 +204,19 @@ def test_a_database_goes_back_to_the_version_before_with_all_that_is_in_it(datab
     assert postgres.ask(database_url, "SELECT count(*) FROM agentwrit.nonces") == [(1,)]
 
 
+def test_a_store_of_the_version_before_is_held_to_the_checkpoint_that_it_has(database_url: str) -> None:
+    postgres_schema.open_database(database_url, SEALER, "tests")
+    postgres.ask(database_url, "INSERT INTO agentwrit.checkpoint (one, size, note) VALUES (1, 7, 'the first 7')")
+    postgres_alone.go_back(database_url, SEALER, BEFORE_COVERED)
+    postgres_schema.open_database(database_url, SEALER, "tests")
+    [row] = postgres.ask(database_url, "SELECT state, covered FROM agentwrit.cluster")
+    assert covered_of(row, SEALER) == 7
+
+
 @pytest.mark.parametrize("version", [BEFORE_ENDINGS, 0, NEWEST, NEWEST + 1, -1])
 def test_where_there_is_no_way_back_nothing_is_changed(database_url: str, version: int) -> None:
     postgres_schema.open_database(database_url, SEALER, "tests")
-    with pytest.raises(ConfigurationError, match=f"from {NEWEST} there is one to {BEFORE_HISTORY}"):
+    with pytest.raises(ConfigurationError, match=f"from {NEWEST} there is one to {BEFORE_COVERED}, {BEFORE_HISTORY}"):
         postgres_alone.go_back(database_url, SEALER, version)
     assert version_in(database_url) == str(NEWEST)
 

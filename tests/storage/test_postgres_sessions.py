@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agentwrit.broker.clock import Clock
-from agentwrit.broker.storage import postgres_writer
+from agentwrit.broker.storage import postgres_link, postgres_writer
 from agentwrit.broker.storage.postgres import UNKNOWN, PostgresStore
 from agentwrit.broker.storage.postgres_alone import run_alone
 from agentwrit.broker.storage.postgres_lineage import SURVEY
@@ -66,6 +66,7 @@ DEFAULTS = {
     "idle_session_timeout": "50",
     "temp_file_limit": "0",
     "exit_on_error": "on",
+    "quote_all_identifiers": "on",
 }
 
 
@@ -92,6 +93,34 @@ def test_a_store_does_not_depend_on_the_defaults_of_its_database(database_url: s
             await store.close()
 
     asyncio.run(claim())
+
+
+@pytest.mark.parametrize("name", ["bytea_output", "datestyle", "quote_all_identifiers", "search_path"])
+def test_a_schema_is_ours_whatever_the_defaults_become(database_url: str, name: str) -> None:
+    """Functions keep some of what held for the session that made them."""
+    database = database_url.rpartition("/")[2]
+    changes = [f"SET {name} = '{DEFAULTS[name]}'", f"RESET {name}"]
+    for made_with, found_with in (changes, reversed(changes)):
+        postgres.ask(database_url, f"ALTER DATABASE {database} {made_with}")
+        open_database(database_url, SEALER, "tests")
+        postgres.ask(database_url, f"ALTER DATABASE {database} {found_with}")
+        open_database(database_url, SEALER, "tests")
+        postgres.ask(database_url, "DROP SCHEMA agentwrit CASCADE")
+
+
+def test_a_schema_that_a_session_made_which_quotes_all_names_is_ours(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = postgres_link._settings
+
+    def quoting(mark: str, server_version: int) -> bytes:
+        return settings(mark, server_version).replace(b"quote_all_identifiers = off", b"quote_all_identifiers = on")
+
+    with monkeypatch.context() as before:
+        before.setattr(postgres_link, "_settings", quoting)
+        open_database(database_url, SEALER, "tests")
+    postgres.ask(database_url, "DELETE FROM agentwrit.meta WHERE name = 'schema'")
+    open_database(database_url, SEALER, "tests")
 
 
 @pytest.fixture(scope="module")

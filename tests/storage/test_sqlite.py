@@ -22,7 +22,7 @@ from agentwrit.broker.storage import migrations, sqlite, sqlite_batch
 from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Transaction
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import AT_ONCE, WORTH_A_COMMIT, SqliteStore
-from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot
+from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, saved_head
 from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID, TREE_VERSION
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Draft, EventType
@@ -1006,6 +1006,23 @@ def test_a_store_does_not_go_on_from_an_end_that_it_did_not_write(file: File, ch
     file.edit(change)
     with pytest.raises(TamperedRecord, match=named):
         file.open()
+
+
+def test_a_checkpoint_that_was_put_back_is_held_to_the_newest_whatever_is_committed_after_it(file: File) -> None:
+    def covered() -> int:
+        with contextlib.closing(sqlite3.connect(file.path)) as connection:
+            return saved_head(connection, Sealer(KEY)).covered
+
+    subject = file.open()
+    subject.write(lambda t: t.put_checkpoint(7, "the first 7"))
+    file.edit("UPDATE checkpoint SET size = 3, note = 'the first 3'")
+    subject.write(lambda t: t.put_app(make_app()))  # on the database
+    assert covered() == 7
+    subject = file.open()
+    subject.write(lambda t: t.record(ISSUED))  # in memory
+    assert covered() == 7
+    subject.write(lambda t: t.put_checkpoint(8, "the first 8"))
+    assert covered() == 8
 
 
 def test_the_log_goes_on_where_it_ended(file: File) -> None:

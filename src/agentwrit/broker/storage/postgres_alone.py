@@ -10,17 +10,20 @@ from typing import Final, TypeVar
 
 import psycopg
 
-from agentwrit.broker.storage import postgres_lineage, postgres_migration, postgres_schema, sql_log
+from agentwrit.broker.storage import postgres_lineage, postgres_migration, postgres_rows, postgres_schema, sql_log
 from agentwrit.broker.storage.base import GoOn, Promotion, Snapshot, Transaction
 from agentwrit.broker.storage.postgres_lineage import History, Lineage, Survey
 from agentwrit.broker.storage.postgres_link import Link, reason
 from agentwrit.broker.storage.postgres_migration import in_transaction, prepare
-from agentwrit.broker.storage.postgres_rows import SELECT_STATE, PostgresSnapshot, PostgresTransaction, State
+from agentwrit.broker.storage.postgres_rows import SELECT_ALL, PostgresSnapshot, PostgresTransaction, State
 from agentwrit.broker.storage.postgres_writer import CHARGE_LOCK
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
 T = TypeVar("T")
+
+# How long a broker that settles may do nothing about it. One that hangs must not keep the others from it.
+SETTLING_IDLE_MS: Final = 30_000
 
 # The tables that number their rows by themselves. A copy that was made row by row would begin with 1 again.
 _NUMBERED: Final = {"apps": "position", "grants": "place"}
@@ -121,7 +124,7 @@ def settle(link: Link, sealer: Sealer, lineage: Lineage, go_on: GoOn, *, now: fl
         psycopg.Error: it was not done, or it is not known. Then it is safe to try it again.
     """
     with link.transaction():
-        link.take_time()
+        link.take_time(idle_ms=SETTLING_IDLE_MS)
         transaction = _begin(link, sealer, now)
         lost = lineage.lost
         before = lineage.seen if lost is None else None
@@ -144,16 +147,24 @@ def settle(link: Link, sealer: Sealer, lineage: Lineage, go_on: GoOn, *, now: fl
 
 
 def _begin(link: Link, sealer: Sealer, now: float, *, is_time_set: bool = False) -> PostgresTransaction:
-    state = State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), sealer)
-    head = sql_log.load_head(link, sealer, (state.sequence, state.hash))
-    return PostgresTransaction(link, sealer, head, now if is_time_set else max(now, state.now), state.feed_head)
+    row = link.execute(f"{SELECT_ALL} FOR UPDATE").fetchone()
+    state = State.opened(row, sealer)
+    return PostgresTransaction(
+        link,
+        sealer,
+        sql_log.load_head(link, sealer, (state.sequence, state.hash)),
+        now if is_time_set else max(now, state.now),
+        feed_head=state.feed_head,
+        covered=postgres_rows.covered_of(row, sealer),
+    )
 
 
 def _end(link: Link, sealer: Sealer, transaction: PostgresTransaction, history: History) -> None:
     head = transaction.head
     left = State(head.sequence, head.hash, transaction.feed_head(), transaction.now)
+    columns = postgres_rows.columns(left, transaction.covered, sealer)
     link.execute(
-        "UPDATE cluster SET state = ?, history = ? WHERE one = 1", (left.sealed(sealer), history.sealed(sealer))
+        "UPDATE cluster SET state = ?, covered = ?, history = ? WHERE one = 1", (*columns, history.sealed(sealer))
     )
 
 

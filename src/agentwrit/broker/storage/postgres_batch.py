@@ -37,8 +37,10 @@ class PostgresBatchTransaction(BatchTransaction, PostgresSnapshot):
 class PostgresBatch(Batch):
     """Behind the lock on the cluster's state."""
 
-    def __init__(self, link: Link, sealer: Sealer, head: audit.Head, feed_head: int, now: float) -> None:
-        super().__init__(link, sealer, head=head, feed_head=feed_head, now=now)
+    def __init__(
+        self, link: Link, sealer: Sealer, *, head: audit.Head, feed_head: int, covered: int, now: float
+    ) -> None:
+        super().__init__(link, sealer, head=head, feed_head=feed_head, covered=covered, now=now)
         self._read: dict[Row | Question, Sequence[tuple[Any, ...]]] = {}
 
     def learn(self, read: Mapping[Row | Question, Sequence[tuple[Any, ...]]]) -> None:
@@ -59,7 +61,9 @@ class PostgresBatch(Batch):
         return PostgresBatchTransaction(self, self._sealer)
 
     def _on_database(self) -> PostgresTransaction:
-        return PostgresTransaction(self._session, self._sealer, self.head, self.now, self.feed_head())
+        return PostgresTransaction(
+            self._session, self._sealer, self.head, self.now, feed_head=self.feed_head(), covered=self.covered
+        )
 
     def _writing(self, changes: Changes) -> Callable[[], object]:
         return partial(self._write, changes)

@@ -10,7 +10,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from agentwrit.broker.storage import postgres_schema, sql_log, sqlite_rows, sqlite_schema, tables
+from agentwrit.broker.storage import postgres_rows, postgres_schema, sql_log, sqlite_rows, sqlite_schema, tables
 from agentwrit.broker.storage.postgres_link import Link, escaped
 from agentwrit.broker.storage.postgres_migration import prepare
 from agentwrit.broker.storage.postgres_rows import SELECT_STATE, State
@@ -67,10 +67,11 @@ def _copy_table(source: sqlite3.Connection, link: Link, table: Table) -> int:
 
 def _move_state(source: sqlite3.Connection, link: Link, sealer: Sealer) -> None:
     """What is not in the tables: where the log ends, the time, and the name of the feed's history."""
-    sequence, last_hash = sqlite_rows.saved_head(source, sealer).last
+    saved = sqlite_rows.saved_head(source, sealer)
     [feed_head] = source.execute("SELECT coalesce(max(seq), 0) FROM revocations").fetchone()
-    state = State(sequence, last_hash, feed_head, sqlite_schema.load_high_water_mark(source))
-    link.execute("UPDATE cluster SET state = ? WHERE one = 1", (state.sealed(sealer),))
+    state = State(*saved.last, feed_head, sqlite_schema.load_high_water_mark(source))
+    columns = postgres_rows.columns(state, saved.covered, sealer)
+    link.execute("UPDATE cluster SET state = ?, covered = ? WHERE one = 1", columns)
     [epoch] = source.execute("SELECT value FROM meta WHERE name = 'feed_epoch'").fetchone()
     link.execute("UPDATE meta SET value = ? WHERE name = 'feed_epoch'", (epoch,))
 

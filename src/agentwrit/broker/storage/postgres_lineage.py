@@ -53,10 +53,11 @@ _NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 
 # Asked by every batch, barrier and reading: no more than what may change in a session. {0}: the text of the history as
 # it is known; {1}: the session's mark.
-GLANCE: Final = (
-    f"SELECT state, {_NOW}, history = {{0}} AND NOT pg_is_in_recovery(),"
-    f" current_setting('agentwrit.session', true) = {{1}}, {_IS_SYNCHRONOUS} FROM cluster WHERE one = 1"
+AT_A_GLANCE: Final = (
+    f"state, {_NOW}, history = {{0}} AND NOT pg_is_in_recovery(),"
+    f" current_setting('agentwrit.session', true) = {{1}}, {_IS_SYNCHRONOUS}"
 )
+GLANCE: Final = f"SELECT {AT_A_GLANCE} FROM cluster WHERE one = 1"
 
 # Asked by every new connection. {0}: the place of the event that was seen last.
 SURVEY: Final = (
@@ -283,9 +284,12 @@ class Lineage:
 
 def is_lost(survey: Survey, seen: Seen) -> bool:
     """Whether what was seen was lost by a promotion since, and all that had been granted has not ended for it yet. What
-    is on the same timeline was put back, which nobody but an operator can judge.
+    is on the same timeline was put back, which nobody but an operator can judge; or, if its store was never settled
+    there, it is another standby, which did not know that there was a timeline of this number.
     """
-    return 0 < seen.timeline < survey.timeline and seen.state.now >= survey.history.ended_at
+    is_unsettled = survey.history.timeline < survey.timeline
+    is_after = seen.timeline < survey.timeline or (is_unsettled and seen.timeline == survey.timeline)
+    return bool(seen.timeline) and is_after and seen.state.now >= survey.history.ended_at
 
 
 def survey(session: Session, sealer: Sealer, seen: Seen | None = None) -> Survey:
@@ -314,7 +318,17 @@ def check(survey: Survey, before: Seen | None) -> None:
             " run `agentwrit store restored`, and start the brokers then"
         )
     if before is not None:
+        _check_timeline(survey, before)
         _check_continues(survey, before.state)
+
+
+def _check_timeline(survey: Survey, seen: Seen) -> None:
+    if survey.timeline < seen.timeline:
+        raise OtherHistory(
+            f"the server is on timeline {survey.timeline}, and this broker has seen timeline {seen.timeline}:"
+            " a standby took over from it. Fence it; or, if it is the one to go on with, stop all brokers,"
+            " run `agentwrit store restored`, and start them again"
+        )
 
 
 def _check_continues(survey: Survey, seen: State) -> None:

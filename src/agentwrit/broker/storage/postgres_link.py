@@ -65,9 +65,9 @@ def _settings(mark: str, server_version: int) -> bytes:
     """What a session begins with.
 
     A commit is on disk before it is answered, whatever the server's default is, and whatever it is changed to while the
-    session lasts; a stronger default stays. What the server warns of is heard, and the time it says is not rounded.
-    `mark` tells this session from any other that a pooler might put in its place, and a trigger reads which schema it
-    knows.
+    session lasts; a stronger default stays. What the server warns of is heard, the time it says is not rounded, and it
+    describes a schema in the same words to all. `mark` tells this session from any other that a pooler might put in its
+    place, and a trigger reads which schema it knows.
     """
     has_transaction_timeout = server_version >= FIRST_WITH_TRANSACTION_TIMEOUT
     return f"""
@@ -83,6 +83,7 @@ SET tcp_user_timeout = {LOST_CLIENT_MS};
 SET client_min_messages = warning;
 SET default_transaction_isolation = 'read committed';
 SET extra_float_digits = 1;
+SET quote_all_identifiers = off;
 SET agentwrit.schema = '{SCHEMA_VERSION}';
 SET agentwrit.session = '{mark}';
 SELECT set_config('synchronous_commit', CASE WHEN now IN ('off', 'local') THEN 'on' ELSE now END, false)
@@ -275,10 +276,10 @@ class Link:
         [[mark]] = self.execute("SELECT current_setting('agentwrit.session', true)").fetchall()
         return bool(mark == self.mark)
 
-    def take_time(self) -> None:
-        """Let nothing but the wait for locks be bounded in the transaction that it is in."""
+    def take_time(self, *, idle_ms: int = 0) -> None:
+        """Let nothing but the wait for locks be bounded in the transaction that it is in, or also its idleness."""
         self.execute("SET LOCAL statement_timeout = 0")
-        self.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        self.execute(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
         if self.connection.info.server_version >= FIRST_WITH_TRANSACTION_TIMEOUT:
             self.execute("SET LOCAL transaction_timeout = 0")
 

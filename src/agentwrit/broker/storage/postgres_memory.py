@@ -1,7 +1,8 @@
 """What a broker has seen of the database that it shares, in a file of its own: a start knows what the one before knew.
 
-The file is mapped into memory: writing costs no system call, and what was written outlives the process, however that
-ends. Now and then it is made durable as well: a machine that loses its power loses some seconds of it.
+What was written outlives the process, however that ends. Now and then it is made durable as well: a machine that loses
+its power loses some seconds of it. The file has its full size from the beginning, so a disk that becomes full takes it.
+It is not mapped into memory: what a disk does not take there ends the process.
 
 Each process has a file that no other has, and reads those of all that were there before it. A file has two places,
 written in turn: whatever moment a process ends at, one of the two is whole.
@@ -10,7 +11,6 @@ written in turn: whatever moment a process ends at, one of the two is whole.
 import fcntl
 import hashlib
 import itertools
-import mmap
 import os
 import zlib
 from collections.abc import Sequence
@@ -45,9 +45,8 @@ class Memory:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._number = max((entry.number for entry in _entries(os.pread(descriptor, 2 * PLACE_BYTES, 0))), default=0)
-        os.ftruncate(descriptor, 2 * PLACE_BYTES)
-        self._map = mmap.mmap(descriptor, 2 * PLACE_BYTES)
         self._is_durable = True
+        self._is_refused = False
 
     @classmethod
     def open(cls, directory: Path, system: str) -> Self:
@@ -64,8 +63,13 @@ class Memory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
-            else:
-                return cls(descriptor)
+                continue
+            try:
+                _allocate(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return cls(descriptor)
         raise AssertionError  # numbers do not end
 
     def keep(self, seen: Seen) -> None:
@@ -73,23 +77,32 @@ class Memory:
         self._number += 1
         body = _encode(_Entry(self._number, seen))
         form = zlib.crc32(body).to_bytes(4) + len(body).to_bytes(4) + body
-        place = self._number % 2 * PLACE_BYTES
-        self._map[place : place + len(form)] = form
         self._is_durable = False
+        try:
+            os.pwrite(self._descriptor, form, self._number % 2 * PLACE_BYTES)
+        except OSError as error:
+            self._refused(error)
+        else:
+            self._is_refused = False
 
     def sync(self) -> None:
         """Make durable what was kept, if the disk lets us. It waits for it."""
         if not self._is_durable:
             self._is_durable = True
             try:
-                self._map.flush()
+                os.fsync(self._descriptor)
             except OSError as error:
-                log.warning("what this broker has seen may be forgotten with its machine", reason=error.strerror)
+                self._refused(error)
 
     def close(self) -> None:
         self.sync()
-        self._map.close()
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1  # its number may be another file's from now on
+        os.close(descriptor)
+
+    def _refused(self, error: OSError) -> None:
+        if not self._is_refused:
+            log.warning("what this broker has seen may be forgotten when it ends", reason=error.strerror)
+        self._is_refused = True
 
 
 def recall(directory: Path, system: str) -> Sequence[Seen]:
@@ -100,6 +113,12 @@ def recall(directory: Path, system: str) -> Sequence[Seen]:
     """
     newest = [_entries(path.read_bytes())[-1:] for path in directory.glob(f"{_name(system)}-*")]
     return [entry.seen for [entry] in filter(None, newest)]
+
+
+def _allocate(descriptor: int) -> None:
+    """Give a file its full size, with all that is in it, as far as a file that others cut short still has it."""
+    content = os.pread(descriptor, 2 * PLACE_BYTES, 0)
+    os.pwrite(descriptor, content.ljust(2 * PLACE_BYTES, b"\0"), 0)
 
 
 def _name(system: str) -> str:

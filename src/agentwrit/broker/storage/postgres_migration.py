@@ -17,11 +17,11 @@ from typing import Final, TypeVar
 
 import psycopg
 
-from agentwrit.broker.storage import migrations, postgres_lineage, postgres_objects
+from agentwrit.broker.storage import migrations, postgres_lineage, postgres_objects, postgres_rows, sql_log
 from agentwrit.broker.storage.migrations import Migration
 from agentwrit.broker.storage.postgres_lineage import History
 from agentwrit.broker.storage.postgres_link import POOLED, SCHEMA, SCHEMA_VERSION, Link
-from agentwrit.broker.storage.postgres_rows import State
+from agentwrit.broker.storage.postgres_rows import SELECT_STATE, State
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.domain.errors import ConfigurationError
 
@@ -166,6 +166,7 @@ def _migrate(link: Link, sealer: Sealer, cluster: str | None, steps: Sequence[Mi
             _fill_new(link, sealer, cluster)
         link.execute("UPDATE meta SET value = ? WHERE name = 'version'", (str(step.version),))
     _begin_history(link, sealer)
+    _begin_covered(link, sealer)
     if is_new:
         postgres_objects.keep(link, sealer, steps[-1].version)  # nobody but us has seen it yet
     else:
@@ -259,3 +260,10 @@ def _begin_history(link: Link, sealer: Sealer) -> None:
     [[system, timeline]] = link.execute(f"SELECT {postgres_lineage.SYSTEM}, {postgres_lineage.TIMELINE}").fetchall()
     history = History(system, int(timeline, 16)).sealed(sealer)
     link.execute("UPDATE cluster SET history = ? WHERE history IS NULL", (history,))
+
+
+def _begin_covered(link: Link, sealer: Sealer) -> None:
+    """A store that has never said up to where a checkpoint covers its log, has the checkpoint that is there."""
+    state = State.opened(link.execute(SELECT_STATE).fetchone(), sealer)
+    _, covered = postgres_rows.columns(state, sql_log.covered(link), sealer)
+    link.execute("UPDATE cluster SET covered = ? WHERE covered IS NULL", (covered,))

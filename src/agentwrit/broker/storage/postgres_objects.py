@@ -89,8 +89,8 @@ _DESCRIBE: Final = (
     """,
     """
     SELECT 'function ' || proname, concat_ws(' ', prokind, pg_get_function_arguments(pg_proc.oid),
-        pg_get_function_result(pg_proc.oid), lanname, prosecdef, provolatile, proisstrict, proconfig, prosrc, probin,
-        pg_get_function_sqlbody(pg_proc.oid))
+        pg_get_function_result(pg_proc.oid), lanname, prosecdef, provolatile, proisstrict,
+        array_to_string(proconfig, ','), prosrc, probin, pg_get_function_sqlbody(pg_proc.oid))
     FROM pg_proc JOIN pg_language ON pg_language.oid = prolang WHERE pronamespace = ?::regnamespace
     """,
     """
@@ -162,10 +162,12 @@ def undo(link: Link, step: Migration) -> None:
 
 
 def _described(link: Link, schema: str) -> Description:
+    def as_ours(text: object) -> str:
+        # The path of a function is as it was written by the session that made it, which may have quoted all names.
+        return str(text).replace(f'"{schema}"', schema).replace(schema, SCHEMA)
+
     return frozenset(
-        (str(what).replace(schema, SCHEMA), str(how).replace(schema, SCHEMA))
-        for query in _DESCRIBE
-        for what, how in link.execute(query, (schema,))
+        (as_ours(what), as_ours(how)) for query in _DESCRIBE for what, how in link.execute(query, (schema,))
     )
 
 

@@ -5,10 +5,17 @@ from typing import Final
 
 import psycopg
 
-from agentwrit.broker.storage import postgres_lineage, postgres_migration, postgres_schema, sql_log, sql_rewrap
+from agentwrit.broker.storage import (
+    postgres_lineage,
+    postgres_migration,
+    postgres_rows,
+    postgres_schema,
+    sql_log,
+    sql_rewrap,
+)
 from agentwrit.broker.storage.postgres_link import Link, escaped
 from agentwrit.broker.storage.postgres_migration import prepare
-from agentwrit.broker.storage.postgres_rows import SELECT_STATE, PostgresTransaction, State
+from agentwrit.broker.storage.postgres_rows import SELECT_ALL, PostgresTransaction, State
 from agentwrit.broker.storage.postgres_writer import CHARGE_LOCK
 from agentwrit.broker.storage.sql_rewrap import Keys
 from agentwrit.domain.audit_export import Progress, unwatched
@@ -72,16 +79,21 @@ def _rewrap(link: Link, keys: Keys, progress: Progress) -> int:
                 statement.replace("?", "%s").encode("ascii"), [[escaped(value) for value in row] for row in changes]
             )
 
-    state = State.opened(link.execute(f"{SELECT_STATE} FOR UPDATE").fetchone(), keys.old)
+    row = link.execute(f"{SELECT_ALL} FOR UPDATE").fetchone()
+    state = State.opened(row, keys.old)
+    covered = postgres_rows.covered_of(row, keys.old)
     head = sql_log.load_head(link, keys.old, (state.sequence, state.hash))
     rows = sql_rewrap.move(link, write, keys, _PLACES, progress=progress)
     [[now]] = link.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
-    transaction = PostgresTransaction(link, keys.new, head, max(now, state.now), state.feed_head)
+    transaction = PostgresTransaction(
+        link, keys.new, head, max(now, state.now), feed_head=state.feed_head, covered=covered
+    )
     transaction.record(sql_rewrap.event(rows))
     moved = State(transaction.head.sequence, transaction.head.hash, state.feed_head, transaction.now)
     history = postgres_lineage.survey(link, keys.old).history
+    columns = postgres_rows.columns(moved, transaction.covered, keys.new)
     link.execute(
-        "UPDATE cluster SET state = ?, history = ? WHERE one = 1", (moved.sealed(keys.new), history.sealed(keys.new))
+        "UPDATE cluster SET state = ?, covered = ?, history = ? WHERE one = 1", (*columns, history.sealed(keys.new))
     )
     postgres_migration.seal(link, keys.new, before=keys.old)
     return rows

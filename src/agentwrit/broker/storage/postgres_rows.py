@@ -11,7 +11,10 @@ from agentwrit.domain.audit import Head
 from agentwrit.domain.errors import TamperedRecord
 
 SELECT_STATE: Final = "SELECT state FROM cluster WHERE one = 1"
+# With it, up to where a checkpoint covers the log; for whoever is to move on both.
+SELECT_ALL: Final = "SELECT state, covered FROM cluster WHERE one = 1"
 _TABLE: Final = "cluster"
+_COVERED: Final = "cluster.covered"
 
 
 class State(NamedTuple):
@@ -43,6 +46,31 @@ class State(NamedTuple):
             raise TamperedRecord("the row of the cluster's state was altered outside the broker") from None
 
 
+def columns(state: State, covered: int, sealer: Sealer) -> tuple[str, str]:
+    """The texts of the columns `state` and `covered`: the second belongs to the first, and to no earlier one."""
+    text = state.sealed(sealer)
+    return text, f"{covered} {sealer.mac(_COVERED, _covered_body(text, covered)).hex()}"
+
+
+def covered_of(row: Sequence[object] | None, sealer: Sealer) -> int:
+    """Up to where a checkpoint covers the log, as a row of these two columns says.
+
+    Raises:
+        TamperedRecord: the broker did not write it, or not with this state.
+    """
+    state, text = row if row is not None else ("", "")
+    covered, _, mac = str(text).partition(" ")
+    try:
+        sealer.check(_COVERED, _covered_body(str(state), int(covered)), bytes.fromhex(mac))
+        return int(covered)
+    except ValueError:
+        raise TamperedRecord("up to where a checkpoint covers the log was altered outside the broker") from None
+
+
+def _covered_body(state: str, covered: int) -> bytes:
+    return f"{covered} {state}".encode()
+
+
 class PostgresSnapshot(SqlSnapshot):
     GRANT_PLACE = "place"
     UNINDEXED = ""
@@ -54,8 +82,10 @@ class PostgresSnapshot(SqlSnapshot):
 
 
 class PostgresTransaction(SqlTransaction, PostgresSnapshot):
-    def __init__(self, session: Session, sealer: Sealer, head: Head, now: float, feed_head: int) -> None:
-        super().__init__(session, sealer, head, now)
+    def __init__(
+        self, session: Session, sealer: Sealer, head: Head, now: float, *, feed_head: int, covered: int
+    ) -> None:
+        super().__init__(session, sealer, head, now, covered=covered)
         self._feed_head = feed_head
 
     def feed_head(self) -> int:

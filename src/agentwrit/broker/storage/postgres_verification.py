@@ -12,13 +12,14 @@ import psycopg
 from agentwrit.broker.storage import (
     postgres_lineage,
     postgres_migration,
+    postgres_rows,
     postgres_schema,
     sql_columns,
     sql_verification,
 )
 from agentwrit.broker.storage.base import Snapshot
 from agentwrit.broker.storage.postgres_link import Link, reason
-from agentwrit.broker.storage.postgres_rows import PostgresSnapshot
+from agentwrit.broker.storage.postgres_rows import SELECT_ALL, PostgresSnapshot
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sql_verification import End
 from agentwrit.domain.audit_export import Progress, unwatched
@@ -52,7 +53,8 @@ def verified(url: str, sealer: Sealer, *, progress: Progress = unwatched) -> Ite
 
 def _verify_log(link: Link, sealer: Sealer, snapshot: Snapshot, progress: Progress) -> None:
     state = postgres_lineage.survey(link, sealer).state  # wherever it is: a copy can be checked before it is used
-    end = End(state.sequence, state.hash)
+    covered = postgres_rows.covered_of(link.execute(SELECT_ALL).fetchone(), sealer)
+    end = End(state.sequence, state.hash, covered)
     sql_verification.verify(link, sealer, lambda: end, snapshot.signing_keys, progress=progress)
     if state.feed_head != snapshot.feed_head():
         raise TamperedRecord(f"the revocation with which the feed ends, number {state.feed_head}, was deleted")

@@ -17,10 +17,10 @@ import structlog
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.measures import Measures
-from agentwrit.broker.storage import sql_log
+from agentwrit.broker.storage import postgres_rows, sql_log
 from agentwrit.broker.storage.base import Row
 from agentwrit.broker.storage.postgres_batch import PostgresBatch, Reading
-from agentwrit.broker.storage.postgres_lineage import GLANCE, Lineage, Stale
+from agentwrit.broker.storage.postgres_lineage import AT_A_GLANCE, Lineage, Stale
 from agentwrit.broker.storage.postgres_link import IS_UNSAFE, SCHEMA_VERSION, UNSAFE, Link, LooseCommit, RolledBack
 from agentwrit.broker.storage.postgres_rows import PostgresSnapshot, State
 from agentwrit.broker.storage.sealing import Sealer
@@ -40,8 +40,10 @@ INTERVENTION: Final = "57"  # the class of errors that come from whoever runs th
 CHARGE_LOCK: Final = 0x41675772_0002  # held by the broker that keeps house for all
 
 # Who migrates locks the row first, so no version is newer than the one that is seen here.
-MOVE: Final = "UPDATE cluster SET state = ? WHERE one = 1 AND (SELECT value FROM meta WHERE name = 'version') = ?"
-_LOCK: Final = f"{GLANCE.format('?', '?')} FOR UPDATE"
+MOVE: Final = (
+    "UPDATE cluster SET state = ?, covered = ? WHERE one = 1 AND (SELECT value FROM meta WHERE name = 'version') = ?"
+)
+_LOCK: Final = f"SELECT covered, {AT_A_GLANCE.format('?', '?')} FROM cluster WHERE one = 1 FOR UPDATE"
 
 # What PostgreSQL refuses because of what it was asked, and not of how it is.
 UNITS_OWN_FAULT: Final = (
@@ -166,7 +168,8 @@ class Writer:
                 write()
                 if link.changes != begun.changes or batch.now >= state.now + MAX_UNSAVED_SECONDS:
                     state = State(batch.head.sequence, batch.head.hash, batch.feed_head(), batch.now)
-                    moved = link.execute(MOVE, (state.sealed(self._sealer), str(SCHEMA_VERSION)))
+                    columns = postgres_rows.columns(state, batch.covered, self._sealer)
+                    moved = link.execute(MOVE, (*columns, str(SCHEMA_VERSION)))
             if moved is None:
                 link.execute("ROLLBACK")
             elif moved.count != 1:
@@ -264,7 +267,8 @@ class Writer:
             reading = Reading(link, wanted)
         self._measures.lock_wait.add(time.monotonic() - started)
         # What was seen by now was committed before the lock was ours.
-        glance = self._lineage.glance(locked.fetchone(), self._lineage.seen)
+        covered, *row = locked.fetchone() or (None,)
+        glance = self._lineage.glance(row or None, self._lineage.seen)
         state = glance.state
         revocations: Sequence[Revocation] = ()
         if state.feed_head > announced + MAX_NEWS:
@@ -272,7 +276,14 @@ class Writer:
         if state.feed_head > announced:
             revocations = PostgresSnapshot(link, self._sealer).feed(announced + 1, state.feed_head)
         now = max(self._clock.now(), state.now)
-        batch = PostgresBatch(link, self._sealer, self._head_of(link, state), state.feed_head, now)
+        batch = PostgresBatch(
+            link,
+            self._sealer,
+            head=self._head_of(link, state),
+            feed_head=state.feed_head,
+            covered=postgres_rows.covered_of((row[0], covered), self._sealer),
+            now=now,
+        )
         batch.learn(reading.rows())
         return Begun(link, batch, state, revocations, link.changes, glance.is_synchronous)
 

@@ -122,9 +122,9 @@ class Changes:
 class Batch(ABC):
     """What is known of the database in a transaction, and what units have made of it.
 
-    `head` and `now`: where the log ends with what units have written, and the time; `revocations`: what they revoked.
-    `feed_head`: where the feed ended before the first unit; `below`: what is to be seen although it may not be in the
-    database yet.
+    `head` and `now`: where the log ends with what units have written, and the time; `revocations`: what they revoked;
+    `covered`: up to where a checkpoint covers the log. `feed_head`: where the feed ended before the first unit;
+    `below`: what is to be seen although it may not be in the database yet.
     """
 
     def __init__(
@@ -134,10 +134,12 @@ class Batch(ABC):
         *,
         head: audit.Head,
         feed_head: int,
+        covered: int,
         now: float,
         below: Changes | None = None,
     ) -> None:
         self.head = head
+        self.covered = covered
         self.now = now
         self.revocations: list[Revocation] = []
         self.changes = Changes(below)
@@ -227,6 +229,7 @@ class Batch(ABC):
 
     def _take_from(self, transaction: SqlTransaction) -> None:
         self.head = transaction.head
+        self.covered = transaction.covered
         self.revocations.extend(transaction.revoked)
         if isinstance(transaction, BatchTransaction):
             self.changes.take(transaction.changes)
@@ -247,7 +250,7 @@ class BatchTransaction(SqlTransaction):
     """The `Transaction` of a unit that is run in memory. What it does not know how to do there ends in NotInMemory."""
 
     def __init__(self, batch: Batch, sealer: Sealer) -> None:
-        super().__init__(_NoDatabase(), sealer, batch.head, batch.now)
+        super().__init__(_NoDatabase(), sealer, batch.head, batch.now, covered=batch.covered)
         self.changes = Changes(batch.changes)
         self._batch = batch
 

@@ -231,6 +231,12 @@ def checkpoint(connection: Session) -> str | None:
     return str(row[0]) if row is not None else None
 
 
+def covered(connection: Session) -> int:
+    """Up to where a checkpoint covers the log, as its row says, which has no MAC."""
+    row = connection.execute("SELECT size FROM checkpoint").fetchone()
+    return 0 if row is None else int(row[0])
+
+
 # -- the head ---------------------------------------------------------------------------------------------------------
 
 

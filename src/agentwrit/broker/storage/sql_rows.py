@@ -398,11 +398,15 @@ def open_revocation(sealer: Sealer, kind: str, name: str, effective_at: int, las
 
 
 class SqlTransaction(SqlSnapshot):
-    """The `Transaction` of the write transaction that `connection` is in. Knows the log's head and what it revoked."""
+    """The `Transaction` of the write transaction that `connection` is in. Knows the log's head and what it revoked.
 
-    def __init__(self, connection: Session, sealer: Sealer, head: audit.Head, now: float) -> None:
+    `covered`: up to where a checkpoint covers the log.
+    """
+
+    def __init__(self, connection: Session, sealer: Sealer, head: audit.Head, now: float, *, covered: int) -> None:
         super().__init__(connection, sealer)
         self.head = head
+        self.covered = covered
         self.now = now
         self.revoked: list[Revocation] = []
 
@@ -476,6 +480,7 @@ class SqlTransaction(SqlSnapshot):
 
     def put_checkpoint(self, size: int, note: str) -> None:
         sql_log.put_checkpoint(self._connection, size, note)
+        self.covered = size
 
     def drop_launch_tokens(self) -> int:
         return self._drop("launch_tokens")

@@ -125,7 +125,7 @@ class SqliteStore:
             saved = sqlite_rows.saved_head(self._connection, sealer)
             head = sql_log.load_head(self._connection, sealer, saved.last)
             feed_head = SqliteSnapshot(self._connection, sealer).feed_head()
-            self._ground = Ground(head, feed_head, sqlite_rows.covered(self._connection))
+            self._ground = Ground(head, feed_head, saved.covered)
             self.measures.log_head, self.measures.feed_head = head.sequence, feed_head
             self._saved_now = sqlite_schema.load_high_water_mark(self._connection)
             clock.resume(self._saved_now)
@@ -232,6 +232,7 @@ class SqliteStore:
             spent=self._spent,
             head=self._ground.head,
             feed_head=self._ground.feed_head,
+            covered=self._ground.covered,
             now=self._clock.now(),
             below=self._ground.changes,
         )
@@ -355,10 +356,9 @@ class SqliteStore:
         if not is_changed and batch.now < self._saved_now + MAX_UNSAVED_SECONDS:
             self._connection.rollback()
             return
-        covered = sqlite_rows.covered(self._connection) if self._is_shut else self._ground.covered
         batch.put_meta(sqlite_schema.HIGH_WATER_MARK, repr(batch.now))
-        batch.put_meta(sqlite_rows.HEAD, sqlite_rows.sealed_head(self._sealer, batch.head, covered))
-        self._ground = Ground(batch.head, batch.feed_head(), covered, batch.changes)
+        batch.put_meta(sqlite_rows.HEAD, sqlite_rows.sealed_head(self._sealer, batch.head, batch.covered))
+        self._ground = Ground(batch.head, batch.feed_head(), batch.covered, batch.changes)
         rows = batch.changes.row_count + self._connection.total_changes - written
         is_small = len(batch.outcomes) == 1 and rows <= LONE_ROWS
         commit = partial(self._commit, batch.writing())

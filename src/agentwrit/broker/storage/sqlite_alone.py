@@ -39,10 +39,10 @@ def run_alone(path: Path, sealer: Sealer, unit: Callable[[Transaction], T], *, n
             connection.execute("BEGIN IMMEDIATE")
             saved = sqlite_rows.saved_head(connection, sealer)
             head = sql_log.load_head(connection, sealer, saved.last)
-            transaction = SqliteTransaction(connection, sealer, head, now)
+            transaction = SqliteTransaction(connection, sealer, head, now, covered=saved.covered)
             value = unit(transaction)
             for name, text in (
-                (sqlite_rows.HEAD, sqlite_rows.sealed_head(sealer, transaction.head, saved.covered)),
+                (sqlite_rows.HEAD, sqlite_rows.sealed_head(sealer, transaction.head, transaction.covered)),
                 (sqlite_schema.HIGH_WATER_MARK, repr(now)),
             ):
                 connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (name, text))

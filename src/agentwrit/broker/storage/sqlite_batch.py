@@ -79,9 +79,9 @@ class _DatabaseTransaction(SqliteTransaction):
     """The `Transaction` of a unit on the database, which tells `spent` what it spends."""
 
     def __init__(
-        self, connection: Session, sealer: Sealer, head: audit.Head, now: float, *, spent: SpentNonces
+        self, connection: Session, sealer: Sealer, head: audit.Head, now: float, *, covered: int, spent: SpentNonces
     ) -> None:
-        super().__init__(connection, sealer, head, now)
+        super().__init__(connection, sealer, head, now, covered=covered)
         self._spent = spent
 
     def spend_nonce(self, nonce: bytes, expires_at: int) -> bool:
@@ -105,10 +105,11 @@ class SqliteBatch(Batch):
         spent: SpentNonces,
         head: audit.Head,
         feed_head: int,
+        covered: int,
         now: float,
         below: Changes | None,
     ) -> None:
-        super().__init__(writer, sealer, head=head, feed_head=feed_head, now=now, below=below)
+        super().__init__(writer, sealer, head=head, feed_head=feed_head, covered=covered, now=now, below=below)
         self.outcomes: list[Outcome] = []
         self._reader: Session = reader
         self._spent = spent
@@ -134,7 +135,9 @@ class SqliteBatch(Batch):
         return SqliteBatchTransaction(self, self._sealer, self._spent)
 
     def _on_database(self) -> SqliteTransaction:
-        return _DatabaseTransaction(self._session, self._sealer, self.head, self.now, spent=self._spent)
+        return _DatabaseTransaction(
+            self._session, self._sealer, self.head, self.now, covered=self.covered, spent=self._spent
+        )
 
     def _is_passed_on(self, error: Exception) -> bool:
         return super()._is_passed_on(error) or is_stores_fault(error)  # it reads the database

@@ -87,7 +87,7 @@ class Borrower:
                 before = returned.head
                 returned = Returned(batch.head, batch.feed_head(), [*returned.revocations, *batch.revocations])
                 batch.put_meta(sqlite_schema.HIGH_WATER_MARK, repr(loan.now))
-                batch.put_meta(sqlite_rows.HEAD, sqlite_rows.sealed_head(self._sealer, batch.head, loan.covered))
+                batch.put_meta(sqlite_rows.HEAD, sqlite_rows.sealed_head(self._sealer, batch.head, batch.covered))
                 below, write = batch.changes, batch.writing()
                 if committing is not None:
                     committing.result()
@@ -108,6 +108,7 @@ class Borrower:
             spent=SpentNonces((), now=loan.now),
             head=ground.head,
             feed_head=ground.feed_head,
+            covered=loan.covered,
             now=loan.now,
             below=below,
         )

@@ -39,10 +39,10 @@ def _rewrap(connection: sqlite3.Connection, keys: Keys, clock: Clock, progress: 
     head = sql_log.load_head(connection, keys.old, saved.last)
     rows = sql_rewrap.move(connection, connection.executemany, keys, _PLACES, progress=progress)
     clock.advance_to(sqlite_schema.load_high_water_mark(connection))
-    transaction = SqliteTransaction(connection, keys.new, head, clock.now())
+    transaction = SqliteTransaction(connection, keys.new, head, clock.now(), covered=saved.covered)
     transaction.record(sql_rewrap.event(rows))
     for name, value in (
-        (sqlite_rows.HEAD, sqlite_rows.sealed_head(keys.new, transaction.head, saved.covered)),
+        (sqlite_rows.HEAD, sqlite_rows.sealed_head(keys.new, transaction.head, transaction.covered)),
         (sqlite_schema.HIGH_WATER_MARK, repr(transaction.now)),
         (sqlite_schema.SEALED_BY, keys.new.name),
         (sqlite_schema.SEALED_BEFORE, keys.old.name),

@@ -30,12 +30,6 @@ def sealed_head(sealer: Sealer, head: Head, covered: int) -> str:
     return f"{body} {sealer.mac(HEAD, body.encode('ascii')).hex()}"
 
 
-def covered(connection: sqlite3.Connection) -> int:
-    """Up to where a checkpoint covers the log."""
-    row = connection.execute("SELECT size FROM checkpoint").fetchone()
-    return 0 if row is None else int(row[0])
-
-
 def spent_nonces(connection: sqlite3.Connection, now: float) -> Iterator[tuple[bytes, int]]:
     """The nonces that have to be remembered at this time, and until when (Unix seconds)."""
     return iter(connection.execute("SELECT nonce, expires_at FROM nonces WHERE expires_at > ?", (now,)))
@@ -78,5 +72,5 @@ def grow_tree(connection: sqlite3.Connection, sealer: Sealer) -> None:
     following = audit.Replay()
     for tiles in sql_log.replay(connection, following, sql_log.last_sequence(connection)):
         sql_log.put_tiles(connection, sealer, tiles)
-    value = sealed_head(sealer, following.head, covered(connection))
+    value = sealed_head(sealer, following.head, sql_log.covered(connection))
     connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (HEAD, value))
