@@ -37,9 +37,9 @@ class EndingLevel(StrEnum):
     GRANT = "grant"
     """The grant of this sid."""
     CHAIN = "chain"
-    """The registration of the agent with this SPIFFE id."""
+    """The registration of the agent with this SPIFFE ID."""
     AGENT = "agent"
-    """All grants of the agent with this SPIFFE id."""
+    """All grants of the agent with this SPIFFE ID."""
     TASK = "task"
     """All agents' grants for this task_id."""
     APP = "app"
@@ -171,7 +171,7 @@ class TodoKind(StrEnum):
     BELOW = "below"
     """Delegations from the grant of this sid, which has ended."""
     DELEGATES = "delegates"
-    """Delegations to the agent with this SPIFFE id, whose registration has ended."""
+    """Delegations to the agent with this SPIFFE ID, whose registration has ended."""
 
 
 class Todo(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,7 +271,7 @@ class Announced(msgspec.Struct, frozen=True):
         """Whether the ending may name the grant of a token or one above it, so that the grants must be looked up."""
         match self.level:
             case EndingLevel.TASK:
-                # An agent's own task is part of its SPIFFE id. A delegation belongs to the delegator's task.
+                # An agent's own task is part of its SPIFFE ID. A delegation belongs to the delegator's task.
                 agents = (claims.sub, *(record.agent for record in claims.delegation_chain))
                 return self.name == claims.task_id or any(f"/{self.name}/" in agent for agent in agents)
             case EndingLevel.APP | EndingLevel.CEILING:

@@ -13,7 +13,7 @@ The rules:
 - `epoch` names the history that the numbers belong to. After a page of another epoch, a verifier must discard what it
   knows and fetch a snapshot.
 - Pages and snapshots are signed (JWS), each kind with its own type, so anybody may relay them. A verifier is fresh as
-  of a page's `issued_at` if it has all entries up to the page's `head`. Relaying an old page late makes nobody fresh.
+  of a page's `issued_at` if it has all entries up to the page's `head`. An old page makes no verifier fresh.
 - A full page ends at a multiple of 512. It never changes again, except that entries that may be forgotten can be left
   out.
 - `log` states where the broker's audit log ended when the page was read, with a digest of the log up to there. `since`

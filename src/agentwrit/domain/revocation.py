@@ -14,7 +14,7 @@ The rules:
 - An entry is forgotten when all tokens that it can affect have expired.
 - The empty string names nothing.
 - If an agent's registration has ended, but one unit of work cannot end all delegations to the agent, these, and
-  everything delegated from them, are dead by the agent's SPIFFE id. SPIFFE ids are never reused.
+  everything delegated from them, are dead by the agent's SPIFFE ID. SPIFFE IDs are never reused.
 """
 
 import heapq
@@ -43,7 +43,7 @@ class RevocationKind(StrEnum):
     GRANT = "sid"
     KEY = "kid"
     SUBJECT = "sub"
-    """The delegations to the agent with this SPIFFE id, whose registration has ended."""
+    """The delegations to the agent with this SPIFFE ID, whose registration has ended."""
     ENDING = "ending"
     """Revokes nothing itself: announces an ending in progress (see `agentwrit.domain.ending`)."""
 
@@ -58,11 +58,11 @@ class RevocationLevel(StrEnum):
     TOKEN = "token"
     """The grant whose current token has this jti."""
     AGENT = "agent"
-    """All grants of the agent with this SPIFFE id: its registration and the delegations to it."""
+    """All grants of the agent with this SPIFFE ID: its registration and the delegations to it."""
     TASK = "task"
     """All grants for this task_id."""
     CHAIN = "chain"
-    """The registration of the agent with this SPIFFE id, with which its chains begin."""
+    """The registration of the agent with this SPIFFE ID, with which its chains begin."""
     GRANT = "grant"
     """The grant of this sid."""
     APP = "app"

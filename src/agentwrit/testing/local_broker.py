@@ -81,7 +81,7 @@ class LocalBroker:
         tokens may have; `require_bound`: whether its agents' tokens must be bound to their keys.
 
         Raises:
-            ProblemResponseError: a scope in the ceiling is malformed.
+            ProblemResponseError: the ceiling or an audience is malformed.
         """
         app = AgentWritApp(*self._registered(ceiling, audiences, require_bound), clock=self.clock)
         self._opened.append(app)
@@ -95,7 +95,7 @@ class LocalBroker:
         """Revoke as the operator. Returns how many live tokens it ended.
 
         `level`: token, agent, task, chain, grant or app; `target`: the name that the level takes, such as an agent's
-        SPIFFE id:
+        SPIFFE ID:
 
             assert broker.revoke("agent", agent.agent_id) == 1
 
