@@ -1,4 +1,4 @@
-"""AgentWrit: an identity, a token for one task and a certain end for every AI agent.
+"""AgentWrit: an identity, a token for one task, and a certain end for every AI agent.
 
     from agentwrit import AgentWritApp, validate
 
@@ -6,7 +6,7 @@
         with app.create_agent("orders", "order-4823", ["read:data:customer-7291"]) as agent:
             ...  # call services with headers=agent.bearer_header
 
-Names are loaded when they are first used, so importing one costs what it needs and no more.
+Names are loaded on first use, so importing one loads only the modules that it needs.
 """
 
 from importlib import import_module
@@ -122,7 +122,7 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would take any name for one of ours
+if not TYPE_CHECKING:  # with __getattr__ in sight, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         home = _HOMES.get(name)

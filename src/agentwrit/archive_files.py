@@ -1,4 +1,4 @@
-"""Archives of the audit log as files: written so that they are whole and durable or not there, and read back."""
+"""Archives of the audit log as files: written atomically and durably, and verified by reading them back."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ PACED_LINES: Final = 256
 
 
 class Checked(NamedTuple):
-    """What is in an archive that was read back and found genuine. `root` and `sha256` in hex."""
+    """The content of a verified archive. `first`, `last`: sequence numbers; `root` and `sha256`: in hex."""
 
     first: int
     last: int
@@ -26,9 +26,9 @@ class Checked(NamedTuple):
 
 
 class NewArchive:
-    """The archive of the events `first` to `last`, being written in a directory, which is made if need be.
+    """A new archive of the events `first` to `last`. The directory is created if necessary.
 
-    Until `seal` it has another name, and is gone when the object is closed.
+    Until `seal`, the file has a temporary name, and is removed when the object is closed.
     """
 
     def __init__(self, directory: Path, first: int, last: int) -> None:
@@ -41,7 +41,7 @@ class NewArchive:
             self._file.write(line)
 
     def seal(self) -> None:
-        """Make it durable, under its name."""
+        """Make the file durable, under its final name."""
         self._file.settle()
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class NewArchive:
 
 
 def left_behind(directory: Path, first: int) -> Path | None:
-    """An archive that begins with the event `first`: whoever wrote it was killed before the broker knew of it."""
+    """An archive in `directory` that begins with the event `first`, left by a process that died before recording it."""
     pattern = audit_archive.file_name(first, 0).replace(f"{0:012d}.", "*.")
     return next(iter(sorted(directory.glob(pattern))), None)
 
@@ -62,10 +62,10 @@ def left_behind(directory: Path, first: int) -> Path | None:
 def check(
     path: Path, keys: Iterable[VerifierKey], *, progress: Progress = unwatched, pace: Callable[[], None] = lambda: None
 ) -> Checked:
-    """Read an archive back. `pace` is called now and then, to leave time to others.
+    """Read an archive back and verify it. `pace` is called every 256 lines, so that the caller can yield.
 
     Raises:
-        TamperedRecord: it is not as it was written.
+        TamperedRecord: the file is not as it was written.
     """
     digest = hashlib.sha256()
 

@@ -1,13 +1,13 @@
-"""Files that are there to stay, and how all of them are written.
+"""Durable, atomic file writes. Every persistent file is written by this module.
 
 The rules:
 
-- A file is made beside its place, for its owner alone (mode 0600), under a name that nobody can guess and nobody has
-  taken. It gets its own name when it is whole and on disk. Until then whatever had that name has it, and afterwards the
-  directory is on disk too.
-- Where the name is a link, the link is followed only if nobody else can have put it there: its directory is ours or
-  root's, and nobody else may write to it. A file that has other names as well keeps what it holds under those.
-- What is no file, a pipe or a device, is written as it is, by whoever means to; and only if it is ours or root's.
+- A file is created in the target directory with mode 0600, under an unpredictable and unused name. It is renamed to its
+  final name when it is complete and on disk. Until then, an existing file of that name is unchanged. After the rename
+  the directory is synced too.
+- If the name is a symbolic link, the link is followed only if nobody else can have created it: its directory belongs to
+  this user or root, and nobody else may write to it. Other hard links to a replaced file keep the old content.
+- Pipes and devices are written in place, only if the caller allows it and only if they belong to this user or root.
 """
 
 import errno
@@ -18,19 +18,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-UNFINISHED: Final = ".partial"  # how a file's name ends until it gets its own
-LONGEST_NAME: Final = 100  # characters of a name that are found in it until then
-MOST_LINKS: Final = 40  # as Linux follows
+UNFINISHED: Final = ".partial"  # suffix of a temporary name
+LONGEST_NAME: Final = 100  # characters of the final name that the temporary name has
+MOST_LINKS: Final = 40  # as many as Linux follows
 NO_FILE: Final = "it is no file"
 _NEW: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def sync(path: Path) -> None:
-    """Make a file that is there durable; or, of a directory, the names in it.
+    """Sync an existing file to disk; for a directory, the names in it.
 
     Raises:
-        OSError: it cannot be.
+        OSError: the file cannot be synced.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -40,11 +40,11 @@ def sync(path: Path) -> None:
 
 
 def write(path: Path, content: bytes, *, replacing: bool = True) -> None:
-    """Make a file that holds `content`, or put it in the place of the one that is there, whole and durably.
+    """Write a file atomically and durably. With `replacing`, an existing file is replaced.
 
     Raises:
-        FileExistsError: one is there, and none is to be replaced.
-        OSError: it cannot be written. What was there is there.
+        FileExistsError: the file exists and `replacing` is false.
+        OSError: the file cannot be written. An existing file is unchanged.
     """
     with NewFile(path, replacing=replacing) as new:
         new.write(content)
@@ -52,30 +52,30 @@ def write(path: Path, content: bytes, *, replacing: bool = True) -> None:
 
 
 def rename(path: Path, to: Path) -> None:
-    """Give a file another name in its directory, which another file may have had, durably.
+    """Rename a file within its directory durably, replacing an existing file.
 
     Raises:
-        OSError: it cannot be.
+        OSError: the file cannot be renamed.
     """
     path.replace(to)
     sync(to.parent)
 
 
 def create(path: Path) -> int:
-    """The descriptor of a new file that has its name from the beginning: what it is until it is whole, its name says.
+    """Create a file under its final name. Returns its descriptor. The name must tell readers that it may be incomplete.
 
     Raises:
-        FileExistsError: there is something of that name.
-        OSError: it cannot be made.
+        FileExistsError: the name is taken.
+        OSError: the file cannot be created.
     """
     return os.open(path, _NEW | os.O_RDWR, 0o600)
 
 
 def open_log(path: Path) -> int:
-    """The descriptor of a file that grows, to read and write; it is made if it is not there.
+    """Open a file that is appended to, for reading and writing. Creates it if necessary. Returns its descriptor.
 
     Raises:
-        OSError: it cannot be opened, or is no file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     descriptor = os.open(_followed(path), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -85,14 +85,14 @@ def open_log(path: Path) -> int:
 
 
 class NewFile:
-    """A file in the making. It is written through `write`, or at `place` by others; `settle` gives it its name.
+    """A file being written, by `write` or by other code at the path `place`. `settle` gives it its final name.
 
-    `replacing`: whether a file that is there may be replaced; `or_device`: whether a pipe or a device may be meant. If
-    it was not settled it is gone when the object is closed.
+    `replacing`: whether an existing file may be replaced; `or_device`: whether `path` may be a pipe or a device. A file
+    that was not settled is removed when the object is closed.
 
     Raises:
-        FileExistsError: one is there, and none is to be replaced.
-        OSError: it cannot be made.
+        FileExistsError: the file exists and `replacing` is false.
+        OSError: the file cannot be created.
     """
 
     def __init__(self, path: Path, *, replacing: bool = True, or_device: bool = False) -> None:
@@ -116,11 +116,11 @@ class NewFile:
         self._file.write(content)
 
     def settle(self) -> None:
-        """Make it durable, under its name.
+        """Make the file durable, under its final name.
 
         Raises:
-            FileExistsError: another one has come to have that name.
-            OSError: it cannot be.
+            FileExistsError: a file of that name was created in the meantime and `replacing` is false.
+            OSError: the file cannot be synced or renamed.
         """
         self._file.flush()
         if self._is_device:
@@ -129,7 +129,7 @@ class NewFile:
         if self._replacing:
             self.place.replace(self._path)
         else:
-            self._path.hardlink_to(self.place)  # unlike a rename it takes no other file's place
+            self._path.hardlink_to(self.place)  # unlike a rename, fails if the name is taken
             self.place.unlink()
         sync(self._path.parent)
 
@@ -148,7 +148,7 @@ class NewFile:
 
 
 def _followed(path: Path) -> Path:
-    """What a name stands for."""
+    """The path that a name leads to, following trusted symbolic links."""
     for _ in range(MOST_LINKS):
         if _is_descriptor(path) or not path.is_symlink():
             return path
@@ -160,7 +160,7 @@ def _followed(path: Path) -> Path:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether what is there is to be written as it is."""
+    """Whether the path is a pipe, a device or a descriptor, to be written in place."""
     if _is_descriptor(path):
         return True
     if not path.exists() or path.is_file() or path.is_dir():
@@ -171,7 +171,7 @@ def _is_device(path: Path) -> bool:
 
 
 def _is_descriptor(path: Path) -> bool:
-    """Whether it is one of a process's own: /dev/stdout is a link to one."""
+    """Whether the path is a descriptor of a process: /dev/stdout is a link to one."""
     directory = path.parent.resolve()
     return directory == Path("/dev/fd") or (directory.name == "fd" and directory.parent.parent == Path("/proc"))
 
@@ -181,4 +181,4 @@ def _is_trusted(status: os.stat_result) -> bool:
 
 
 def _refusal(number: int, reason: str, path: Path) -> OSError:
-    return OSError(number, reason, str(path))  # of the kind that the number stands for: FileExistsError for example
+    return OSError(number, reason, str(path))  # Python chooses the subclass by the number: FileExistsError, for example

@@ -1,4 +1,4 @@
-"""What the SDK answers with: plain, frozen values. Times are Unix seconds, durations seconds."""
+"""The values that the SDK returns: plain and frozen. Times are Unix seconds, durations are in seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,15 @@ Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_UNIX_SECONDS)]
 
 @dataclass(frozen=True)
 class ProblemDetail:
-    """An error as a broker describes it (RFC 9457). `error_code` is what programs compare."""
+    """A broker's description of an error (RFC 9457), as `ProblemResponseError.problem`.
+
+    `error_code` is stable, and is what programs should compare. `request_id` finds the request in the audit log:
+
+        try:
+            agent.renew()
+        except ProblemResponseError as error:
+            log.error("%s (request %s)", error.problem.detail, error.problem.request_id)
+    """
 
     type: str
     title: str
@@ -28,7 +36,13 @@ class ProblemDetail:
 
 @dataclass(frozen=True)
 class HealthStatus:
-    """How a broker is. `status` is `ok` or `degraded`; `uptime` is in seconds."""
+    """A broker's health, as `app.health()` returns it.
+
+    `status`: `ok` or `degraded`; `uptime`: seconds.
+
+        health = app.health()
+        print(health.status, health.version)
+    """
 
     status: str
     version: str
@@ -39,7 +53,12 @@ class HealthStatus:
 
 @dataclass(frozen=True)
 class RegisterResult:
-    """A registered agent's identity and first token, which its repr does not show."""
+    """A registered agent's identity and first token.
+
+    `expires_in`: lifetime of the token, in seconds. The repr does not show the token.
+
+        RegisterResult("spiffe://broker.example/agent/orders/order-4823/9f86d081884c7d65", token, 300)
+    """
 
     agent_id: str
     access_token: str = field(repr=False)
@@ -48,10 +67,13 @@ class RegisterResult:
 
 @dataclass(frozen=True)
 class DelegationRecord:
-    """One hop of a delegation: `agent`, holding `scope` on its grant `sid`, gave `granted` to `delegate`.
+    """One hop of a delegation: `agent`, on its grant `sid` with the scope `scope`, granted `granted` to `delegate`.
 
-    `delegated_at`: RFC 3339, in whole seconds; `prev`: hex SHA-256 of the record before; `signature`: the broker's, by
-    its key `kid`, over a record that has the time as Unix seconds.
+    `delegated_at`: RFC 3339, in whole seconds; `prev`: hex SHA-256 of the previous record; `signature`: the broker's,
+    by its key `kid`, over a record in which the time is in Unix seconds. `verify_delegation` checks a chain:
+
+        for hop in verify_delegation(claims, jwks):
+            print(hop.agent, "->", hop.delegate, hop.granted)
     """
 
     agent: str
@@ -67,9 +89,12 @@ class DelegationRecord:
 
 @dataclass(frozen=True)
 class DelegatedToken:
-    """What an agent gives to another one. The token, which the repr does not show, speaks for the delegate.
+    """A token that one agent delegated to another: its subject is the delegate. The repr does not show the token.
 
-    `expires_in`: seconds that it had when it was issued; `delegation_chain`: how it came about, the first hop first.
+    `expires_in`: lifetime at issue, in seconds; `delegation_chain`: the hops, the first one first.
+
+        delegated = agent.delegate(helper.agent_id, ["read:data:customer-7291"])
+        helping = helper.accept(delegated)
     """
 
     access_token: str = field(repr=False)
@@ -79,7 +104,13 @@ class DelegatedToken:
 
 @dataclass(frozen=True)
 class AgentClaims:
-    """What a valid token says. For an app's or the operator's token `task_id` and `orch_id` are empty."""
+    """The claims of a valid token.
+
+    `task_id` and `orch_id` are empty in tokens of apps and operators.
+
+        claims = verifier.verify(token, scope="read:data:customer-7291")
+        log.info("%s reads for task %s", claims.sub, claims.task_id)
+    """
 
     iss: str
     sub: str
@@ -96,14 +127,14 @@ class AgentClaims:
     chain_hash: str | None = None
     client_id: str = ""
     cnf: dict[str, str] | None = None
-    """What a bound token is bound to: `jkt`, the thumbprint of its agent's key (RFC 9449 §6.1)."""
+    """The key of a bound token: `jkt`, the thumbprint of the agent's key (RFC 9449 §6.1)."""
 
     @classmethod
     def from_wire(cls, claims: Mapping[str, Any]) -> "AgentClaims":
-        """Read the claims of a broker's answer. Members that we do not know are left alone, and some may be missing.
+        """Read the claims from a broker's response. Unknown members are ignored, and some members may be missing.
 
         Raises:
-            msgspec.ValidationError: a member is of the wrong type.
+            msgspec.ValidationError: a member has the wrong type.
         """
         given = {name: value for name, value in claims.items() if value is not None}
         aud, scope, chain = given.get("aud"), given.get("scope"), given.get("delegation_chain")
@@ -118,7 +149,14 @@ class AgentClaims:
 
 @dataclass(frozen=True)
 class ValidateResult:
-    """Whether a token holds. `claims` if it does, `error` if it does not."""
+    """The result of `validate`.
+
+    `claims`: what a valid token says; `error`: why a token is not valid.
+
+        result = validate(broker_url, token)
+        if not result.valid:
+            return 401
+    """
 
     valid: bool
     claims: AgentClaims | None = None
@@ -126,10 +164,10 @@ class ValidateResult:
 
 
 def chain_from_wire(chain: object) -> list[DelegationRecord]:
-    """Read the `delegation_chain` of a broker's answer.
+    """Read the `delegation_chain` from a broker's response.
 
     Raises:
-        msgspec.ValidationError: it is none.
+        msgspec.ValidationError: `chain` is not a delegation chain.
     """
     items = [_with_defaults(item) for item in chain] if isinstance(chain, list) else chain
     return msgspec.convert(items, list[DelegationRecord])
@@ -139,7 +177,7 @@ def _with_defaults(record: object) -> object:
     if not isinstance(record, dict):
         return record
     at = record.get("delegated_at")
-    if isinstance(at, int) and 0 <= at <= MAX_UNIX_SECONDS:  # as brokers say it that are older
+    if isinstance(at, int) and 0 <= at <= MAX_UNIX_SECONDS:  # older brokers send Unix seconds
         record = {**record, "delegated_at": rfc3339(at)}
     return _MISSING_IN_RECORD | record
 

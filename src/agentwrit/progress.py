@@ -1,4 +1,4 @@
-"""A line about long work, on a terminal and nowhere else."""
+"""A progress bar for long work, shown only on a terminal."""
 
 import sys
 import time
@@ -10,9 +10,9 @@ WIDTH: Final = 30
 
 
 class ProgressBar:
-    """A bar on standard error for work that takes longer than a second. Call it with what is done, and of how many.
+    """A progress bar on standard error for work that takes longer than a second.
 
-    `things`: what is counted.
+    Call it with the number of things that are done and the total. `things`: the noun for what is counted.
     """
 
     def __init__(self, stream: TextIO | None = None, *, things: str = "events") -> None:
@@ -37,7 +37,7 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Erase the bar."""
         if self._is_shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()

@@ -1,15 +1,15 @@
-"""Protected resource metadata (RFC 9728), for services that take AgentWrit's tokens: how clients find the broker.
+"""Protected resource metadata (RFC 9728), by which OAuth clients of a resource server find the broker.
 
-Serve `metadata(…)` as JSON at the path of `metadata_url(resource)`, and answer whoever comes without a token that holds
-with 401 and `WWW-Authenticate: ` + `challenge(resource)`. Clients that know RFC 9728, those of MCP among them, then
-find the broker by themselves.
+Serve `metadata(…)` as JSON at the path of `metadata_url(resource)`. Respond to requests without a valid token with 401
+and `WWW-Authenticate: ` + `challenge(resource)`. Clients that support RFC 9728, such as MCP clients, then find the
+broker by themselves.
 
     resource = "https://orders.example/api"
     metadata(resource, authorization_servers=["https://broker.example"], scopes_supported=["read:data:*"])
     metadata_url(resource)  # "https://orders.example/.well-known/oauth-protected-resource/api"
     challenge(resource)  # 'Bearer resource_metadata="https://orders.example/.well-known/oauth-protected-resource/api"'
 
-Pure functions: they load no HTTP library and make no call.
+These are pure functions. They load no HTTP library and make no network calls.
 """
 
 import re
@@ -22,7 +22,7 @@ from agentwrit.domain.errors import AgentWritError
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
-# RFC 6750 §3: what `error`, `error_description` and `scope` may hold. Nothing in it ends a quoted string.
+# RFC 6750 §3: the characters of `error`, `error_description` and `scope`. None of them ends a quoted string.
 _QUOTABLE = re.compile(r"[ !#-\[\]-~]+")
 _URL = re.compile(r"[!#-\[\]-~]+")
 
@@ -39,16 +39,17 @@ def metadata(
     dpop_signing_alg_values_supported: Iterable[str] | None = None,
     dpop_bound_access_tokens_required: bool = False,
 ) -> dict[str, object]:
-    """The metadata of a service (RFC 9728 §2), ready to be encoded as JSON. What is not given is left out.
+    """The metadata of a service (RFC 9728 §2), ready to be encoded as JSON. Members without a value are left out.
 
-    `resource`: the service's own URL, and what tokens for it have as `aud`; `authorization_servers`: the issuers whose
-    tokens it takes, which for a broker is its AGENTWRIT_ISSUER; `jwks_uri`: where the service's own keys are, if it
-    signs what it answers. The broker's keys are not meant: its own metadata says where those are.
-    `dpop_signing_alg_values_supported`: of proofs (RFC 9449); None for those that a `Verifier` takes here.
+    `resource`: the service's own URL, which is also the `aud` of tokens for it; `authorization_servers`: the issuers
+    whose tokens it accepts (for a broker, its AGENTWRIT_ISSUER); `jwks_uri`: the URL of the service's own keys, if it
+    signs its responses. (The broker's keys do not belong here: its own metadata names their URL.)
+    `dpop_signing_alg_values_supported`: the accepted algorithms of DPoP proofs (RFC 9449); None for those that a
+    `Verifier` accepts in this process.
 
     Raises:
-        AgentWritError: a URL is none, or no authorization server is named.
-        TypeError: a bare string was given where a list belongs.
+        AgentWritError: a URL is not valid, or `authorization_servers` is empty.
+        TypeError: an argument is a string instead of a list of strings.
     """
     _split(resource)
     if dpop_signing_alg_values_supported is None:
@@ -76,10 +77,10 @@ def metadata(
 
 
 def metadata_url(resource: str) -> str:
-    """Where the metadata of a service has to be (RFC 9728 §3.1): the well-known path stands before the URL's own.
+    """The URL of a service's metadata (RFC 9728 §3.1): the well-known path is inserted before the URL's own path.
 
     Raises:
-        AgentWritError: `resource` is no URL that names a service.
+        AgentWritError: `resource` is not an http or https URL without a fragment.
     """
     parts = _split(resource)
     path = "" if parts.path == "/" else parts.path
@@ -93,14 +94,14 @@ def challenge(
     error_description: str | None = None,
     scope: Iterable[str] = (),
 ) -> str:
-    """What a service's 401 or 403 has as WWW-Authenticate (RFC 9728 §5.1, RFC 6750 §3).
+    """The value of WWW-Authenticate for a service's 401 or 403 (RFC 9728 §5.1, RFC 6750 §3).
 
-    `error`: `invalid_token` for a token that does not hold, `insufficient_scope`, with the `scope` that is needed, for
-    one that does not cover it; none where there was no token at all.
+    `error`: `invalid_token` if the token is not valid; `insufficient_scope`, with the required `scope`, if the token
+    does not cover it; None if the request had no token.
 
     Raises:
-        AgentWritError: `resource` is no URL that names a service, or a text cannot stand in a header.
-        TypeError: a bare string was given as `scope`.
+        AgentWritError: `resource` is not an http or https URL without a fragment, or a text is not allowed in a header.
+        TypeError: `scope` is a string instead of a list of strings.
     """
     parameters = {
         "error": error,
@@ -121,7 +122,7 @@ def _list(name: str, items: Iterable[str]) -> list[str]:
 
 
 def _split(url: str) -> SplitResult:
-    """A URL that names a service (RFC 9728 §1.2). The RFC wants https; http is let through for development."""
+    """Parse the URL of a service (RFC 9728 §1.2). The RFC requires https; http is accepted for development."""
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and _URL.fullmatch(url) is not None

@@ -1,4 +1,4 @@
-"""The pytest plugin. pytest loads it wherever the package is installed: so it loads nothing until a fixture is used."""
+"""The pytest plugin. pytest loads it wherever the package is installed, so fixtures import what they use."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def broker() -> Iterator["LocalBroker"]:
-    """A broker of the test's own, in this process: `url`, `clock`, `advance(seconds)`, `app(…)`, `revoke(…)`."""
+    """A broker for this test alone, in this process: `url`, `clock`, `advance(seconds)`, `app(…)`, `revoke(…)`."""
     try:
         from agentwrit.testing.local_broker import LocalBroker
     except ImportError as error:
@@ -23,30 +23,30 @@ def broker() -> Iterator["LocalBroker"]:
 
 @pytest.fixture
 def agentwrit_ceiling() -> list[str]:
-    """What agents of `app` and `async_app` may hold at most. Override it for a project's own scopes."""
+    """The ceiling of `app` and `async_app`. Override it for a project's own scopes."""
     return ["read:data:*", "write:data:*"]
 
 
 @pytest.fixture
 def agentwrit_scope() -> list[str]:
-    """What `agent` holds. Override it for a project's own scopes."""
+    """The scope of `agent`. Override it for a project's own scopes."""
     return ["read:data:1"]
 
 
 @pytest.fixture
 def app(broker: "LocalBroker", agentwrit_ceiling: list[str]) -> "AgentWritApp":
-    """An app that is registered at `broker`."""
+    """An app registered at `broker`."""
     return broker.app(*agentwrit_ceiling)
 
 
 @pytest.fixture
 def async_app(broker: "LocalBroker", agentwrit_ceiling: list[str]) -> "AsyncAgentWritApp":
-    """An app that is registered at `broker`, for tests on an event loop."""
+    """An app registered at `broker`, for tests on an event loop."""
     return broker.async_app(*agentwrit_ceiling)
 
 
 @pytest.fixture
 def agent(app: "AgentWritApp", agentwrit_scope: list[str]) -> Iterator["Agent"]:
-    """An agent of `app`, and the current one (`current_agent`). It is released after the test."""
+    """An agent of `app`, which is also the current agent (`current_agent`). It is released after the test."""
     with app.agent_for(task_id="test", scope=agentwrit_scope) as agent:
         yield agent

@@ -1,4 +1,4 @@
-"""Files that others made, read so that none fills the memory: no endless line, and no more than a small file has."""
+"""Bounded reading of files that others wrote, so that a long line or a large file cannot exhaust memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import IO, AnyStr, Final
 from agentwrit.domain.errors import AgentWritError, TamperedRecord
 
 MAX_SMALL_FILE_BYTES: Final = 1024 * 1024
-"""Settings, keys, cursors, what a witness remembers: many times what any of them has."""
+"""For settings, keys, cursors and witness files: many times the size of any of them."""
 
 
 def lines(file: IO[bytes], longest: int) -> Iterator[bytes]:
-    """The lines of a file, each with the new line at its end.
+    """The lines of a file, each with its line feed.
 
     Raises:
-        TamperedRecord: one has more than `longest` bytes: it is no line of what this should be.
+        TamperedRecord: a line has more than `longest` bytes, so this is not the expected kind of file.
     """
     number = 0
     while line := file.readline(longest + 1):
@@ -25,17 +25,17 @@ def lines(file: IO[bytes], longest: int) -> Iterator[bytes]:
 
 
 def first_line(file: IO[AnyStr], longest: int) -> AnyStr | None:
-    """The first line of a stream, or None if it is longer than that."""
+    """The first line of a stream, or None if the line is longer than `longest`."""
     line = file.readline(longest + 1)
     return line if len(line) <= longest else None
 
 
 def small_text(path: Path, encoding: str = "utf-8") -> str:
-    """What a small file holds.
+    """The text of a small file.
 
     Raises:
-        AgentWritError: it is too large to be one.
-        OSError, UnicodeDecodeError: it cannot be read, or is no text.
+        AgentWritError: the file has more than 1 MiB.
+        OSError, UnicodeDecodeError: the file cannot be read, or is not text.
     """
     with path.open("rb") as file:
         content = file.read(MAX_SMALL_FILE_BYTES + 1)

@@ -1,11 +1,11 @@
-"""What was worked out once, remembered by texts or bytes of a length that others chose: bounded by their size, too."""
+"""A cache whose keys are text or bytes that others choose. It is bounded by the size of the keys, too."""
 
 from collections import OrderedDict
 from collections.abc import Sized
 from typing import Final, Generic, TypeVar
 
 SHORT_KEY: Final = 2048
-"""What most tokens, and what is said of one token, stay below. There may be many of these."""
+"""Most tokens, and cache keys about one token, are shorter. The cache may hold many of these."""
 LONGEST_KEY: Final = 16 * 1024
 
 K = TypeVar("K", bound=Sized)
@@ -13,10 +13,10 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """The newest values by their keys: `many` by short ones, and a sixteenth as many by longer ones.
+    """The newest values by key: up to `many` with short keys, and a sixteenth as many with longer keys.
 
-    A value by a key beyond `LONGEST_KEY` is not remembered, so the keys are at most `many` * (`SHORT_KEY` +
-    `LONGEST_KEY` / 16) long, all of them together. Safe to share between threads.
+    Values with keys longer than `LONGEST_KEY` are not cached, so the total size of the keys is at most
+    `many` * (`SHORT_KEY` + `LONGEST_KEY` / 16). Safe to share between threads.
     """
 
     def __init__(self, many: int) -> None:
@@ -28,7 +28,7 @@ class Recent(Generic[K, V]):
         return (self._short if len(key) <= SHORT_KEY else self._long).get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Remember a value, and forget the oldest for it."""
+        """Cache a value, and evict the oldest one if the cache is full."""
         length = len(key)
         if length > LONGEST_KEY:
             return
@@ -38,7 +38,7 @@ class Recent(Generic[K, V]):
             values.popitem(last=False)
 
     def drop(self, key: K) -> None:
-        """Forget a value, if it is still remembered."""
+        """Remove a value if it is still cached."""
         (self._short if len(key) <= SHORT_KEY else self._long).pop(key, None)
 
     def __len__(self) -> int:

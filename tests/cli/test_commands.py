@@ -382,7 +382,7 @@ def test_a_token_is_explained_claim_by_claim(broker: BrokerProcess) -> None:
     done = run("token", "inspect", stdin=agent["access_token"], AGENTWRIT_BROKER_URL=broker.url, COLUMNS="200")
     assert (done.returncode, done.stderr) == (0, "")
     shown = " ".join(done.stdout.split())
-    for words in ("holds yes", f"sub {agent['agent_id']} whom", "scope read:data:7 what", "task_id task-77 the task"):
+    for words in ("holds yes", f"sub {agent['agent_id']} the", "scope read:data:7 what", "task_id task-77 the task"):
         assert words in shown
 
 

@@ -8,11 +8,11 @@ INSTALL_HINT: Final = "the command line needs more than the SDK: pip install 'ag
 
 ANSWER_IS_NO: Final = 1
 NOT_ASKED: Final = 2
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED: Final = 130  # 128 + SIGINT, as in shells
 
 
 def main() -> None:
-    """Run the command. Exits with 0; 1 where the answer is no; 2 where it could not be asked; 130 on Ctrl-C."""
+    """Run the command line. Exit codes: 0 success, 1 a negative answer, 2 no answer was obtained, 130 Ctrl-C."""
     try:
         if find_spec("click") is None or find_spec("rich") is None:
             print(f"agentwrit: {INSTALL_HINT}", file=sys.stderr)
@@ -20,6 +20,6 @@ def main() -> None:
         from agentwrit.cli.commands import run
 
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while modules are loaded: what comes after that is caught where it runs
+    except KeyboardInterrupt:  # during imports; `run` catches later ones
         code = INTERRUPTED
     sys.exit(code)

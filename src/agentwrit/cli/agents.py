@@ -1,4 +1,4 @@
-"""`agentwrit agents` and `agentwrit delegations`: who is alive, and what was made from what."""
+"""`agentwrit agents` and `agentwrit delegations`: live agents, their grants and delegations."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -20,20 +20,20 @@ _Page = Mapping[str, Any]
 
 @click.group()
 def agents() -> None:
-    """Look at agents."""
+    """Inspect agents."""
 
 
 @click.group()
 def delegations() -> None:
-    """Look at what agents handed on."""
+    """Inspect delegations."""
 
 
 @agents.command(name="list")
-@click.option("--app", metavar="APP", help="Only this app's, by its id or name.")
-@click.option("--agent", metavar="AGENT", help="Only this agent's, by its SPIFFE id.")
-@click.option("--task", metavar="TASK", help="Only those for this task.")
-@click.option("--orch", metavar="ORCH", help="Only those of this orchestrator.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="No more than N.")
+@click.option("--app", metavar="APP", help="Only grants of this app, by its id or name.")
+@click.option("--agent", metavar="AGENT", help="Only grants of this agent, by its SPIFFE ID.")
+@click.option("--task", metavar="TASK", help="Only grants for this task.")
+@click.option("--orch", metavar="ORCH", help="Only grants of this orchestrator.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N grants.")
 @options.broker_url
 @options.as_json
 def list_(
@@ -45,7 +45,7 @@ def list_(
     broker_url: str,
     is_json: bool,
 ) -> None:
-    """List what live agents hold, in the order in which it was given."""
+    """List the grants of live agents, the oldest first."""
     with options.operator_client(broker_url) as operator:
         filters = {
             "app_id": None if app is None else options.app_id(operator, app),
@@ -70,7 +70,7 @@ def list_(
 @options.broker_url
 @options.as_json
 def show(agent: str, broker_url: str, is_json: bool) -> None:
-    """Show all that AGENT holds or held, each with what was made from it."""
+    """Show all grants of AGENT, including ended ones, each with its delegations."""
     with options.operator_client(broker_url) as operator:
         shown = operator.show_agent(agent)
     if is_json:
@@ -84,7 +84,7 @@ def show(agent: str, broker_url: str, is_json: bool) -> None:
 @options.broker_url
 @options.as_json
 def show_delegations(agent: str, broker_url: str, is_json: bool) -> None:
-    """Show what AGENT handed on, and how many live tokens hang on it."""
+    """Show the delegations made by AGENT, and how many live tokens depend on them."""
     with options.operator_client(broker_url) as operator:
         grants = operator.show_agent(agent)["grants"]
     handed_on = [below for grant in grants for below in grant["delegations"]]
@@ -98,7 +98,7 @@ def show_delegations(agent: str, broker_url: str, is_json: bool) -> None:
 def _pages(
     operator: "OperatorClient", filters: Mapping[str, str | None], limit: int | None
 ) -> Iterator[dict[str, Any]]:
-    """The pages of the list, up to `limit` entries."""
+    """The pages of the list, with at most `limit` entries in total."""
     left, after = limit, None
     while left is None or left > 0:
         page = operator.list_agents(**filters, after=after, limit=PAGE if left is None else min(left, PAGE))
@@ -127,7 +127,7 @@ def _live_tokens(grant: Grant) -> int:
 
 
 def _time_left(grant: Grant) -> str:
-    """How long the current token has, as people say it."""
+    """The remaining lifetime of the current token, for people."""
     seconds = max(0, int(parse_rfc3339(grant["expires_at"]) - time.time()))
     hours, minutes = seconds // 3600, seconds // 60 % 60
     if hours:

@@ -1,4 +1,4 @@
-"""`agentwrit app`: the operator's apps."""
+"""`agentwrit app`: register and manage apps."""
 
 import functools
 import shlex
@@ -14,18 +14,22 @@ from agentwrit.cli.output import confirmed, print_fields, print_json, print_tabl
 
 @click.group()
 def app() -> None:
-    """Register apps, and keep them.
+    """Register and manage apps.
 
-    APP is an app's id or its name. The operator's secret is read from AGENTWRIT_ADMIN_SECRET, and the name of one who
-    is not the first from AGENTWRIT_OPERATOR.
+    APP is the id or name of an app. The operator's secret is read from AGENTWRIT_ADMIN_SECRET. Operators other than the
+    first set AGENTWRIT_OPERATOR to their name.
     """
 
 
 _scopes = click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="A scope of the ceiling; repeatable.")
-_token_ttl = click.option("--token-ttl", type=int, metavar="SECONDS", help="How long the app's own tokens live.")
+_token_ttl = click.option("--token-ttl", type=int, metavar="SECONDS", help="Lifetime of the app's own tokens.")
 
 _audiences = click.option(
-    "--audience", "audiences", multiple=True, metavar="NAME", help="Whom its agents' tokens may be for; repeatable."
+    "--audience",
+    "audiences",
+    multiple=True,
+    metavar="NAME",
+    help="An audience that its agents' tokens may have; repeatable.",
 )
 
 _reports_for = click.option(
@@ -33,7 +37,7 @@ _reports_for = click.option(
     "reports_for",
     multiple=True,
     metavar="NAME",
-    help="An audience that it is the resource server of: it may report what was done with tokens for it; repeatable.",
+    help="An audience whose resource server it is: it may report how tokens for it were used; repeatable.",
 )
 
 
@@ -41,7 +45,7 @@ _NONE = "none"
 
 
 def _limit(text: str) -> int | str:
-    """A limit, or that there is to be none."""
+    """Parse a limit: a number, or `none`."""
     try:
         return _NONE if text == _NONE else int(text)
     except ValueError:
@@ -49,14 +53,14 @@ def _limit(text: str) -> int | str:
 
 
 _LIMITS = (
-    ("max_live_agents", "N", "How many agents it may have at once."),
-    ("max_ttl", "SECONDS", "How long its agents' tokens may live."),
-    ("creates_per_second", "N", "How many agents it may create in a second."),
+    ("max_live_agents", "N", "How many live agents it may have."),
+    ("max_ttl", "SECONDS", "Maximum lifetime of its agents' tokens."),
+    ("creates_per_second", "N", "How many agents it may create per second."),
 )
 
 
 def _limits(command: options.Command) -> options.Command:
-    """The options for an app's limits. The command gets those that were given, by name, as `limits`."""
+    """Add the options for an app's limits. The command receives the given ones by name as `limits`."""
 
     @functools.wraps(command)
     def limited(**given: Any) -> Any:
@@ -96,7 +100,7 @@ def register(
     broker_url: str,
     is_json: bool,
 ) -> None:
-    """Register an app, and show its secret, this once."""
+    """Register an app. Its secret is shown only once."""
     if not scopes and not reports_for:
         raise click.UsageError("give the ceiling with --scope, for example --scope 'read:data:*'")
     with options.operator_client(broker_url) as operator:
@@ -145,12 +149,12 @@ def show(app: str, broker_url: str, is_json: bool) -> None:
 @_scopes
 @_token_ttl
 @_audiences
-@click.option("--no-audience", is_flag=True, help="Take all its audiences away.")
+@click.option("--no-audience", is_flag=True, help="Remove all its audiences.")
 @click.option("--require-bound/--no-require-bound", default=None, help=_BOUND_HELP)
 @_reports_for
-@click.option("--no-reports", is_flag=True, help="Let it report nothing any more.")
+@click.option("--no-reports", is_flag=True, help="Remove all audiences that it may report on.")
 @_limits
-@click.option("--keep-grants", is_flag=True, help="Let grants that exceed a narrower ceiling live to their end.")
+@click.option("--keep-grants", is_flag=True, help="Do not end live grants that exceed a narrower ceiling.")
 @options.broker_url
 @options.as_json
 def update(
@@ -167,11 +171,10 @@ def update(
     broker_url: str,
     is_json: bool,
 ) -> None:
-    """Change an app's ceiling, its audiences, how long its tokens live, whether its agents' must be bound, what it may
-    report on, or its limits.
+    """Change an app's settings.
 
-    A narrower ceiling, fewer audiences, or --require-bound, ends the live grants that exceed it. A lower limit ends
-    none: it holds from now on.
+    A narrower ceiling, fewer audiences or --require-bound ends the live grants that exceed it. A lower limit ends no
+    grants: it applies from now on.
     """
     given = (scopes, audiences, no_audience, reports_for, no_reports, limits)
     if not any(given) and token_ttl is None and require_bound is None:
@@ -196,11 +199,13 @@ def update(
 
 @app.command()
 @click.argument("app")
-@click.option("--overlap", type=int, default=0, show_default=True, metavar="SECONDS", help="The old one still works.")
+@click.option(
+    "--overlap", type=int, default=0, show_default=True, metavar="SECONDS", help="How long the old secret works."
+)
 @options.broker_url
 @options.as_json
 def rotate_secret(app: str, overlap: int, broker_url: str, is_json: bool) -> None:
-    """Give an app a new secret, and show it, this once."""
+    """Give an app a new secret. It is shown only once."""
     with options.operator_client(broker_url) as operator:
         rotated = operator.rotate_secret(options.app_id(operator, app), overlap=overlap)
     if is_json:
@@ -216,7 +221,7 @@ def rotate_secret(app: str, overlap: int, broker_url: str, is_json: bool) -> Non
 @options.broker_url
 @options.as_json
 def suspend(app: str, broker_url: str, is_json: bool) -> None:
-    """Suspend an app: all that came through it is dead, and nobody can do anything as it until it is resumed."""
+    """Suspend an app. Ends all its grants, and refuses its requests until it is resumed."""
     with options.operator_client(broker_url) as operator:
         _print(operator.suspend_app(options.app_id(operator, app)), is_json=is_json)
 
@@ -226,18 +231,18 @@ def suspend(app: str, broker_url: str, is_json: bool) -> None:
 @options.broker_url
 @options.as_json
 def resume(app: str, broker_url: str, is_json: bool) -> None:
-    """Let an app that was suspended log in again, with the secret that it has."""
+    """Let a suspended app log in again, with the same secret."""
     with options.operator_client(broker_url) as operator:
         _print(operator.resume_app(options.app_id(operator, app)), is_json=is_json)
 
 
 @app.command()
 @click.argument("app")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.broker_url
 @options.as_json
 def remove(app: str, yes: bool, broker_url: str, is_json: bool) -> int:
-    """Remove an app: every credential that came through it is dead."""
+    """Remove an app for good. Ends every credential that came through it."""
     question = f"Remove {app}, and end every credential that came through it?"
     if not yes and not confirmed(sys.stdin, question, "removing an app"):
         return ANSWER_IS_NO
@@ -261,4 +266,4 @@ def _print_exports(broker_url: str, credentials: Mapping[str, Any]) -> None:
         "AGENTWRIT_CLIENT_SECRET": credentials["client_secret"],
     }
     for name, value in exports.items():
-        print(f"export {name}={shlex.quote(value)}")  # a shell takes it as it stands, whatever a broker sends
+        print(f"export {name}={shlex.quote(value)}")  # quoted, because a broker may send anything

@@ -1,4 +1,4 @@
-"""`agentwrit audit archive`: the oldest events, from the broker's store into files."""
+"""`agentwrit audit archive`: move the oldest events from the broker's store into files."""
 
 import re
 import time
@@ -23,16 +23,19 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @click.command()
-@click.option("--before", required=True, metavar="AGE", help="Events older than 90d, 12h, or before a time (RFC 3339).")
+@click.option(
+    "--before", required=True, metavar="AGE", help="Archive events older than 90d, 12h, or a time (RFC 3339)."
+)
 @click.option("--to", "directory", required=True, type=click.Path(file_okay=False), help="The directory for the files.")
 @keys_option
 @options.broker_url
 def archive(before: str, directory: str, keys: tuple[str, ...], broker_url: str) -> int:
-    """Write old events to files, and have the broker remove them.
+    """Write old events to files, and make the broker remove them.
 
-    A file is durable, and was read back and verified, before the broker hears of it. It verifies on its own (`agentwrit
-    audit verify FILE`), and what is in it can still be proven (`agentwrit audit prove --archive FILE`). Events go in
-    whole tiles of 256, so a few that are old enough stay. Run it again after a crash: it goes on where it was.
+    Each file is durable and verified before the broker is told of it. Files can be verified on their own (`agentwrit
+    audit verify FILE`), and their events can still be proven (`agentwrit audit prove --archive FILE`). Only full tiles
+    of 256 events are archived, so a few old events stay. After a crash, run the command again: it continues where it
+    stopped.
     """
     until = _until(before)
     with audit_log(broker_url) as log, checking() as progress:
@@ -42,9 +45,9 @@ def archive(before: str, directory: str, keys: tuple[str, ...], broker_url: str)
             path = _write(log, believed, Path(directory), archived, last)
             archived, done = _record(log, believed, path, progress), done + 1
         if done and not _is_removed(log, archived):
-            say("the broker has not removed them yet: it goes on by itself")
+            say("the broker has not removed them yet: it continues in the background")
     if not done:
-        say_out("nothing to archive: not so many events are older")
+        say_out("nothing to archive: no full tile of 256 events is old enough")
     return 0
 
 
@@ -57,7 +60,7 @@ def _last(log: "AuditLog", until: str, archived: int) -> int:
 
 
 def _write(log: "AuditLog", keys: "list[VerifierKey]", directory: Path, archived: int, last: int) -> Path:
-    """The archive that follows, durable: the one that is there already, or a new one."""
+    """The next archive, durable: one that was left by an earlier run, or a new one."""
     from agentwrit import archive_files
     from agentwrit.domain import checkpoint
 
@@ -73,7 +76,7 @@ def _write(log: "AuditLog", keys: "list[VerifierKey]", directory: Path, archived
 
 
 def _record(log: "AuditLog", keys: "list[VerifierKey]", path: Path, progress: "Progress") -> int:
-    """Read an archive back and tell the broker of it. Returns its last event."""
+    """Verify an archive and record it at the broker. Returns its last event."""
     from agentwrit import archive_files
     from agentwrit.domain import audit
 
@@ -84,7 +87,7 @@ def _record(log: "AuditLog", keys: "list[VerifierKey]", path: Path, progress: "P
 
 
 def _is_removed(log: "AuditLog", last: int) -> bool:
-    """Wait until the broker no longer has what was archived. Returns whether that came to pass while we waited."""
+    """Wait up to 30 seconds until the broker has removed the archived events. Returns whether it has."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while log.archives().removed < last:
         if time.monotonic() >= give_up_at:
@@ -94,7 +97,7 @@ def _is_removed(log: "AuditLog", last: int) -> bool:
 
 
 def _until(before: str) -> str:
-    """The RFC 3339 time that is so long ago, or is meant."""
+    """The RFC 3339 time for an age or a time."""
     from agentwrit.domain import timestamps
 
     age = _AGE.fullmatch(before)

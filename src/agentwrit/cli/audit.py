@@ -1,4 +1,4 @@
-"""`agentwrit audit`: the audit log, read, exported, checked and proven."""
+"""`agentwrit audit`: read, export, verify and prove the audit log."""
 
 import contextlib
 import json
@@ -35,58 +35,62 @@ FOLLOW_SECONDS: Final = 1.0
 
 @click.group()
 def audit() -> None:
-    """Read the audit log, and check that it is whole.
+    """Read and verify the audit log.
 
-    A log is checked against a checkpoint that the broker signed. Whose checkpoint it is, a key says that you hold: note
-    it down once (`agentwrit audit keys`), away from the broker, and give it with --key. Exits with 1 where the log, an
-    export or a proof is not what was signed.
+    A log is verified against a checkpoint that the broker signed. Note down the log's public key once (`agentwrit audit
+    keys`), keep it away from the broker, and give it with --key. Exits with 1 if the log, an export or a proof is not
+    what was signed.
     """
 
 
 keys_option = click.option(
-    "--key", "keys", multiple=True, metavar="KEY", help="A key of checkpoints that you hold; repeatable."
+    "--key", "keys", multiple=True, metavar="KEY", help="A public key of the log that you trust; repeatable."
 )
 _output = click.option(
-    "--output", type=click.Path(dir_okay=False), default=STANDARD_OUTPUT, metavar="FILE", help="Where to; - is here."
+    "--output",
+    type=click.Path(dir_okay=False),
+    default=STANDARD_OUTPUT,
+    metavar="FILE",
+    help="The file to write; - is standard output.",
 )
 
 
 FILTERS: Final = {
-    "agent": ("agent_id", "AGENT", "what concerns this agent, by its SPIFFE id"),
-    "task": ("task_id", "TASK", "what concerns this task"),
-    "orch": ("orch_id", "ORCH", "what concerns agents of this orchestration"),
+    "agent": ("agent_id", "AGENT", "events about this agent, by its SPIFFE ID"),
+    "task": ("task_id", "TASK", "events about this task"),
+    "orch": ("orch_id", "ORCH", "events about agents of this orchestration"),
     "type": ("event_type", "TYPE", "events of this type"),
-    "principal": ("principal", "WHO", "what this one did: admin, admin:NAME, app:…, or an agent's SPIFFE id"),
-    "grant": ("sid", "SID", "what concerns this grant"),
-    "parent-grant": ("parent_sid", "SID", "what was delegated from this grant"),
-    "original-principal": ("original_principal", "AGENT", "what was delegated, at whatever depth, from this agent"),
-    "chain": ("deleg_chain_hash", "HASH", "what concerns this delegation chain"),
-    "token": ("jti", "JTI", "what concerns this token"),
-    "address": ("client_address", "ADDRESS", "what came from this address"),
-    "request": ("request_id", "ID", "what this request did"),
-    "trace": ("trace_id", "ID", "what happened in this trace"),
-    "route": ("resource", "ROUTE", "requests of this route, for example 'POST /v1/delegate'"),
+    "principal": ("principal", "WHO", "actions of this principal: admin, admin:NAME, app:…, or an agent's SPIFFE ID"),
+    "grant": ("sid", "SID", "events about this grant"),
+    "parent-grant": ("parent_sid", "SID", "delegations from this grant"),
+    "original-principal": ("original_principal", "AGENT", "delegations, at any depth, from this agent"),
+    "chain": ("deleg_chain_hash", "HASH", "events about this delegation chain"),
+    "token": ("jti", "JTI", "events about this token"),
+    "address": ("client_address", "ADDRESS", "events caused from this address"),
+    "request": ("request_id", "ID", "events of this request"),
+    "trace": ("trace_id", "ID", "events of this trace"),
+    "route": ("resource", "ROUTE", "requests to this route, for example 'POST /v1/delegate'"),
 }
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options for the fields of events that are compared as they are."""
+    """Add the options that filter by equality of an event's field."""
     for name, (field, metavar, what) in reversed(FILTERS.items()):
         command = click.option(f"--{name}", field, metavar=metavar, help=f"Only {what}.")(command)
     return command
 
 
 @audit.command()
-@click.option("--app", metavar="APP", help="Only what concerns this app, by its id or name.")
+@click.option("--app", metavar="APP", help="Only events about this app, by its id or name.")
 @_filters
-@click.option("--outcome", type=click.Choice(["success", "denied"]), help="Only what ended so.")
-@click.option("--since", metavar="TIME", help="Only from then on (RFC 3339).")
-@click.option("--until", metavar="TIME", help="Only until then (RFC 3339).")
-@click.option("--after", metavar="EVENT", help="Only events behind this one.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="No more than N.")
-@click.option("--follow", is_flag=True, help="Go on with events as they come.")
+@click.option("--outcome", type=click.Choice(["success", "denied"]), help="Only events with this outcome.")
+@click.option("--since", metavar="TIME", help="Only events from this time on (RFC 3339).")
+@click.option("--until", metavar="TIME", help="Only events up to this time (RFC 3339).")
+@click.option("--after", metavar="EVENT", help="Only events after this one.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N events.")
+@click.option("--follow", is_flag=True, help="Wait for new events and show them as they come.")
 @options.broker_url
-@click.option("--json", "is_json", is_flag=True, help="A line of JSON for each event.")
+@click.option("--json", "is_json", is_flag=True, help="Print one line of JSON per event.")
 def events(
     app: str | None,
     after: str | None,
@@ -96,7 +100,7 @@ def events(
     is_json: bool,
     **filters: str | None,
 ) -> None:
-    """Show events, the oldest first. What was archived is in its file."""
+    """Show events, the oldest first. Archived events are not shown: they are in their files."""
     if app is not None:
         filters["app_id"] = _app_id(broker_url, app)
     with audit_log(broker_url) as log:
@@ -117,7 +121,7 @@ def events(
 @keys_option
 @options.broker_url
 def export(output: str, keys: tuple[str, ...], broker_url: str) -> int:
-    """Write the log with its checkpoint, as lines of JSON, checking it on the way: all that was not archived."""
+    """Write the log with its checkpoint, as lines of JSON. Verifies it on the way. Archived events are left out."""
     from agentwrit.domain import audit_export, checkpoint
     from agentwrit.domain.audit import Replay
 
@@ -135,16 +139,16 @@ def export(output: str, keys: tuple[str, ...], broker_url: str) -> int:
 
 @audit.command()
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False))
-@click.option("--database", type=click.Path(exists=True), help="Check this data directory or database file instead.")
+@click.option("--database", type=click.Path(exists=True), help="Verify this data directory or database file instead.")
 @keys_option
 @options.broker_url
 @options.as_json
 def verify(files: tuple[str, ...], database: str | None, keys: tuple[str, ...], broker_url: str, is_json: bool) -> int:
-    """Check that no event was altered, dropped, moved or cut off.
+    """Verify that no event was altered, dropped, moved or cut off.
 
-    Asks the broker for its log; or checks each FILE, an export or an archive, for which the log's key has to be given,
-    and that each begins where the one before it ends; or a data directory or database file, with the broker stopped or
-    running. In a data directory the master key tells more: without it, give --key.
+    By default, verifies the broker's log. With FILEs, verifies each of these exports and archives, and that each begins
+    where the previous one ends; --key is required. With --database, verifies a data directory or a database file, while
+    the broker is stopped or running. A data directory is also checked under its master key; without that, give --key.
     """
     if files and database is not None:
         raise click.UsageError("give files or --database, not both")
@@ -160,7 +164,7 @@ def verify(files: tuple[str, ...], database: str | None, keys: tuple[str, ...], 
         else:
             with audit_log(broker_url) as log:
                 if not keys:
-                    say("the keys are those that the broker itself names: give --key to rely on your own")
+                    say("these keys were supplied by the broker itself: give --key to use keys that you trust")
                 verified = log.verify(held(keys) or log.verifier_keys(), progress=progress)
     covered, start, end = verified.checkpoint, verified.start, verified.end
     if is_json:
@@ -180,7 +184,7 @@ def verify(files: tuple[str, ...], database: str | None, keys: tuple[str, ...], 
 
 
 def _verify_files(files: Sequence[str], keys: "Sequence[VerifierKey]", progress: "Progress") -> "Verified":
-    """What exports and archives show that follow one another."""
+    """Verify exports and archives that follow one another."""
     from agentwrit.domain import audit_export
 
     def verified(name: str) -> "Verified":
@@ -198,13 +202,13 @@ def _verify_files(files: Sequence[str], keys: "Sequence[VerifierKey]", progress:
 @audit.command()
 @click.argument("event")
 @click.option(
-    "--archive", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Where EVENT is, if archived."
+    "--archive", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="The archive that contains EVENT."
 )
 @_output
 @keys_option
 @options.broker_url
 def prove(event: str, archive: str | None, output: str, keys: tuple[str, ...], broker_url: str) -> int:
-    """Write a proof that EVENT is in the log, which anyone with the log's key can check (C2SP tlog-proof)."""
+    """Write a proof that EVENT is in the log (C2SP tlog-proof). Anyone with the log's public key can check it."""
     with audit_log(broker_url) as log, checking():
         entry = None if archive is None else _archived_entry(Path(archive), event)
         proof = log.prove(event, held(keys) or log.verifier_keys(), entry=entry)
@@ -217,7 +221,7 @@ def prove(event: str, archive: str | None, output: str, keys: tuple[str, ...], b
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @keys_option
 def check(file: str, keys: tuple[str, ...]) -> int:
-    """Check the proof in FILE, and show the event that it proves."""
+    """Check the proof in FILE and show the proven event."""
     from agentwrit.domain import audit_proof
 
     if not keys:
@@ -234,10 +238,11 @@ def check(file: str, keys: tuple[str, ...]) -> int:
 @keys_option
 @options.broker_url
 def witness(file: str, keys: tuple[str, ...], broker_url: str) -> int:
-    """Remember in FILE the last checkpoint of the log, and refuse one that does not continue it.
+    """Check that the log continues the checkpoint in FILE.
 
-    Run it now and then, on another machine than the broker: that is what catches a history that was rewritten. Needs no
-    secret. Without --key the first run believes the keys that the broker names, and later runs believe the same.
+    If it does, FILE then has the log's newest checkpoint. Run it regularly on another machine than the broker's, to
+    detect a rewritten history. It needs no secret. Without --key, the first run trusts the keys that the broker
+    supplies, and later runs trust the same keys.
     """
     from agentwrit.cli.witness import Witness
 
@@ -251,7 +256,7 @@ def witness(file: str, keys: tuple[str, ...], broker_url: str) -> int:
 @options.broker_url
 @options.as_json
 def list_keys(broker_url: str, is_json: bool) -> None:
-    """Show the keys of checkpoints, for --key. Keep them where the broker cannot change them."""
+    """Show the log's public keys, for --key. Keep them where the broker cannot change them."""
     with _public_log(broker_url) as log:
         held = [str(key) for key in log.verifier_keys()]
     if is_json:
@@ -342,7 +347,7 @@ def held(keys: Sequence[str]) -> "list[VerifierKey]":
 
 @contextlib.contextmanager
 def checking(*, is_json: bool = False) -> Iterator[ProgressBar]:
-    """Work that may find that something is not what was signed."""
+    """Show progress, and turn TamperedRecord into the command's exit code 1."""
     from agentwrit.domain.errors import TamperedRecord
 
     try:
@@ -355,7 +360,7 @@ def checking(*, is_json: bool = False) -> Iterator[ProgressBar]:
 
 
 class NotGenuine(click.ClickException):
-    """Something is not what was signed."""
+    """The log, an export or a proof is not what was signed."""
 
 
 def audit_log(broker_url: str) -> "AuditLog":

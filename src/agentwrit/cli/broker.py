@@ -1,4 +1,4 @@
-"""`agentwrit serve`, `init`, `backup`, `restore` and `store`: this process becomes the broker's."""
+"""`agentwrit serve`, `init`, `backup`, `restore` and `store`: each replaces this process by the broker's program."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ BROKER = ("-m", "agentwrit.broker")
 
 
 def check_installed() -> None:
-    """Say what to install where the broker's part is missing."""
+    """Fail with an installation hint if the broker's dependencies are missing."""
     if find_spec("httptools") is None:
         raise click.ClickException(INSTALL_HINT)
 
@@ -25,26 +25,26 @@ def check_installed() -> None:
 def serve(config: str | None) -> None:
     """Run a broker.
 
-    It is set up by AGENTWRIT_* variables or the same names in a TOML file, keeps its data in AGENTWRIT_DATA_DIR
-    (agentwrit-data), and stops cleanly on SIGTERM and Ctrl-C.
+    AGENTWRIT_* variables, or the same names in a TOML file, configure it. Its data is in AGENTWRIT_DATA_DIR (by default
+    agentwrit-data). SIGTERM and Ctrl-C stop it cleanly.
     """
     _become("serve", config)
 
 
 @click.command()
 @options.config_file
-@click.option("--replace", is_flag=True, help="Make a new secret where there is one, and end what was granted on it.")
+@click.option("--replace", is_flag=True, help="Replace an existing secret, and end all grants made on it.")
 @click.option("--print-env", is_flag=True, help="Print a line for the shell instead.")
 def init(config: str | None, replace: bool, print_env: bool) -> None:
-    """Make the operator's secret.
+    """Create the operator's secret.
 
-    It is shown this once; what is stored is its argon2id hash. The broker must not be running.
+    The secret is shown only once; its argon2id hash is stored. The broker must not be running.
     """
     _become("init", config, *(["--replace"] if replace else []), *(["--print-env"] if print_env else []))
 
 
 def verify_audit(database: str, keys: Sequence[str]) -> NoReturn:
-    """Check the audit log in a data directory or a database file."""
+    """Verify the audit log in a data directory or a database file."""
     _become("verify-audit", None, *(f"--key={key}" for key in keys), "--", database)
 
 
@@ -55,59 +55,60 @@ def rewrap_keys(config: str | None, key_file: str | None) -> NoReturn:
 
 @click.group()
 def store() -> None:
-    """Look after the broker's store."""
+    """Maintain the broker's store."""
 
 
 @store.command(name="verify")
 @click.argument("directory", type=click.Path(exists=True), required=False)
 @options.config_file
 def verify_store(directory: str | None, config: str | None) -> None:
-    """Check the audit log in DIRECTORY, or in a backup, and everything else there against the log.
+    """Verify a store: the audit log, and all other data against it.
 
-    Without DIRECTORY it is the database of AGENTWRIT_DATABASE_URL, as one committed state has it.
+    DIRECTORY is a data directory or a backup. Without it, verifies the database of AGENTWRIT_DATABASE_URL, in one
+    committed state.
 
-    Finds what was altered, deleted, or put back as it once was: a released grant, an app's old ceiling, a revoked key.
-    Changes nothing; the broker may be running. Exits with 1 where something is wrong, and says what.
+    Finds data that was altered, deleted, or reset to an earlier state: a released grant, an app's old ceiling, a
+    revoked key. Changes nothing; the broker may be running. Exits with 1 and names the fault if something is wrong.
     """
     _become("verify-store", config, *(["--", directory] if directory is not None else []))
 
 
 @store.command(name="copy")
 @click.option("--from", "directory", required=True, type=click.Path(exists=True, file_okay=False), metavar="DIR")
-@click.option("--to", "url", metavar="URL", help="The database; else that of AGENTWRIT_DATABASE_URL.")
+@click.option("--to", "url", metavar="URL", help="The database; by default that of AGENTWRIT_DATABASE_URL.")
 @options.config_file
 def copy_store(directory: str, url: str | None, config: str | None) -> None:
-    """Copy the data directory DIR of a broker that is stopped into an empty PostgreSQL database.
+    """Copy a data directory into an empty PostgreSQL database.
 
-    Everything goes along: apps, live tokens, keys, and the audit log, which is verified where it arrives. Where
-    anything is wrong nothing is written.
+    DIR is the data directory of a stopped broker. Everything is copied: apps, live tokens, keys and the audit log,
+    which is verified at the destination. If anything is wrong, nothing is written.
     """
     _become("copy-store", config, *([f"--to={url}"] if url is not None else []), "--", directory)
 
 
 @store.command(name="migrate")
-@click.option("--back-to", type=int, metavar="SCHEMA", help="Bring a database back to this older schema instead.")
+@click.option("--back-to", type=int, metavar="SCHEMA", help="Downgrade a database to this older schema instead.")
 @options.config_file
 def migrate_store(back_to: int | None, config: str | None) -> None:
-    """Bring the store up to this version, and make it where there is none.
+    """Migrate the store to this version's schema. Creates the store if there is none.
 
-    A broker does so itself when it starts. This is for those who want it done, or refused, before they replace one.
+    A broker does this when it starts. Use the command to migrate, or to see that it fails, before you replace a broker.
 
-    With --back-to all that is in a database goes on, under brokers of an older version: of which schema they are, they
-    say when they refuse to start. No broker may be running.
+    With --back-to, brokers of an older version can continue with the same data. They name their schema when they refuse
+    to start. No broker may be running.
     """
     _become("migrate-store", config, *([f"--back-to={back_to}"] if back_to is not None else []))
 
 
 @store.command(name="restored")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.config_file
 def end_restored(yes: bool, config: str | None) -> int:
-    """Tell a store that it was put back from a backup, by other means than `agentwrit restore`.
+    """Declare that a store was restored with other tools.
 
-    That is a database that was restored with its own tools (AGENTWRIT_DATABASE_URL), or a data directory from a
-    snapshot of its disk. As with `restore`, everything that was granted before ends, and new keys sign. Run it before
-    a broker is started on it.
+    Use it for a database that was restored with its own tools (AGENTWRIT_DATABASE_URL), or a data directory from a disk
+    snapshot; `agentwrit restore` does the same by itself. All earlier grants end, and new keys sign. Run it before a
+    broker starts on the store.
     """
     question = "End everything that was granted in this store, and revoke its signing keys?"
     if yes or confirmed(sys.stdin, question, "ending everything"):
@@ -116,30 +117,31 @@ def end_restored(yes: bool, config: str | None) -> int:
 
 
 @store.command(name="clock")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.config_file
 def set_time(yes: bool, config: str | None) -> int:
-    """Have the store believe the system's clock; where it is in PostgreSQL, that server's.
+    """Set the store's time to the system's clock.
 
-    A store's time never runs back, and no broker starts on one that was used last more than 30 days ago: so a clock
-    that was wrong for a moment can be wrong for long. Set the clock right, stop the broker, and run this. If the
-    store's time was later, everything that was granted ends, as with `restored`. The broker must not be running.
+    With PostgreSQL, that is the clock of the database server. A store's time never runs backwards, and no broker starts
+    on a store that was last used more than 30 days ago, so a clock that was wrong for a moment can have lasting
+    effects. Correct the clock, stop the broker, and run this. If the store's time was later, all grants end, as with
+    `restored`. The broker must not be running.
     """
-    question = "Have the store go on from the time of the clock? If that is earlier, everything that was granted ends."
+    question = "Set the store's time to that of the clock? If that is earlier, everything that was granted ends."
     if yes or confirmed(sys.stdin, question, "setting a store's time"):
         _become("set-time", config)
     return ANSWER_IS_NO
 
 
 @store.command(name="rename")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.config_file
 def rename_store(yes: bool, config: str | None) -> int:
-    """Give the store AGENTWRIT_ISSUER and AGENTWRIT_TRUST_DOMAIN as they are set now.
+    """Change the store's issuer and trust domain.
 
-    A broker with other names than its store's does not start. Tokens of another issuer are refused from then on, new
-    agents get ids in the new trust domain, and the audit log goes on under another name. The broker must not be
-    running.
+    The new names are AGENTWRIT_ISSUER and AGENTWRIT_TRUST_DOMAIN. A broker whose settings differ from its store does
+    not start. After the change, tokens of another issuer are refused, new agents get ids in the new trust domain, and
+    the audit log continues under the new name. The broker must not be running.
     """
     if yes or confirmed(sys.stdin, "Give this store the names in the settings?", "renaming a store"):
         _become("rename-store", config)
@@ -148,13 +150,13 @@ def rename_store(yes: bool, config: str | None) -> int:
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @options.config_file
 def backup(file: str, overwrite: bool, config: str | None) -> None:
     """Write a backup of the broker's data directory to FILE. The broker may be running.
 
-    It is one consistent state, read back before FILE gets its name. The master key is not in it: keep that in another
-    place. A store in PostgreSQL is backed up with the database's own tools.
+    The backup is one consistent state, verified before FILE gets its name. It does not contain the master key: keep
+    that in another place. Back up a store in PostgreSQL with the database's own tools.
     """
     _become("backup", config, *(["--overwrite"] if overwrite else []), "--", file)
 
@@ -163,10 +165,10 @@ def backup(file: str, overwrite: bool, config: str | None) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @options.config_file
 def restore(file: str, config: str | None) -> None:
-    """Make the broker's data directory from the backup FILE. There must be no store in it yet.
+    """Create the broker's data directory from the backup FILE. It must not contain a store yet.
 
-    Everything that was granted before ends, and new keys sign: what was revoked after the backup does not live again.
-    Prints what goes on as it was in the backup, for you to change again what was changed since.
+    All earlier grants end, and new keys sign, so nothing that was revoked after the backup becomes valid again. Prints
+    what is again as it was in the backup, so that you can repeat later changes.
     """
     _become("restore", config, "--", file)
 

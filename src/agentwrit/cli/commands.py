@@ -1,4 +1,4 @@
-"""The tree of commands, and the one place where errors become a line and an exit code."""
+"""The tree of commands. Errors become one line and an exit code here, and nowhere else."""
 
 import os
 import sys
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = agentwrit.main(list(arguments), prog_name="agentwrit", standalone_mode=False)
         if sys.stdout is not None:
-            sys.stdout.flush()  # while a full disk can still be told
+            sys.stdout.flush()  # so that a full disk is still reported as an error
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return NOT_ASKED
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _unfit(error: UnicodeEncodeError | RecursionError) -> str:
-    """Not in an error's own words: they quote what was given, a secret perhaps."""
+    """A message that does not quote the error's own text, which may contain a secret."""
     if isinstance(error, RecursionError):
         return "what was answered is nested too deeply to be shown: is this a broker?"
     return f"something that was given or is to be shown is not valid {error.encoding} text"
@@ -100,11 +100,11 @@ def _fail(line: str, code: int) -> int:
 
 def _system_refused(error: OSError) -> int:
     if sys.stdout is not None:
-        # What is still buffered must not fail once more, with a traceback, when the interpreter ends.
+        # Writing the buffered rest must not fail again, with a traceback, when the interpreter exits.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
     if isinstance(error, BrokenPipeError):
-        return ANSWER_IS_NO  # whoever read it has had enough
+        return ANSWER_IS_NO  # the reader of the pipe has closed it
     about = f"{error.filename}: " if error.filename is not None else ""
     return _fail(f"{about}{error.strerror or error}", NOT_ASKED)

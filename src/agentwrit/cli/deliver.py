@@ -1,4 +1,4 @@
-"""`agentwrit audit deliver`: the log, to a SIEM or into files."""
+"""`agentwrit audit deliver`: deliver the audit log to a SIEM or into files."""
 
 import os
 from collections.abc import Mapping
@@ -28,24 +28,30 @@ _SCHEMES: Final = ("https", "http", *_PORTS, "file")
 @click.command()
 @click.option("--to", required=True, metavar="URL", help="https://…, syslog+tls://HOST:PORT, +tcp, +udp, or file:PATH.")
 @click.option(
-    "--cursor", required=True, type=click.Path(dir_okay=False), help="The file that knows what was delivered."
+    "--cursor", required=True, type=click.Path(dir_okay=False), help="The file that records what was delivered."
 )
-@click.option("--format", "form", type=click.Choice(["ocsf", "cef"]), help="Else CEF to syslog, OCSF to all others.")
+@click.option("--format", "form", type=click.Choice(["ocsf", "cef"]), help="By default CEF for syslog, else OCSF.")
 @click.option(
-    "--batch", type=click.IntRange(1, 1000), default=100, show_default=True, help="Events at a time, at most."
+    "--batch", type=click.IntRange(1, 1000), default=100, show_default=True, help="Maximum number of events per batch."
 )
-@click.option("--once", is_flag=True, help="End at the end of the log, or where something fails.")
-@click.option("--after", metavar="EVENT", help="Leave out what is up to EVENT; the cursor has to be new.")
-@click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="Whom to believe for TLS, as PEM.")
-@click.option("--rotate-bytes", type=click.IntRange(1), default=100_000_000, show_default=True, help="For files.")
+@click.option("--once", is_flag=True, help="Stop at the end of the log, or at the first failure.")
+@click.option("--after", metavar="EVENT", help="Begin after EVENT; the cursor must be new.")
+@click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="The trusted CA certificates for TLS, as PEM.")
+@click.option(
+    "--rotate-bytes",
+    type=click.IntRange(1),
+    default=100_000_000,
+    show_default=True,
+    help="Maximum size of a file before it is rotated.",
+)
 @click.option(
     "--message-bytes",
     type=click.IntRange(LEAST_MESSAGE_BYTES, MOST_MESSAGE_BYTES),
     default=MESSAGE_BYTES,
     show_default=True,
-    help="For syslog: what a message may have. A longer event is sent in fewer words, and says so.",
+    help="Maximum size of a syslog message. A longer event is shortened, and says so.",
 )
-@click.option("--keep", type=click.IntRange(0), default=0, help="How many full files stay; 0 for all.")
+@click.option("--keep", type=click.IntRange(0), default=0, help="How many rotated files to keep; 0 for all.")
 @options.broker_url
 def deliver(
     to: str,
@@ -60,11 +66,11 @@ def deliver(
     keep: int,
     broker_url: str,
 ) -> int:
-    """Follow the log, and deliver each event at least once, in order.
+    """Follow the log and deliver each event at least once, in order.
 
-    It goes on where it was, whoever was restarted in between: what was delivered last stands in the cursor's file. An
-    https:// receiver gets JSON arrays by POST, with the header Authorization that AGENTWRIT_SINK_AUTHORIZATION holds,
-    and a batch has arrived when it answers 2xx. A syslog receiver has to close each connection when it has read it.
+    The cursor file records the last delivered event, so delivery continues there after a restart of any side. An
+    https:// receiver gets JSON arrays by POST, with the Authorization header from AGENTWRIT_SINK_AUTHORIZATION; a batch
+    has arrived when the response is 2xx. A syslog receiver must close each connection after reading it.
     """
     from agentwrit.delivery.following import Delivery
 

@@ -1,4 +1,4 @@
-"""`agentwrit dev`: a private broker for as long as a command runs."""
+"""`agentwrit dev`: run a command with a temporary broker."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from agentwrit.cli.broker import BROKER, check_installed
 from agentwrit.cli.output import say
 from agentwrit.cli.signals import Signals, Stopped
 
-# What the sample apps need, together: scopes for any customer, patient or service, of which each agent gets one.
+# The scopes of all sample apps: for any customer, patient or service. Each agent gets the scope for one of these.
 SAMPLE_CEILING: Final = (
     "read:data:*",
     "write:data:*",
@@ -35,28 +35,28 @@ SAMPLE_CEILING: Final = (
 )
 SAMPLE_APP: Final = "sample-app"
 
-LOOPBACK: Final = "127.0.0.1"  # where a broker listens that was told nothing else
+LOOPBACK: Final = "127.0.0.1"  # where a broker listens by default
 
-COMMAND_NOT_FOUND: Final = 127  # as shells say it
+COMMAND_NOT_FOUND: Final = 127  # as in shells
 COMMAND_NOT_EXECUTABLE: Final = 126
 STOP_SECONDS: Final = 15
-LAST_BYTES: Final = 64 * 1024  # of the broker's log, where it says why it ended
+LAST_BYTES: Final = 64 * 1024  # how much to read of the end of the broker's log, which says why it ended
 
 
-# What follows COMMAND is COMMAND's: `agentwrit dev server --port 80` asks for nothing of us.
+# Options after COMMAND belong to COMMAND: in `agentwrit dev server --port 80`, --port is the server's.
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="A scope more in the sample app's ceiling.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The broker's port; a free one if not given.")
+@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="Another scope in the sample app's ceiling.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The broker's port; by default a free port.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def dev(scopes: tuple[str, ...], port: int, command: tuple[str, ...]) -> int:
-    """Run COMMAND with a broker of its own: agentwrit dev -- COMMAND…
+    """Run COMMAND with a temporary broker: agentwrit dev -- COMMAND…
 
-    The broker has a free port and a data directory that is thrown away. An app is registered for COMMAND, which finds
-    AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID, AGENTWRIT_CLIENT_SECRET and AGENTWRIT_ADMIN_SECRET in its environment.
-    The exit code is COMMAND's.
+    The broker has a free port and a temporary data directory. An app is registered for COMMAND, whose environment has
+    AGENTWRIT_BROKER_URL, AGENTWRIT_CLIENT_ID, AGENTWRIT_CLIENT_SECRET and AGENTWRIT_ADMIN_SECRET. The exit code is
+    that of COMMAND.
     """
     check_installed()
-    os.environ.update(_past_proxies(os.environ))  # for our own call to the broker, and for COMMAND's
+    os.environ.update(_past_proxies(os.environ))  # for this process's call to the broker, and for those of COMMAND
     signals = Signals()
     try:
         with tempfile.TemporaryDirectory(prefix="agentwrit-dev-", ignore_cleanup_errors=True) as directory:
@@ -71,10 +71,10 @@ def dev(scopes: tuple[str, ...], port: int, command: tuple[str, ...]) -> int:
 
 @contextlib.contextmanager
 def _broker(directory: Path, secret: str, port: int, signals: Signals) -> Iterator[str]:
-    """A broker's URL, for as long as the broker runs.
+    """Run a broker. Yields its URL.
 
-    It holds one end of a pipe whose other end is ours alone: when we are gone, however that came about, it reads the
-    end of it and stops.
+    The broker holds one end of a pipe, this process alone the other. If this process ends for whatever reason, the
+    broker reads end-of-file and stops.
     """
     ready_read, ready_write = os.pipe()
     stop_read, stop_write = os.pipe()
@@ -92,7 +92,7 @@ def _broker(directory: Path, secret: str, port: int, signals: Signals) -> Iterat
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for COMMAND; the broker outlives it, and is stopped by us
+            start_new_session=True,  # Ctrl-C is for COMMAND; the broker outlives it, and this process stops the broker
         )
     os.close(ready_write)
     os.close(stop_read)
@@ -112,7 +112,7 @@ def _broker(directory: Path, secret: str, port: int, signals: Signals) -> Iterat
 
 
 def _register(url: str, secret: str, ceiling: Sequence[str]) -> dict[str, str]:
-    """The environment of an app that was registered for this."""
+    """Register the sample app. Returns the environment variables for COMMAND."""
     from agentwrit.client.operator import OperatorClient  # here, so that `--help` does not wait for it
 
     with OperatorClient(url, secret) as operator:
@@ -126,7 +126,7 @@ def _register(url: str, secret: str, ceiling: Sequence[str]) -> dict[str, str]:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
-    """Run COMMAND to its end. Returns its exit code, as a shell would."""
+    """Run COMMAND and wait for it. Returns its exit code, as a shell would."""
     try:
         process = subprocess.Popen(command, env=environment)
     except FileNotFoundError:
@@ -141,13 +141,13 @@ def _run(command: Sequence[str], environment: Mapping[str, str], signals: Signal
 
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what is set up for another broker."""
+    """The environment without settings for another broker."""
     return {name: value for name, value in environ.items() if not name.startswith("AGENTWRIT_")}
 
 
 def _past_proxies(environ: Mapping[str, str]) -> dict[str, str]:
-    """What keeps a proxy that `environ` names from being asked for the way to this machine's own loopback."""
-    direct = environ.get("no_proxy") or environ.get("NO_PROXY") or ""  # which of the two counts, clients disagree on
+    """Environment variables that exempt the loopback address from the proxies that `environ` names."""
+    direct = environ.get("no_proxy") or environ.get("NO_PROXY") or ""  # clients disagree on which one has precedence
     if direct == "*" or not any(name.lower().endswith("_proxy") for name in environ):
         return {}
     direct = f"{direct},{LOOPBACK}" if direct else LOOPBACK

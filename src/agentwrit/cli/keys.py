@@ -1,4 +1,4 @@
-"""`agentwrit keys`: the broker's signing keys."""
+"""`agentwrit keys`: manage the broker's signing keys and master key."""
 
 import sys
 
@@ -11,7 +11,7 @@ from agentwrit.domain.signing_key import KeyPurpose
 
 @click.group()
 def keys() -> None:
-    """Look at the broker's signing keys, rotate and revoke them, and change the master key that they are kept under."""
+    """Manage the broker's signing keys and its master key."""
 
 
 @keys.command(name="list")
@@ -36,11 +36,11 @@ def list_(broker_url: str, is_json: bool) -> None:
     show_default=True,
     help="What the key signs.",
 )
-@click.option("--force", is_flag=True, help="Even if verifiers may not know the next key yet.")
+@click.option("--force", is_flag=True, help="Rotate even if verifiers may not know the next key yet.")
 @options.broker_url
 @options.as_json
 def rotate(purpose: str, force: bool, broker_url: str, is_json: bool) -> None:
-    """Let the next key sign from now on. No token dies by this."""
+    """Rotate the signing key: the next key signs from now on. Tokens stay valid."""
     with options.operator_client(broker_url) as operator:
         rotated = operator.rotate_key(purpose=purpose, force=force)
     if is_json:
@@ -58,12 +58,12 @@ def rotate(purpose: str, force: bool, broker_url: str, is_json: bool) -> None:
 
 @keys.command()
 @click.argument("kid")
-@click.option("--reason", default="", metavar="TEXT", help="For the audit log.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--reason", default="", metavar="TEXT", help="The reason, for the audit log.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.broker_url
 @options.as_json
 def revoke(kid: str, reason: str, yes: bool, broker_url: str, is_json: bool) -> int:
-    """Revoke the key KID: all that it signed is dead at once, and the next one takes its place."""
+    """Revoke the key KID: everything that it signed is dead at once, and the next key replaces it."""
     if not yes and not confirmed(sys.stdin, f"Revoke {kid}, and end every token that it signed?", "revoking a key"):
         return ANSWER_IS_NO
     with options.operator_client(broker_url) as operator:
@@ -78,16 +78,16 @@ def revoke(kid: str, reason: str, yes: bool, broker_url: str, is_json: bool) -> 
 
 @keys.command()
 @click.option(
-    "--to", "key_file", type=click.Path(dir_okay=False), metavar="FILE", help="The new key's; made if there is none."
+    "--to", "key_file", type=click.Path(dir_okay=False), metavar="FILE", help="The new key's file; created if missing."
 )
 @options.config_file
 def rewrap(key_file: str | None, config: str | None) -> None:
-    """Move the store of a broker that is stopped to a new master key. No token dies by this.
+    """Change the master key of a stopped broker's store. Tokens stay valid.
 
-    All that is under the old key is checked, and put under the new one, in one transaction. Whatever stops that, the
-    store opens with the old key or with the new one, and both are there: run the command again.
+    Everything under the old key is verified and moved to the new key in one transaction. If this is interrupted, the
+    store opens with either the old or the new key, and both still exist: run the command again.
 
-    A data directory with a master.key gets a new one. Where AGENTWRIT_MASTER_KEY holds the old key, the new one is what
-    FILE or AGENTWRIT_NEW_MASTER_KEY holds. Of brokers that share a database all have to be stopped.
+    A data directory with a master.key gets a new one. If AGENTWRIT_MASTER_KEY has the old key, the new key is taken
+    from FILE or AGENTWRIT_NEW_MASTER_KEY. If brokers share a database, all of them must be stopped.
     """
     broker.rewrap_keys(config, key_file)

@@ -1,4 +1,4 @@
-"""`agentwrit operator`: who runs the broker."""
+"""`agentwrit operator`: manage operators."""
 
 import shlex
 import sys
@@ -16,16 +16,16 @@ MAX_LINE: Final = 64 * 1024  # a secret has 1,024 characters
 
 @click.group()
 def operator() -> None:
-    """Add operators, each with a secret of their own, and keep them.
+    """Add and manage operators, each with a secret of their own.
 
-    All may do the same; the audit log says who it was. An operator sets AGENTWRIT_OPERATOR to their name and
-    AGENTWRIT_ADMIN_SECRET to their secret. Without a name the first operator is meant, whose secret `agentwrit init`
-    makes: audit events call that one admin.
+    All operators have the same permissions; the audit log says who acted. An operator sets AGENTWRIT_OPERATOR to their
+    name and AGENTWRIT_ADMIN_SECRET to their secret. The default is the first operator, whose secret `agentwrit init`
+    creates, and whom audit events call admin.
     """
 
 
 _given_secret = click.option(
-    "--secret-stdin", is_flag=True, help="Read the secret, plain or as $argon2id$…, from standard input: make none."
+    "--secret-stdin", is_flag=True, help="Read the secret, plain or as $argon2id$…, from standard input instead."
 )
 
 
@@ -35,7 +35,7 @@ _given_secret = click.option(
 @options.broker_url
 @options.as_json
 def add(name: str, secret_stdin: bool, broker_url: str, is_json: bool) -> None:
-    """Add the operator NAME, and show the secret, this once."""
+    """Add the operator NAME. The secret is shown only once."""
     secret = _read_secret() if secret_stdin else None
     with options.operator_client(broker_url) as client:
         _print(client.add_operator(name, secret=secret), broker_url, is_json=is_json)
@@ -45,7 +45,7 @@ def add(name: str, secret_stdin: bool, broker_url: str, is_json: bool) -> None:
 @options.broker_url
 @options.as_json
 def list_(broker_url: str, is_json: bool) -> None:
-    """List all operators, those who were removed included."""
+    """List all operators, including removed ones."""
     with options.operator_client(broker_url) as client:
         listed = client.list_operators()
     if is_json:
@@ -61,7 +61,7 @@ def list_(broker_url: str, is_json: bool) -> None:
 @options.broker_url
 @options.as_json
 def rotate(name: str, secret_stdin: bool, broker_url: str, is_json: bool) -> None:
-    """Give the operator NAME a new secret, and show it, this once. Tokens on the old one are dead."""
+    """Give the operator NAME a new secret. It is shown only once, and logins on the old one end."""
     secret = _read_secret() if secret_stdin else None
     with options.operator_client(broker_url) as client:
         _print(client.rotate_operator(name, secret=secret), broker_url, is_json=is_json)
@@ -69,11 +69,11 @@ def rotate(name: str, secret_stdin: bool, broker_url: str, is_json: bool) -> Non
 
 @operator.command()
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.broker_url
 @options.as_json
 def remove(name: str, yes: bool, broker_url: str, is_json: bool) -> int:
-    """Remove the operator NAME: their secret and their tokens are dead. The last one stays."""
+    """Remove the operator NAME, and end their logins. The last operator cannot be removed."""
     if not yes and not confirmed(sys.stdin, f"Remove the operator {name}?", "removing an operator"):
         return ANSWER_IS_NO
     with options.operator_client(broker_url) as client:
@@ -106,4 +106,4 @@ def _print(record: Mapping[str, Any], broker_url: str, *, is_json: bool) -> None
             options.OPERATOR: record["name"],
             options.ADMIN_SECRET: record["secret"],
         }.items():
-            print(f"export {name}={shlex.quote(value)}")  # a shell takes it as it stands, whatever a broker sends
+            print(f"export {name}={shlex.quote(value)}")  # quoted, because a broker may send anything

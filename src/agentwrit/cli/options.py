@@ -25,21 +25,21 @@ broker_url = click.option(
     default=DEFAULT_BROKER_URL,
     show_default=True,
     show_envvar=True,
-    help="Where the broker is.",
+    help="The broker's URL.",
 )
 as_json = click.option("--json", "is_json", is_flag=True, help="Print the broker's JSON, for scripts.")
 config_file = click.option("--config", type=click.Path(dir_okay=False), help="A TOML file with the broker's settings.")
 
 
 def operator_name() -> str | None:
-    """The name of the operator at work; None for the first one."""
+    """The operator's name; None for the first operator."""
     return os.environ.get(OPERATOR) or None
 
 
 def admin_secret() -> str:
     """The operator's secret.
 
-    It comes from the environment or the terminal, never from an argument: everybody can read a process's arguments.
+    It is read from the environment or the terminal, never from an argument, because arguments are visible to all users.
     """
     secret = os.environ.get(ADMIN_SECRET)
     if not secret:
@@ -52,7 +52,7 @@ def admin_secret() -> str:
 
 
 def operator_client(url: str) -> "OperatorClient":
-    """A client for the operator."""
+    """A client with the operator's credentials."""
     secret = admin_secret()
     from agentwrit.client.operator import OperatorClient  # here, so that `--help` does not wait for it
 
@@ -60,15 +60,15 @@ def operator_client(url: str) -> "OperatorClient":
 
 
 def client_certificate() -> "Certificate | None":
-    """The certificate to show to a broker that asks for one: AGENTWRIT_CLIENT_CERT and AGENTWRIT_CLIENT_KEY."""
+    """The client certificate for brokers that require one: AGENTWRIT_CLIENT_CERT and AGENTWRIT_CLIENT_KEY."""
     from agentwrit.client import tls
 
     return tls.from_environment()
 
 
 def app_id(operator: "OperatorClient", app: str) -> str:
-    """The id of an app given by id or name. Of apps of one name the one that was not removed is meant."""
-    if app in ("", ".", ".."):  # in a URL's path these name another place (RFC 3986 §5.2.4)
+    """The id of an app given by id or name. Of several apps with one name, the one that was not removed."""
+    if app in ("", ".", ".."):  # in a URL's path these would lead elsewhere (RFC 3986 §5.2.4)
         raise click.UsageError(f"{app!r} names no app: give an app's id or name")
     named = [record for record in operator.list_apps()["apps"] if record["name"] == app]
     registered = [record for record in named if record["status"] != "inactive"]

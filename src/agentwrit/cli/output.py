@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for scripts."""
+"""Output of commands: tables for people, JSON for scripts."""
 
 import contextlib
 import sys
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 STANDARD_OUTPUT: Final = "-"  # as a file's name
 
-# rich is loaded where it draws: a script that asks for JSON, and `--help`, need not wait for it.
+# rich is imported only where it draws, so that JSON output and `--help` need not wait for it.
 
 
 def say(line: str) -> None:
-    """One line about what went wrong, or did not, on standard error."""
+    """Print an error or a status line on standard error."""
     print(f"agentwrit: {escaped(' '.join(line.split()))}", file=sys.stderr)
 
 
 def say_out(line: str) -> None:
-    """One line of an answer, on standard output."""
+    """Print one line of a result on standard output."""
     print(escaped(line))
 
 
 class Written(Protocol):
-    """What content is written to."""
+    """A destination for content."""
 
     def write(self, content: bytes, /) -> object: ...
 
 
 @contextlib.contextmanager
 def written(output: str) -> Iterator[Written]:
-    """The file of this name, which is there when all is written to it, and is its owner's alone; or standard output."""
+    """A file that appears, with mode 0600, once everything is written to it; or standard output."""
     if output == STANDARD_OUTPUT:
         yield sys.stdout.buffer
         return
@@ -48,10 +48,10 @@ def written(output: str) -> Iterator[Written]:
 
 
 def confirmed(stream: TextIO | None, question: str, what: str) -> bool:
-    """Whether the person at the terminal says yes. `what` cannot be undone.
+    """Ask the user at the terminal for confirmation. `what`: the action that cannot be undone.
 
     Raises:
-        click.UsageError: nobody is at the terminal to be asked.
+        click.UsageError: the stream is not a terminal.
     """
     if not is_terminal(stream):
         raise click.UsageError(f"{what} cannot be undone: confirm it with --yes")
@@ -62,17 +62,17 @@ def confirmed(stream: TextIO | None, question: str, what: str) -> bool:
 
 
 def print_json(content: object) -> None:
-    """The broker's own object, on standard output and nothing beside it."""
+    """Print the broker's own object, and nothing else, on standard output."""
     print(to_json(content, indent=2 if is_terminal(sys.stdout) else None))
 
 
 def print_json_line(content: object) -> None:
-    """One of many objects, on a line of its own."""
+    """Print one of many objects on a line of its own."""
     print(to_json(content))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table with a heading."""
+    """Print a table with a heading."""
     from rich.table import Table
     from rich.text import Text
 
@@ -80,12 +80,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_shown(value)) for value in row))  # as Text, so that no value is taken for markup
+        table.add_row(*(Text(_shown(value)) for value in row))  # as Text, so that no value is interpreted as markup
     _console().print(table)
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """One thing, a line for each of its fields."""
+    """Print the fields of one object, one line each."""
     from rich.table import Table
     from rich.text import Text
 
@@ -98,14 +98,14 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 class Tree(NamedTuple):
-    """A thing, in lines, and what is below it."""
+    """A node of a tree: its lines, and the nodes below it."""
 
     lines: Sequence[str]
     below: Sequence["Tree"]
 
 
 def print_tree(label: str, branches: Iterable[Tree]) -> None:
-    """A tree under a label."""
+    """Print a tree under a label."""
     from rich import tree as rich_tree
     from rich.text import Text
 
@@ -121,14 +121,14 @@ def print_tree(label: str, branches: Iterable[Tree]) -> None:
 
 
 def is_terminal(stream: object) -> bool:
-    """Whether a standard stream is a terminal. It is None in a process that was started with it closed."""
+    """Whether a standard stream is a terminal. The stream is None if the process was started with it closed."""
     return stream is not None and bool(getattr(stream, "isatty", lambda: False)())
 
 
 def _console() -> "Console":
     from rich.console import Console
 
-    # Into a pipe or a file nothing is folded: whoever reads it searches for lines.
+    # In a pipe or a file, lines are not folded, so that other programs can search them.
     return Console(highlight=False, width=None if is_terminal(sys.stdout) else 1000)
 
 

@@ -1,4 +1,4 @@
-"""`agentwrit revoke`: ending what is alive under a name."""
+"""`agentwrit revoke`: revoke live grants by name."""
 
 from typing import Final
 
@@ -7,29 +7,29 @@ import click
 from agentwrit.cli import options
 from agentwrit.cli.output import print_json, say_out
 
-# Those of RevocationLevel, written down so that `--help` need not load what checks signatures.
+# The values of RevocationLevel, repeated here so that `--help` need not import the modules that verify signatures.
 LEVELS: Final = ("token", "agent", "task", "chain", "grant", "app")
 
 
 @click.command()
 @click.argument("level", type=click.Choice(LEVELS))
 @click.argument("target")
-@click.option("--reason", default="", metavar="TEXT", help="For the audit log.")
+@click.option("--reason", default="", metavar="TEXT", help="The reason, for the audit log.")
 @options.broker_url
 @options.as_json
 def revoke(level: str, target: str, reason: str, broker_url: str, is_json: bool) -> None:
-    """End what is alive under a name, with everything below it, at once.
+    """Revoke all live grants of a name at once. Everything delegated from them ends too.
 
     \b
     LEVEL  TARGET
     token  the jti of a grant's current token
-    agent  an agent's SPIFFE id: all that it holds
+    agent  an agent's SPIFFE ID: all its grants
     task   a task id, in every app
-    chain  the SPIFFE id of the agent where chains begin
+    chain  the SPIFFE ID of the agent with which chains begin
     grant  a sid
     app    an app's id or name: its agents, and its own logins
 
-    Later grants of the same name are not touched; to bar an app for good, remove it.
+    Later grants of the same name are not affected. To exclude an app for good, remove it.
     """
     with options.operator_client(broker_url) as operator:
         if level == "app":

@@ -1,4 +1,4 @@
-"""`agentwrit scope`: what covers what."""
+"""`agentwrit scope`: check which scopes cover which."""
 
 import click
 
@@ -11,17 +11,19 @@ from agentwrit.domain.scope import Scope
 
 @click.group()
 def scope() -> None:
-    """See what covers what."""
+    """Check which scopes cover which."""
 
 
 @scope.command()
 @click.argument("requested", nargs=-1, required=True)
-@click.option("--against", "allowed", multiple=True, required=True, metavar="SCOPE", help="What is allowed or held.")
+@click.option(
+    "--against", "allowed", multiple=True, required=True, metavar="SCOPE", help="An allowed or held scope; repeatable."
+)
 @options.as_json
 def check(requested: tuple[str, ...], allowed: tuple[str, ...], is_json: bool) -> int:
-    """Check whether each scope REQUESTED is covered by one that is allowed, and say why if it is not.
+    """Check whether each scope REQUESTED is covered by an allowed scope, and say why if it is not.
 
-    It is the broker's own rule, and asks nobody. Exits with 1 if one is not covered.
+    Applies the broker's own rule, without a broker. Exits with 1 if a scope is not covered.
     """
     held = [_parsed(text) for text in allowed]
     reasons = {text: _reason(_parsed(text), held) for text in requested}
@@ -41,7 +43,7 @@ def _parsed(text: str) -> Scope:
 
 
 def _reason(requested: Scope, held: list[Scope]) -> str | None:
-    """Why nothing that is held covers a scope, told of what comes nearest; None if something does."""
+    """Why no held scope covers a scope, by comparison with the closest ones; None if one covers it."""
     if any(each.covers(requested) for each in held):
         return None
     of_action = [each for each in held if each.action == requested.action]

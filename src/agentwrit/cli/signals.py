@@ -1,4 +1,4 @@
-"""Signals that ask a process for its end, for one that runs another."""
+"""Termination signals, for a process that runs another one."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ TERMINAL_KEYS: Final = (signal.SIGINT, signal.SIGQUIT)
 
 
 class Stopped(BaseException):
-    """A signal ended the start. `number`: which."""
+    """A signal arrived while waiting for the broker. `number`: the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -21,12 +21,12 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """The signals that ask for an end.
+    """Handles termination signals.
 
-    - While we wait for the broker they end the wait, as Stopped.
-    - COMMAND gets them when it runs; how it ends is for it to say.
-    - At any other moment they are kept, so that neither the start nor the tidying up is left half done.
-    - One that is ignored, as under nohup, stays ignored.
+    - During a wait for the broker, a signal raises Stopped.
+    - While COMMAND runs, signals are passed to it, and it decides how to end.
+    - At any other time, signals are deferred, so that neither startup nor cleanup is interrupted.
+    - Signals that are ignored, as under nohup, stay ignored.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Signals:
 
     @contextlib.contextmanager
     def end_us(self) -> Iterator[None]:
-        """A wait that they cut short."""
+        """Raise Stopped for signals in this block."""
         self._ends_us = True
         try:
             if self._kept:
@@ -50,7 +50,7 @@ class Signals:
 
     @contextlib.contextmanager
     def go_to(self, command: subprocess.Popen[bytes]) -> Iterator[None]:
-        """COMMAND's run."""
+        """Pass signals in this block to COMMAND."""
         self._command = command
         try:
             for number in self._kept:
@@ -61,7 +61,7 @@ class Signals:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self._command is not None:
-            # Twice would tell COMMAND to leave its own tidying up.
+            # The terminal has signalled COMMAND already. A second signal would make it skip its cleanup.
             if not (number in TERMINAL_KEYS and _terminal_is_ours()):
                 self._command.send_signal(number)
         elif self._ends_us:
@@ -72,7 +72,7 @@ class Signals:
 
 
 def _terminal_is_ours() -> bool:
-    """Whether a terminal sends its keys' signals to our process group, which is COMMAND's too."""
+    """Whether the terminal sends its keys' signals to this process group, which is also that of COMMAND."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:

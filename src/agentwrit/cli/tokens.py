@@ -1,4 +1,4 @@
-"""`agentwrit token`: looking at tokens."""
+"""`agentwrit token`: validate and inspect tokens."""
 
 import sys
 from dataclasses import asdict
@@ -18,27 +18,27 @@ MAX_LINE: Final = 64 * 1024  # a token has 8 KiB
 _TIMES = ("exp", "nbf", "iat")
 
 _MEANINGS = {
-    "iss": "who issued it",
-    "sub": "whom it speaks for",
-    "aud": "whom it is for",
-    "exp": "when it ends",
-    "nbf": "when it begins",
+    "iss": "the issuer",
+    "sub": "the subject: agent, app or operator",
+    "aud": "the services that it is for",
+    "exp": "when it expires",
+    "nbf": "when it becomes valid",
     "iat": "when it was issued",
-    "jti": "the token, which renewal replaces",
+    "jti": "the id of the token, which renewal replaces",
     "sid": "the grant, which release and revocation end",
-    "scope": "what its bearer may do",
+    "scope": "what it allows",
     "client_id": "the app that it came through",
     "task_id": "the task that it is for",
-    "orch_id": "who set the agent to work",
+    "orch_id": "the orchestrator of the agent",
     "delegation_chain": "hops by which it was delegated",
-    "cnf": "the key without whose proof it is of no use",
-    "operator": "which operator, if it is not the first",
+    "cnf": "the key that must prove each use of it",
+    "operator": "the operator, if not the first",
 }
 
 
 @click.group()
 def token() -> None:
-    """Look at tokens."""
+    """Validate and inspect tokens."""
 
 
 @token.command()
@@ -46,10 +46,10 @@ def token() -> None:
 @options.broker_url
 @options.as_json
 def validate(token: str, broker_url: str, is_json: bool) -> int:
-    """Ask the broker whether TOKEN holds, and what it says.
+    """Ask the broker whether TOKEN is valid, and show its claims.
 
-    Without TOKEN, or with -, it is read from standard input, where no other process can see it. Exits with 1 if it does
-    not hold.
+    Without TOKEN, or with -, the token is read from standard input, where no other process can see it. Exits with 1 if
+    the token is not valid.
     """
     text = _given(token)
     from agentwrit.client.validation import validate as ask_broker  # here, so that `--help` does not wait for it
@@ -73,10 +73,10 @@ def validate(token: str, broker_url: str, is_json: bool) -> int:
 @options.broker_url
 @options.as_json
 def inspect(token: str, broker_url: str, is_json: bool) -> int:
-    """Explain TOKEN, claim by claim, and what is wrong with it.
+    """Explain TOKEN claim by claim, and say what is wrong with it.
 
-    Its signature and time are checked with the broker's keys, and whether it was revoked by the broker's feed. TOKEN is
-    given as for `validate`. Exits with 1 if it does not hold.
+    Its signature and lifetime are checked with the broker's keys, and its revocation with the broker's feed. TOKEN is
+    given as for `validate`. Exits with 1 if the token is not valid.
     """
     text = _given(token)
     from agentwrit.client.verifier import Verifier  # here, so that `--help` does not wait for them
@@ -90,7 +90,7 @@ def inspect(token: str, broker_url: str, is_json: bool) -> int:
         try:
             verifier.verify(text)
         except Unproven:
-            wrong = None  # it was checked before: what is missing is a proof, and that belongs to a request
+            wrong = None  # everything else has been checked; only the proof is missing, and that belongs to a request
         except InvalidToken as error:
             wrong = error.reason
         else:

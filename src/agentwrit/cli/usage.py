@@ -1,4 +1,4 @@
-"""`agentwrit audit usage`: what was granted, and what was used of it."""
+"""`agentwrit audit usage`: which granted scopes were used."""
 
 import click
 
@@ -11,15 +11,15 @@ SHOWN_USES = 3
 
 @click.command()
 @click.option("--app", required=True, metavar="APP", help="The app, by its id or name.")
-@click.option("--since", metavar="TIME", help="Only what was granted and used from then on (RFC 3339).")
+@click.option("--since", metavar="TIME", help="Only grants and uses from this time on (RFC 3339).")
 @click.option("--never-used", is_flag=True, help="Only the scopes that were never used.")
 @options.broker_url
-@click.option("--json", "is_json", is_flag=True, help="A line of JSON for each scope.")
+@click.option("--json", "is_json", is_flag=True, help="Print one line of JSON per scope.")
 def usage(app: str, since: str | None, never_used: bool, broker_url: str, is_json: bool) -> None:
-    """Show which scopes an app's agents were granted, and which of them were used or never were.
+    """Show which of the scopes granted to an app's agents were used.
 
-    What was used is what resource servers reported. A scope with a wildcard that was only used as a few narrow ones
-    can be made narrower; one that was never used can be left out.
+    Uses are those that resource servers reported. If a wildcard scope was used only as a few narrow scopes, request
+    these instead. Scopes that were never used can be omitted.
     """
     secret = options.admin_secret()
     from agentwrit.client.audit_log import AuditLog

@@ -1,4 +1,4 @@
-"""Remembering the checkpoints of a log, so that its history cannot be rewritten unseen."""
+"""A witness: remembers a log's checkpoint, so that a rewritten history is detected."""
 
 import json
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from agentwrit.reading import small_text
 
 
 class Witness:
-    """What was last seen of a log, in a file: its checkpoint, and the keys that are believed."""
+    """A file with the last checkpoint of a log and the trusted keys."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def look(self, log: AuditLog, keys: Sequence[VerifierKey]) -> Checkpoint:
-        """See the log's newest checkpoint, and remember it, if it continues the last one. `keys`: to believe too.
+        """Fetch the log's newest checkpoint, and remember it if it continues the last one. `keys`: more keys to trust.
 
         Raises:
-            TamperedRecord: it does not, or is not signed by a key that is believed. What was remembered stays.
-            AgentWritError: the file is not what was written to it.
+            TamperedRecord: it does not continue the last one, or no trusted key signed it. The file is unchanged.
+            AgentWritError: the file was not written by a witness.
         """
         remembered, known = self._read()
         believed = [*known, *(key for key in keys if key not in known)] or log.verifier_keys()
@@ -56,6 +56,6 @@ class Witness:
             raise AgentWritError(f"{self._path} is not what a witness wrote: put it back from a backup") from None
 
     def _write(self, signed: str, keys: Sequence[VerifierKey]) -> None:
-        """Replace the file, whole or not at all."""
+        """Replace the file atomically."""
         content = {"checkpoint": signed, "keys": [str(key) for key in keys]}
         durable.write(self._path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Events in the Common Event Format (ArcSight CEF, version 0): one line each."""
+"""Events in the Common Event Format (ArcSight CEF, version 0), one line per event."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -13,7 +13,7 @@ _CUSTOM: Final = {1: "app_id", 2: "task_id", 3: "sid", 4: "request_id", 5: "trac
 
 
 def line(record: Mapping[str, Any]) -> str:
-    """An event, as the broker shows it, in CEF. It has no line break, whatever it holds."""
+    """An event, as the broker shows it, in CEF. The result never contains a line break."""
     kind = str(record["event_type"])
     severity = _SEVERITY.get(record["outcome"], 5)
     header = ("AgentWrit", "broker", __version__, kind, kind.replace("_", " "), str(severity))
@@ -49,6 +49,6 @@ def _value(text: str) -> str:
 
 
 def _written(text: str, special: str, line_end: str) -> str:
-    """A text as it stands where this character is special, with `line_end` between its lines."""
+    """Escape text for a place where the character `special` is special. Line breaks become `line_end`."""
     lines = (escaped(line).replace("\\", "\\\\").replace(special, f"\\{special}") for line in text.splitlines())
     return line_end.join(lines)

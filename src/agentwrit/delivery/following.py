@@ -1,6 +1,6 @@
-"""Following a log and delivering it: each event at least once and in order.
+"""Following the log and delivering it: each event at least once and in order.
 
-Whoever is restarted meanwhile: the broker, the receiver, or this process.
+This holds even if the broker, the receiver or this process is restarted.
 """
 
 import json
@@ -27,7 +27,7 @@ _PASSING: Final = frozenset({429, 500, 502, 503, 504})
 
 
 class Cursor:
-    """What was delivered last, in a file: replaced whole, and durable before it is relied on."""
+    """The last delivered event, in a file that is replaced atomically and durably."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,14 +41,14 @@ class Cursor:
                 raise AgentWritError(f"{path} is no cursor of a delivery: give another file") from None
 
     def advance(self, event: Mapping[str, Any]) -> None:
-        """Everything up to this event was delivered."""
+        """Record that everything up to this event was delivered."""
         content = json.dumps({"delivered": event["id"], "hash": event["hash"]}) + "\n"
         durable.write(self._path, content.encode())
         self.sequence, self.hash = audit.parse_event_id(event["id"]), str(event["hash"])
 
 
 class Delivery:
-    """Delivers a log to a sink. `say` is told when something fails, and when it works again."""
+    """Delivers a log to a sink. `say` is called with a line when delivery begins to fail, and when it works again."""
 
     def __init__(self, log: "AuditLog", sink: Sink, cursor: Cursor, *, batch: int, say: Callable[[str], None]) -> None:
         self._log = log
@@ -58,12 +58,12 @@ class Delivery:
         self._say = say
 
     def run(self, *, once: bool = False) -> None:
-        """Go on for ever, or with `once` to the end of the log.
+        """Deliver events for ever, or with `once` up to the end of the log.
 
         Raises:
-            NotDelivered, TransportError: with `once`, that it did not work.
-            ProblemResponseError: the broker refuses, as it would again.
-            AgentWritError: the log is another one than was delivered before, or has a gap.
+            NotDelivered, TransportError: delivery failed, with `once`.
+            ProblemResponseError: the broker refused, and would refuse a retry.
+            AgentWritError: this is not the log that was delivered before, or it has a gap.
         """
         self._check_cursor(once=once)
         while True:
@@ -77,20 +77,20 @@ class Delivery:
                 time.sleep(POLL_SECONDS)
 
     def _check_cursor(self, *, once: bool) -> None:
-        """Refuse a log that does not have what was delivered last, unless it was archived since."""
+        """Reject a log that does not have the last delivered event, unless that was archived since."""
         at = self._cursor.sequence
         if not at:
             return
         found = self._persistently(partial(self._page, at - 1, 1), once=once)
         if not found:
             raise AgentWritError(f"the log ends before {audit.event_id(at)}, which was delivered: it is another one")
-        # If it was archived, the next page tells whether what follows is still there.
+        # If the event was archived, the next page shows whether the one after it is still there.
         is_there = found[0]["id"] == audit.event_id(at)
         if is_there and self._cursor.hash and found[0]["hash"] != self._cursor.hash:
             raise AgentWritError(f"{audit.event_id(at)} is not the event that was delivered: the log is another one")
 
     def _next(self) -> list[Mapping[str, Any]]:
-        """The events that come next, as far as there are any yet."""
+        """The next events, if there are any yet."""
         after = self._cursor.sequence
         events = self._page(after, self._batch)
         if events and after and events[0]["id"] != audit.event_id(after + 1):
@@ -107,7 +107,7 @@ class Delivery:
         return [completed(event) for event in page["events"]]
 
     def _persistently(self, work: Callable[[], Any], *, once: bool) -> Any:
-        """Do something until it works."""
+        """Run `work` until it succeeds, with backoff."""
         wait, is_failing = FIRST_WAIT_SECONDS, False
         while True:
             try:

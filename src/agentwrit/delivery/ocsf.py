@@ -1,7 +1,6 @@
-"""Events as the Open Cybersecurity Schema Framework has them (OCSF 1.5): plain JSON objects.
+"""Events in the Open Cybersecurity Schema Framework (OCSF 1.5): plain JSON objects.
 
-An event goes into the class of OCSF that says what it is; what has no place there stands in `unmapped`, where the whole
-event is, with its hash.
+Each event type maps to the OCSF class that describes it. The whole event, with its hash, is in `unmapped`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ _SUCCESS, _FAILURE = (1, "Success"), (2, "Failure")
 
 
 class _Class(NamedTuple):
-    """A class of OCSF events, and of its activities those that happen here."""
+    """A class of OCSF events, with the activities of it that occur here."""
 
     uid: int
     name: str

@@ -1,4 +1,4 @@
-"""Where events go. A sink takes them in batches, and says so only when they have arrived."""
+"""Destinations of events. A sink receives batches, and returns only when a batch has arrived."""
 
 import os
 import re
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 Event = Mapping[str, Any]
 Encoder = Callable[[Event], bytes]
-"""An event as the bytes that arrive, without a line break."""
+"""Encodes an event as bytes without a line break."""
 
-HTTP_SECONDS: Final = 30.0  # for a batch, whoever answers a little at a time
+HTTP_SECONDS: Final = 30.0  # total for a batch, even if the receiver responds a little at a time
 
 
 class NotDelivered(AgentWritError):
-    """A batch did not arrive, or nobody said that it did: it is delivered again."""
+    """A batch did not arrive, or was not acknowledged. It is delivered again."""
 
 
 class Sink(Protocol):
-    """Takes batches, one after the other."""
+    """Receives batches, one after the other."""
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """Return when all of them have arrived, in their order.
+        """Deliver events. Returns when all of them have arrived, in order.
 
         Raises:
-            NotDelivered: that is not known. Some may have arrived.
+            NotDelivered: it is not known whether all events have arrived. Some may have.
         """
         ...
 
 
 class HttpSink:
-    """POSTs a batch at a time to a URL; it has arrived when the answer is 2xx.
+    """POSTs one batch at a time to a URL. A batch has arrived when the response is 2xx.
 
-    `is_json`: what events are encoded as, so that a batch is a JSON array; else it is lines. `authorization`: the value
-    of that header, if any.
+    `is_json`: whether events are encoded as JSON, so that a batch is a JSON array; otherwise it consists of lines.
+    `authorization`: the value of the Authorization header, if any.
     """
 
     @discreet
@@ -82,9 +82,10 @@ class HttpSink:
 
 
 class FileSink:
-    """Appends lines to a file, which is put aside when it would grow beyond `max_bytes`: as `NAME.000001` and so on.
+    """Appends lines to a file. A batch has arrived when it is on disk.
 
-    `keep`: how many of those stay; 0 for all. A batch has arrived when it is on disk.
+    Before the file would exceed `max_bytes`, it is rotated to `NAME.000001` and so on. `keep`: how many rotated files
+    are kept; 0 for all.
     """
 
     def __init__(self, path: Path, encode: Encoder, *, max_bytes: int, keep: int) -> None:
@@ -130,7 +131,7 @@ class FileSink:
 
 
 def _whole(file: Any) -> int:
-    """How long a file is without the line at its end that somebody was killed in the middle of."""
+    """The length of a file without an incomplete last line, which an interrupted write leaves."""
     end = file.seek(0, os.SEEK_END)
     while end:
         begin = max(0, end - 65536)

@@ -1,13 +1,13 @@
 """Syslog (RFC 5424), over TCP (RFC 6587 §3.4.1), TLS (RFC 5425) and UDP (RFC 5426).
 
-Syslog has no acknowledgements. Over TCP and TLS each batch has a connection of its own, which we close for writing and
-the receiver then closes: it does so in peace only if it has read everything, and with a reset if it was killed before.
-If the next batch fails, the receiver may have died with the last one in its memory: that one is sent again as well.
-Over UDP nobody knows.
+Syslog has no acknowledgements. Over TCP and TLS, each batch has its own connection. The sink closes it for writing and
+waits for the receiver to close it. A receiver that has read everything closes it normally; one that was killed before
+resets it. If the next batch fails, the receiver may have died with the previous batch in memory, so that batch is sent
+again as well. Over UDP, loss is not detected.
 
-A message that is longer than its receiver takes is cut there, or becomes two records, the second in the words of
-whoever chose the event's. So a long event is sent in fewer words, and says so (`cut`): texts and lists are shortened
-until it fits, and JSON stays JSON. The whole event is in the log, under the id that the message has.
+Receivers truncate messages that are too long, or split them into two records, and an attacker who chose text in the
+event could then choose the second record. A long event is therefore shortened and says so (`cut`): texts and lists are
+truncated until the message fits, and JSON remains valid. The log has the whole event, under the id in the message.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from agentwrit.domain import audit
 from agentwrit.domain.audit import Outcome
 from agentwrit.domain.text import escaped
 
-SECONDS: Final = 30.0  # for a batch, whoever reads or answers a little at a time
+SECONDS: Final = 30.0  # total for a batch, even if the receiver reads or responds a little at a time
 
 _LOG_AUDIT: Final = 13  # RFC 5424 §6.2.1
 _SEVERITY: Final = {Outcome.SUCCESS: 6, Outcome.DENIED: 4}
@@ -32,19 +32,19 @@ _MAX_TIMESTAMP: Final = 32
 _MAX_HOSTNAME: Final = 255
 _NOT_IN_A_HEADER: Final = re.compile(r"[^!-~]")  # RFC 5424 §6: PRINTUSASCII
 
-_TEXTS: Final = (1024, 256, 64)  # so many characters of each, for an event that is too long
+_TEXTS: Final = (1024, 256, 64)  # characters to keep of each text of an event that is too long, tried in this order
 _CUT: Final = "yes: it is longer than this receiver takes"
 
 
 class Receiver(NamedTuple):
-    """Where a syslog receiver listens."""
+    """The address of a syslog receiver."""
 
     host: str
     port: int
 
 
 def message(record: Mapping[str, Any], text: bytes, hostname: str) -> bytes:
-    """A syslog message (RFC 5424 §6) of an event, with `text` as its MSG."""
+    """The syslog message (RFC 5424 §6) for an event. `text`: its MSG."""
     priority = _LOG_AUDIT * 8 + _SEVERITY.get(record["outcome"], 5)
     timestamp = _in_header(record["timestamp"], _MAX_TIMESTAMP)
     msgid = _in_header(record["event_type"], _MAX_MSGID)
@@ -52,13 +52,13 @@ def message(record: Mapping[str, Any], text: bytes, hostname: str) -> bytes:
 
 
 def fitting(event: Event, encode: Encoder, hostname: str, longest: int) -> bytes:
-    """The message of an event, in as many of its words as fit into `longest` bytes."""
+    """The message for an event, shortened as far as necessary to fit into `longest` bytes."""
     whole = b""
     for shortened in _shorter_and_shorter(event):
         whole = message(event, encode(shortened), hostname)
         if len(whole) <= longest:
             return whole
-    # Whatever this is, it is no event of a broker's.
+    # A broker's event always fits by now. This is not one.
     return whole[:longest].decode("utf-8", "ignore").encode()
 
 
@@ -75,7 +75,7 @@ def _in_header(text: str, longest: int) -> str:
 
 
 class _Messages:
-    """Events as messages of at most `longest` bytes. `hostname`: where the events come from."""
+    """Encodes events as messages of at most `longest` bytes. `hostname`: the origin of the events."""
 
     def __init__(self, encode: Encoder, *, hostname: str, longest: int) -> None:
         self._encode = encode
@@ -87,9 +87,9 @@ class _Messages:
 
 
 class StreamSink:
-    """Sends batches over TCP, or over TLS with a `tls` context.
+    """Sends batches over TCP, or over TLS if `tls` is given.
 
-    `hostname`: where the events come from; `longest`: how many bytes a message may have.
+    `hostname`: the origin of the events; `longest`: the maximum size of a message, in bytes.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class StreamSink:
         self._messages = _Messages(encode, hostname=hostname, longest=longest)
         self._tls = tls
         self._before = b""
-        self._doubtful = b""  # the batch before, once a receiver has failed that may have had it in memory only
+        self._doubtful = b""  # the previous batch, if the receiver failed and may have had it only in memory
 
     def deliver(self, events: Sequence[Event]) -> None:
         frames = b"".join(b"%d %b" % (len(text), text) for text in self._messages.of(events))
         try:
             self._send(self._doubtful + frames)
-        except OSError as error:  # TLS's own among them
+        except OSError as error:  # includes TLS errors
             self._doubtful = self._before
             raise NotDelivered(error.strerror or type(error).__name__) from error
         self._before, self._doubtful = frames, b""
@@ -128,7 +128,7 @@ class StreamSink:
 
 
 def _send_sealed(connection: socket.socket, tls: ssl.SSLContext, host: str, data: bytes, remaining: Remaining) -> None:
-    """Send over TLS and end it, without closing the connection below."""
+    """Send over TLS and end the TLS session, without closing the TCP connection."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     sealed = tls.wrap_bio(incoming, outgoing, server_hostname=host)
 
@@ -151,13 +151,13 @@ def _send_sealed(connection: socket.socket, tls: ssl.SSLContext, host: str, data
     while view:
         view = view[sealed.write(view[:65536]) :]
         flush()
-    with contextlib.suppress(ssl.SSLWantReadError):  # RFC 5425 §4.4: a close_notify; theirs need not be waited for
+    with contextlib.suppress(ssl.SSLWantReadError):  # RFC 5425 §4.4: send a close_notify, without awaiting the peer's
         sealed.unwrap()
     flush()
 
 
 def _wait_until_read(connection: socket.socket, remaining: Remaining) -> None:
-    """Say that there is no more, and wait until the receiver has read all and closes."""
+    """Close the connection for writing, and wait until the receiver has read everything and closes it."""
     connection.shutdown(socket.SHUT_WR)
     connection.settimeout(remaining())
     while connection.recv(65536):
@@ -165,7 +165,7 @@ def _wait_until_read(connection: socket.socket, remaining: Remaining) -> None:
 
 
 class DatagramSink:
-    """Sends each event as a datagram. What becomes of it, nobody says. The arguments are those of `StreamSink`."""
+    """Sends each event as a UDP datagram, without any confirmation. The arguments are those of `StreamSink`."""
 
     def __init__(self, receiver: Receiver, encode: Encoder, *, hostname: str, longest: int) -> None:
         self._receiver = receiver

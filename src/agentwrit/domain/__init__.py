@@ -1,5 +1,5 @@
-"""The rules of AgentWrit, without I/O, clock, randomness or logging: time and random bytes are arguments.
+"""The rules of AgentWrit, without I/O, clock, randomness or logging. Time and random bytes are arguments.
 
-Modules are named by the term their standard uses and imported one by one; this package re-exports nothing,
-so that `agentwrit.domain.scope` costs the standard library alone.
+Modules are named after the terms of their standards and imported individually. The package re-exports nothing, so
+importing `agentwrit.domain.scope` loads only the standard library.
 """

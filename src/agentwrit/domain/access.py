@@ -1,18 +1,19 @@
-"""Accesses: what resource servers report that was done with tokens.
+"""Accesses: how tokens were used, as reported by resource servers.
 
 The rules:
 
-- An app reports on tokens that were for an audience whose resource server it is. The operator says which these are
-  (`App.reports_for`); of others' tokens it can say nothing.
-- A token is named by its grant and its own id (`sid`, `jti`), as they were issued. Both are 128 random bits, which only
-  its app and whoever is shown it are told. (Of a token that was renewed more than once since it is known that it was
-  issued, and not on which grant.) An hour after its end nothing is taken on it any more.
-- What was done (`success`) the token covered. What was refused (`denied`) may be beyond it.
-- It was done in the life of the token's grant, and not in the future, as far as clocks agree (`SKEW_SECONDS`).
-- What is the same but for its time is one access with a count, and the times of the first and the last.
-- What was asked for (`resource`) may have been worded by who asked: what is not printable in it is escaped
+- An app may report only on tokens for the audiences whose resource server it is. The operator sets these audiences
+  (`App.reports_for`).
+- A report names a token by its grant and its own id (`sid`, `jti`), as issued. Both are 128 random bits, known only to
+  the token's app and to those who were shown the token. (For a token that has been renewed more than once since, the
+  broker knows that it was issued, but not on which grant.) From an hour after the token's end, reports are rejected.
+- A successful access (`success`) must be covered by the token's scope. A refused one (`denied`) may exceed it.
+- An access must lie within the lifetime of the token's grant and not in the future, allowing for clock skew
+  (`SKEW_SECONDS`).
+- Accesses that differ only in time are one access with a count and the times of the first and the last.
+- The requested resource (`resource`) may be worded by the requester, so non-printable characters in it are escaped
   (`agentwrit.domain.text`).
-- What is taken is recorded as the word of the app that said it: it is the event's principal.
+- An accepted access is recorded as the claim of the app that reported it: the event's `principal` is that app.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from agentwrit.domain.audit import Outcome
 from agentwrit.domain.errors import InvalidRequest
 from agentwrit.domain.grant import Grant, GrantKind
 
-MAX_ACCESSES: Final = 64  # in a report: all of them are recorded in one unit of work
+MAX_ACCESSES: Final = 64  # per report: all of them are recorded in one unit of work
 MAX_COUNT: Final = 2**31 - 1
 MAX_RESOURCE_LENGTH: Final = 256
 SKEW_SECONDS: Final = 60
@@ -38,15 +39,15 @@ class NotTaken(StrEnum):
     """Why an access is not recorded."""
 
     TOKEN = "unknown_token"
-    """It is on no token that was issued to an agent for an audience of the reporter's, or on one of long ago."""
+    """No such token was issued to an agent for one of the reporter's audiences, or it ended too long ago."""
     SCOPE = "scope_not_covered"
-    """The token did not cover what is said to have been done."""
+    """The token did not cover the reported scope."""
     TIME = "outside_of_lifetime"
-    """It is said to have been before the grant, after it, or in the future."""
+    """The reported time is before or after the grant's lifetime, or in the future."""
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done with one token, `count` times. `first` and `last`: Unix seconds."""
+    """One use of a token, made `count` times. `first` and `last`: Unix seconds."""
 
     sid: str
     jti: str
@@ -59,14 +60,14 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """An access that is not recorded: its place in the report, from 0, and why."""
+    """An access that is not recorded: its index in the report, from 0, and the reason."""
 
     index: int
     reason: NotTaken
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What became of a report."""
+    """The result of a report: how many accesses were recorded, and which were refused."""
 
     recorded: int
     refused: tuple[Refused, ...] = ()
@@ -75,10 +76,10 @@ class Receipt(msgspec.Struct, frozen=True):
 def read(
     *, sid: str, jti: str, scopes: Sequence[str], resource: str, outcome: str, count: int, first: str, last: str
 ) -> Access:
-    """An access as it is reported, times in RFC 3339.
+    """Read an access from its reported fields. Times are in RFC 3339.
 
     Raises:
-        InvalidRequest: a field is not what it should be. Names it.
+        InvalidRequest: a field is invalid. The error names it.
     """
     for field, value, longest in (
         ("sid", sid, _MAX_ID_LENGTH),
@@ -109,10 +110,10 @@ def read(
 def decide(
     access: Access, grant: Grant | None, audiences: Sequence[str], now: float, *, is_superseded: bool
 ) -> NotTaken | None:
-    """Why an access is not to be recorded, or None if it is. `now`: Unix seconds.
+    """Return the reason not to record an access, or None if it is to be recorded. `now`: Unix seconds.
 
-    `grant`: the one that it names; `audiences`: those that the reporter answers for; `is_superseded`: whether the token
-    that it names was issued, and has been renewed since.
+    `grant`: the grant that the access names; `audiences`: the reporter's audiences; `is_superseded`: whether the named
+    token was issued and has been renewed since.
     """
     if grant is None or grant.kind is not GrantKind.AGENT or not set(audiences) & set(grant.audience):
         return NotTaken.TOKEN
@@ -126,7 +127,7 @@ def decide(
 
 
 def granted_as(used: Sequence[str], held: Sequence[str]) -> list[str]:
-    """For each scope that was used the one of those held that made it possible, the narrowest; empty where none did."""
+    """For each used scope, the narrowest held scope that covers it, or an empty string if none does."""
     return [
         next((wide for wide in (one, *held) if wide in held and scope.scope_is_subset([one], [wide])), "")
         for one in used
@@ -134,7 +135,7 @@ def granted_as(used: Sequence[str], held: Sequence[str]) -> list[str]:
 
 
 def report(accesses: Sequence[Access]) -> Mapping[str, object]:
-    """A report in the form that tells it from another one."""
+    """A report as a JSON object, by which idempotent retries are told from other reports."""
     return {"accesses": [msgspec.to_builtins(access) for access in accesses]}
 
 

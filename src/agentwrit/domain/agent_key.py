@@ -1,13 +1,13 @@
-"""The keys that agents prove to hold: Ed25519, or P-256 for those whose libraries have nothing else.
+"""The keys that agents prove possession of: Ed25519, or P-256 for agents whose libraries lack Ed25519.
 
 The rules:
 
-- A public key is bytes as WebCrypto exports them raw: the 32 of Ed25519 (RFC 8032 §5.1.5), or the 65 of an uncompressed
-  point of P-256 (SEC 1 §2.3.3). As a JWK it has its required members and no others (RFC 8037 §2, RFC 7518 §6.2).
-- Ed25519 goes by two names, `EdDSA` and `Ed25519` (RFC 9864 §2.2), which are one algorithm; P-256 signs by `ES256`
-  (RFC 7518 §3.4). A key of one kind signs by no algorithm of the other.
+- A public key is in WebCrypto's raw format: 32 bytes for Ed25519 (RFC 8032 §5.1.5), or 65 bytes, an uncompressed
+  point, for P-256 (SEC 1 §2.3.3). As a JWK it has exactly its required members (RFC 8037 §2, RFC 7518 §6.2).
+- `EdDSA` and `Ed25519` (RFC 9864 §2.2) are two names of one algorithm. P-256 keys sign with `ES256` (RFC 7518 §3.4).
+  A key of one type is never accepted with the algorithm of the other.
 
-What the broker signs is another matter: its keys are Ed25519, and its tokens name `EdDSA` (`agentwrit.domain.jws`).
+The broker's own keys are always Ed25519, and its tokens name `EdDSA` (`agentwrit.domain.jws`).
 """
 
 from typing import Final
@@ -19,17 +19,17 @@ COORDINATE_BYTES: Final = 32
 
 
 def is_key(public_key: bytes) -> bool:
-    """Whether bytes have the form of a public key. That somebody holds it, a signature shows."""
+    """Whether bytes have the form of a public key. Only a signature proves that somebody holds it."""
     if len(public_key) == jwk.P256_KEY_BYTES:
         return public_key[:1] == jwk.UNCOMPRESSED
     return len(public_key) == jwk.PUBLIC_KEY_BYTES
 
 
 def from_jwk(key: object, algorithm: object) -> bytes:
-    """The public key that a JWK is, for this algorithm.
+    """The public key in a JWK, for this algorithm.
 
     Raises:
-        ValueError: it is none, or is for another algorithm.
+        ValueError: the JWK is not a public key, or is for another algorithm.
     """
     match key:
         case {"kty": "OKP", "crv": "Ed25519", "x": str(x), **rest} if algorithm in jwk.ED25519_NAMES and not rest:
@@ -40,10 +40,10 @@ def from_jwk(key: object, algorithm: object) -> bytes:
 
 
 def coordinate(text: str) -> bytes:
-    """A coordinate of a public key, which for Ed25519 is all of it.
+    """Decode a coordinate of a public key. An Ed25519 key consists of one coordinate.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is not a coordinate.
     """
     decoded = base64url.decode(text)
     if len(decoded) != COORDINATE_BYTES:
@@ -52,10 +52,10 @@ def coordinate(text: str) -> bytes:
 
 
 def is_signature(signature: bytes, message: bytes, public_key: bytes) -> bool:
-    """Whether `signature` is that of `message` by the holder of `public_key`.
+    """Whether `signature` is a signature of `message` by the holder of `public_key`.
 
     Raises:
-        InvalidProof: that cannot be told for want of a package.
+        InvalidProof: the key is P-256 and the package `cryptography` is not installed.
     """
     if len(public_key) == jwk.PUBLIC_KEY_BYTES:
         return jws.is_signature(signature, message, public_key)

@@ -1,16 +1,17 @@
-"""Apps: the programs that launch agents, each with a ceiling that none of its agents exceeds.
+"""Apps: OAuth clients that create agents. Each has a ceiling that none of its agents may exceed.
 
 The rules:
 
-- A client secret is 256 random bits, shown once and stored as SHA-256 only. After a rotation the old one works until
-  its overlap ends, and so do the app tokens that were issued on it.
-- Its agents' tokens are for its `audiences` and for the broker's default audience, and for nobody else.
-- It may report what was done with tokens for an audience in `reports_for` (`agentwrit.domain.access`).
-- Where it `requires_binding`, its agents' tokens are bound to their keys (RFC 9449): no others are issued or renewed.
-- Its limits are in `agentwrit.domain.limits`.
-- While it is suspended nobody can do anything as it, and all that came through it before has ended. Resumed, it begins
-  anew with the same secret: launch tokens from before a suspension are of no use after it either.
-- An app that was deregistered stays so. Its name may be taken again; its ids may not.
+- A client secret is 256 random bits, shown once and stored only as SHA-256. After a rotation, the old secret and the
+  app tokens issued on it remain valid until the overlap ends.
+- Tokens of an app's agents may be for the app's `audiences` and for the broker's default audience, and no others.
+- An app may report how tokens for an audience in `reports_for` were used (`agentwrit.domain.access`).
+- If an app has `requires_binding`, its agents' tokens are bound to their keys (RFC 9449). No others are issued or
+  renewed.
+- The rules for limits are in `agentwrit.domain.limits`.
+- A suspended app can do nothing, and all grants that came through it have ended. A resumed app starts afresh with the
+  same secret: launch tokens from before the suspension stay invalid.
+- Deregistration is final. The app's name may be reused, its ids may not.
 """
 
 import hmac
@@ -39,21 +40,21 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{1,63}")
 
 
 class AppStatus(StrEnum):
-    """Whether an app may do anything."""
+    """The state of an app."""
 
     ACTIVE = "active"
     SUSPENDED = "suspended"
-    """Not until the operator resumes it."""
+    """The app can do nothing until an operator resumes it."""
     INACTIVE = "inactive"
-    """Never again: it was deregistered."""
+    """The app was deregistered, which is final."""
 
 
 class App(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered app. Times are Unix seconds, `token_ttl` seconds; secrets are SHA-256 fingerprints.
+    """A registered app. Times are Unix seconds, `token_ttl` is in seconds, secrets are SHA-256 fingerprints.
 
-    `revision` counts its states from 1; it is 0 for an app that was last changed before there were such numbers.
-    `max_ttl` (seconds, of its agents' tokens), `max_live_agents` and `creates_per_second` are None where there is no
-    such limit. `suspensions`: how often it was suspended.
+    `revision` counts the app's states from 1; it is 0 if the app was last changed before revisions existed.
+    `max_ttl` (seconds, of its agents' tokens), `max_live_agents` and `creates_per_second` are None if the app has no
+    such limit. `suspensions`: how often the app was suspended.
     """
 
     app_id: str
@@ -87,31 +88,31 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_limited(self) -> bool:
-        """Whether it has a limit for which what it does is counted."""
+        """Whether the app has a limit that requires its usage to be counted."""
         return self.max_live_agents is not None or self.creates_per_second is not None
 
     def cut_ttl(self, ttl: int) -> int:
-        """How long a token lives that is to live for `ttl` seconds."""
+        """The lifetime of an agent's token for which `ttl` seconds were requested."""
         return ttl if self.max_ttl is None else min(ttl, self.max_ttl)
 
     @property
     def token_scopes(self) -> tuple[str, ...]:
-        """What its own tokens may do."""
+        """The scopes of the app's own tokens."""
         return (*TOKEN_SCOPES, REPORT_SCOPE) if self.reports_for else TOKEN_SCOPES
 
     def accepts(self, secret_hash: bytes, now: float) -> bool:
-        """Whether this is the fingerprint of a secret that works now. Takes the same time whatever is compared."""
+        """Whether this is the fingerprint of a secret that is valid now. Compares in constant time."""
         current = hmac.compare_digest(self.secret_hash, secret_hash)
         previous = hmac.compare_digest(self.previous_secret_hash, secret_hash) and now < self.previous_secret_until
         return (current or previous) and self.is_active
 
     def uncovered_audience(self, audience: Iterable[str], default: Iterable[str]) -> tuple[str, ...]:
-        """Those in `audience` whom its agents' tokens may not be for. `default`: whom any agent's token may be for."""
+        """The members of `audience` that its agents' tokens may not have. `default`: allowed for all agents."""
         allowed = {*self.audiences, *default}
         return tuple(name for name in audience if name not in allowed)
 
     def listed_audience(self, audience: Iterable[str], default: Iterable[str]) -> tuple[str, ...]:
-        """`audience`, each as it is listed where it is: a URL without a path may end with a slash, or not."""
+        """`audience`, spelled as it is listed: a URL without a path may end with a slash or not."""
         allowed = {*self.audiences, *default}
         return tuple(
             next((spelled for spelled in target_uri.spellings(name) if spelled in allowed), name) for name in audience
@@ -119,10 +120,10 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_name(name: str) -> str:
-    """`name`, if an app can have it.
+    """Return `name` if it is a valid app name.
 
     Raises:
-        InvalidRequest: it cannot.
+        InvalidRequest: `name` is not valid.
     """
     if _NAME.fullmatch(name) is None:
         raise InvalidRequest(

@@ -1,16 +1,16 @@
-"""The audit log: every security event, in order, each chained to the one before.
+"""The audit log: every security event, in order, each chained to the previous one.
 
 The rules:
 
-- An event's hash is SHA-256 over the RFC 8785 form of the event without `hash`. That form holds `prev_hash`, the hash
-  of the event before (64 zeros for the first), so no event can be altered, dropped, inserted or moved without breaking
-  the chain from there on.
-- Ids count from `evt-000001` without a gap.
-- The form holds the number of its schema (`version`): a field more is a new version, and old events keep theirs.
-- What a caller chose is stored as data in its own field and never decides where a field begins.
-- That form is also the event's entry in the Merkle tree over the log (`agentwrit.domain.merkle`), so it has at most
-  65,535 bytes: of an event that would be larger, the lists in `data` are cut, and say so.
-- No secret, token or key is ever part of an event.
+- An event's hash is the SHA-256 of the RFC 8785 form of the event without `hash`. That form includes `prev_hash`, the
+  hash of the previous event (64 zeros for the first), so altering, dropping, inserting or moving an event breaks the
+  chain from there on.
+- Ids count from `evt-000001` without gaps.
+- The form includes its schema version (`version`). Adding a field makes a new version; old events keep theirs.
+- Text chosen by a caller is stored as data in a field of its own and cannot affect where a field begins.
+- The form is also the event's entry in the Merkle tree over the log (`agentwrit.domain.merkle`), so it has at most
+  65,535 bytes. If an event would be larger, the lists in `data` are truncated and say so.
+- An event never contains a secret, token or key.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from agentwrit.domain.errors import TamperedRecord
 
 SCHEMA_VERSION: Final = 1
 GENESIS_HASH: Final = "0" * 64
-MAX_ENTRY_BYTES: Final = 65_535  # C2SP tlog-tiles: what the length before an entry can say
+MAX_ENTRY_BYTES: Final = 65_535  # C2SP tlog-tiles: entries have a 16-bit length prefix
 
 _KEPT_OF_A_LIST: Final = 8
 _REWRITTEN: Final = "the history was rewritten: the events are not those that the checkpoint was signed over"
@@ -35,7 +35,7 @@ Data = dict[str, str | int | list[str]]
 
 
 class EventType(StrEnum):
-    """What happened. The one list of the names that the log knows."""
+    """The type of an event. This is the complete list."""
 
     ADMIN_AUTH = "admin_auth"
     ADMIN_AUTH_FAILED = "admin_auth_failed"
@@ -87,18 +87,18 @@ class EventType(StrEnum):
 
 
 class Outcome(StrEnum):
-    """Whether it was done."""
+    """Whether the action was carried out."""
 
     SUCCESS = "success"
     DENIED = "denied"
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
-    """An event before it has its place in the log.
+    """An event before it is appended to the log.
 
-    `detail` is what happened, in words for people: what it is about is added to them (`agentwrit.domain.audit_detail`).
-    `resource` is what was asked for (a route, as a rule). `principal` is who acted, as far as that was proven; `data`
-    holds what belongs to this type of event, as strings, integers and lists of strings by name.
+    `detail` says in words what happened; the ids it concerns are appended to it (`agentwrit.domain.audit_detail`).
+    `resource` is what was requested, usually a route. `principal` is who acted, as far as that was proven. `data` holds
+    the fields specific to this type of event: strings, integers and lists of strings by name.
     """
 
     event_type: EventType
@@ -120,7 +120,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An event in its place. The fields are those of `Draft`, and `sequence` counts from 1."""
+    """An event in the log. The fields are those of `Draft`; `sequence` counts from 1."""
 
     sequence: int
     timestamp: str
@@ -150,15 +150,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def event_id(sequence: int) -> str:
-    """The name of the event at this place (1 for the first)."""
+    """The id of the event with this sequence number (1 for the first)."""
     return f"evt-{sequence:06d}"
 
 
 def parse_event_id(text: str) -> int:
-    """The place of the event of this name.
+    """The sequence number of the event with this id.
 
     Raises:
-        ValueError: no event is named so.
+        ValueError: `text` is not an event id.
     """
     prefix, _, digits = text.partition("-")
     if prefix != "evt" or not (digits.isascii() and digits.isdigit()) or event_id(int(digits)) != text:
@@ -167,19 +167,19 @@ def parse_event_id(text: str) -> int:
 
 
 class Head(NamedTuple):
-    """Where the log ends: the hash of the last event, and the right edge of the tree over all events."""
+    """The end of the log: the hash of the last event and the right edge of the Merkle tree over all events."""
 
     hash: str = GENESIS_HASH
     tree: merkle.Edge = merkle.Edge()
 
     @property
     def sequence(self) -> int:
-        """The place of the last event; 0 while there is none."""
+        """The sequence number of the last event; 0 if the log is empty."""
         return self.tree.size
 
 
 class Appended(NamedTuple):
-    """An event in its place, where the log ends now, and the tiles of its tree that are to be kept."""
+    """An appended event, the new head of the log, and the tiles of the Merkle tree to be stored."""
 
     event: Event
     head: Head
@@ -187,11 +187,11 @@ class Appended(NamedTuple):
 
 
 def append(draft: Draft, head: Head, *, now: float) -> Appended:
-    """Give a draft its place: behind `head`, at Unix time `now`."""
+    """Append a draft to the log that ends at `head`. `now`: Unix seconds."""
     event = Event(
         sequence=head.sequence + 1,
         timestamp=timestamps.rfc3339_micros(now),
-        event_type=draft.event_type._value_,  # a member's `value` is looked up by code of its own, each time
+        event_type=draft.event_type._value_,  # `value` is a descriptor, and slower
         outcome=draft.outcome._value_,
         detail=audit_detail.line(
             draft.detail,
@@ -219,14 +219,14 @@ def append(draft: Draft, head: Head, *, now: float) -> Appended:
         prev_hash=head.hash,
     )
     event, form = _fitting(event)
-    # It is nobody else's yet; a copy that has the hash too would take as long again as making it did.
+    # Nobody else holds the event yet. A copy that includes the hash would take as long as creating the event did.
     msgspec.structs.force_setattr(event, "hash", hashlib.sha256(form).hexdigest())
     tree, tiles = head.tree.append(merkle.leaf_hash(form))
     return Appended(event, Head(event.hash, tree), tiles)
 
 
 def _fitting(event: Event) -> tuple[Event, bytes]:
-    """The event, with as much of its data as an entry has room for, and its entry."""
+    """The event, with its data truncated to what fits into an entry, and the entry."""
     form = entry(event)
     data, longest = event.data, MAX_ENTRY_BYTES
     while len(form) > MAX_ENTRY_BYTES and longest:
@@ -237,7 +237,7 @@ def _fitting(event: Event) -> tuple[Event, bytes]:
 
 
 class About(NamedTuple):
-    """Whom an event is about, in the event's own fields and in their order."""
+    """The fields of an event that say whom it is about, in the order of the event's own fields."""
 
     app_id: str
     agent_id: str
@@ -249,9 +249,9 @@ class About(NamedTuple):
 
 
 class Alike:
-    """What many events have in common, encoded once: all of `draft` at a time, but whom they are about.
+    """The common part of many events, encoded once: everything in `draft`, and the time, but not whom they are about.
 
-    In its data each of them has the `jti` of a token besides, unless `draft` says one for all.
+    The data of each event also has the `jti` of a token, unless `draft` has one for all of them.
     """
 
     def __init__(self, draft: Draft, *, now: float) -> None:
@@ -277,7 +277,7 @@ class Alike:
         )
 
     def detail(self, about: About, jti: str) -> str:
-        """The detail of one of them."""
+        """The detail of one of these events."""
         draft = self.draft
         return audit_detail.line(
             draft.detail,
@@ -299,12 +299,12 @@ def _object(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def _constant(value: object) -> bytes:
-    """A value as JSON, where others are put in by `%`."""
+    """A value as JSON, escaped for use in a `%` format."""
     return _encode(value).replace(b"%", b"%%")
 
 
 class Placed(NamedTuple):
-    """An event in its place, as far as `Alike` and `About` do not say it. `data`: as JSON."""
+    """The fields of an appended event that `Alike` and `About` do not have. `data`: as JSON."""
 
     sequence: int
     detail: str
@@ -314,7 +314,7 @@ class Placed(NamedTuple):
 
 
 class Run:
-    """The log behind `head`, gone on with by events that are alike: what `append` does for one, faster for many."""
+    """Appends events with a common part (`Alike`) behind `head`. Like `append`, but faster for many events."""
 
     def __init__(self, head: Head) -> None:
         self._hash = head.hash
@@ -324,11 +324,11 @@ class Run:
 
     @property
     def head(self) -> Head:
-        """Where the log ends now. `tiles`: those of its tree that are to be kept."""
+        """The current head. `tiles` has the tiles of the Merkle tree to be stored."""
         return Head(self._hash, self._tree.edge)
 
     def append(self, alike: Alike, about: About, jti: str) -> Placed:
-        """Give one of them its place."""
+        """Append one event."""
         before = self._hash
         self._sequence += 1
         app_id, agent_id, task_id, orch_id, sid, depth, chain_hash = about
@@ -362,7 +362,7 @@ class Run:
 
 
 def record(event: Event) -> dict[str, object]:
-    """The event as it is exported: take `hash` away, and the RFC 8785 form of the rest has that hash."""
+    """The event as exported. The SHA-256 of the RFC 8785 form of all members but `hash` is `hash`."""
     members = msgspec.structs.asdict(event)
     del members["sequence"]
     return {"id": event.id, **members}
@@ -371,27 +371,27 @@ def record(event: Event) -> dict[str, object]:
 MEMBERS: Final = tuple(
     sorted("id" if name == "sequence" else name for name in Event.__struct_fields__ if name != "hash")
 )
-"""The members of an entry in the order of their names, which is that of RFC 8785."""
+"""The members of an entry, sorted by name as RFC 8785 requires."""
 
 _Members: Any = msgspec.defstruct("_Members", [(name, Any) for name in MEMBERS])
 _pick_members = attrgetter(*MEMBERS)
 
 
 def entry(event: Event) -> bytes:
-    """What is hashed of an event: its RFC 8785 form without `hash`. It is its entry in the Merkle tree."""
+    """The bytes of an event that are hashed, its entry in the Merkle tree: the RFC 8785 form without `hash`."""
     return entry_of(_pick_members(event))
 
 
 def entry_of(members: Sequence[object]) -> bytes:
-    """An entry, made of what it says: a value for each of MEMBERS."""
+    """An entry, from a value for each of MEMBERS."""
     return canonical.encode_ordered(_Members(*members))
 
 
 def verify(events: Iterable[Event], *, start: Head = Head()) -> int:  # noqa: B008  # an immutable value
-    """Check a run of events that begins behind `start`. Returns their number.
+    """Check consecutive events that begin behind `start`. Returns their number.
 
     Raises:
-        TamperedRecord: an event is missing, out of place or altered. Names the first one that is wrong.
+        TamperedRecord: an event is missing, out of place or altered. The error names the first such event.
     """
     replay = Replay(start)
     for event in events:
@@ -400,9 +400,9 @@ def verify(events: Iterable[Event], *, start: Head = Head()) -> int:  # noqa: B0
 
 
 class Replay:
-    """A log, followed event by event from `head` on, and checked.
+    """Follows and checks a log event by event, starting behind `head`.
 
-    `archived`: up to where the events that were seen say that the log was archived.
+    `archived`: the last event that was archived, according to the events seen so far.
     """
 
     def __init__(self, head: Head = Head()) -> None:  # noqa: B008  # an immutable value
@@ -414,17 +414,17 @@ class Replay:
 
     @property
     def head(self) -> Head:
-        """Where the log has come to."""
+        """The head of the log after the last checked event."""
         return Head(self.hash, self._tree.edge)
 
     def take(self, form: bytes, sequence: int, prev_hash: str, claimed: str | None = None) -> Sequence[merkle.Tile]:
-        """Go on by one event, given as its entry; `sequence`, `prev_hash` and `claimed`: what it says of itself.
+        """Check the next event, given as its entry and its own `sequence`, `prev_hash` and hash (`claimed`).
 
-        Returns the tiles that are to be kept because of it. Without a `claimed` hash an entry that was altered shows
-        at the one behind it.
+        Returns the tiles of the Merkle tree to be stored. Without `claimed`, an altered entry is noticed only at the
+        next event.
 
         Raises:
-            TamperedRecord: it is not the event that comes next, or was altered.
+            TamperedRecord: the event is not the next one, or was altered.
         """
         expected = self.sequence + 1
         if sequence != expected:
@@ -440,7 +440,7 @@ class Replay:
         return self._tree.append(merkle.leaf_hash(form))
 
     def take_event(self, event: Event) -> Sequence[merkle.Tile]:
-        """As `take`, for an event as it is stored."""
+        """Like `take`, for an event as it is stored."""
         try:
             form = entry(event)
         except ValueError:
@@ -448,7 +448,7 @@ class Replay:
         return self.take(form, event.sequence, event.prev_hash, event.hash)
 
     def take_entry(self, form: bytes) -> None:
-        """As `take`, for an entry and what it says of itself."""
+        """Like `take`, for an entry alone: sequence number and previous hash are read from it."""
         try:
             place = _read_place(form)
             sequence = parse_event_id(place.id)
@@ -457,20 +457,20 @@ class Replay:
         self.take(form, sequence, place.prev_hash)
 
     def check_covered(self, size: int, root: bytes) -> None:
-        """Check that the log that ends here is the one whose checkpoint has this size and root.
+        """Check that the log so far is the log whose checkpoint has this size and root.
 
         Raises:
-            TamperedRecord: it is not: its tail was cut off, or its history was rewritten.
+            TamperedRecord: the end of the log was cut off, or its history was rewritten.
         """
         self._check_reached(size)
         if self.sequence > size or self._tree.edge.root() != root:
             raise TamperedRecord(_REWRITTEN)
 
     def check_continued(self, last: int, size: int, root: bytes, proof: Sequence[bytes]) -> None:
-        """Check that what ends here, with the event `last`, is the beginning of the log of this size and root.
+        """Check that the log so far, up to the event `last`, is a prefix of the log of this size and root.
 
         Raises:
-            TamperedRecord: it is not.
+            TamperedRecord: it is not a prefix.
         """
         self._check_reached(last)
         try:
@@ -484,10 +484,10 @@ class Replay:
             raise TamperedRecord(f"the log ends with {event_id(self.sequence)}: {missing} were cut off")
 
     def check_beginning(self) -> None:
-        """Check that the log lacks no event at its beginning but those that it says were archived.
+        """Check that all events missing at the beginning of the log are events that it says were archived.
 
         Raises:
-            TamperedRecord: it lacks others.
+            TamperedRecord: other events are missing.
         """
         if self._missing > self.archived:
             missing = f"{event_id(self.archived + 1)} to {event_id(self._missing)}"
@@ -495,7 +495,7 @@ class Replay:
 
 
 def _archived_by(form: bytes) -> int:
-    """Up to where the log was archived, as an entry says that speaks of it; 0 if it says nothing."""
+    """The last archived event according to an entry about an archive; 0 if the entry does not say it."""
     try:
         return parse_event_id(_read_archived(form).data.last)
     except (msgspec.DecodeError, ValueError, RecursionError):
@@ -525,7 +525,7 @@ _read_place = msgspec.json.Decoder(_Place).decode
 
 
 def cut(data: Data, longest: int) -> Data:
-    """`data` with less in it: a few items of each list, and of each text so many characters at most."""
+    """`data`, shortened: a few items of each list, and at most `longest` characters of each text."""
     short: Data = {}
     for name, value in data.items():
         if isinstance(value, list):

@@ -1,14 +1,15 @@
-"""Archives of the audit log: its oldest events in a file, sealed, so that the store need not keep them.
+"""Archives of the audit log: files with its oldest events, so that the store need not keep them.
 
 The rules:
 
-- An archive is an export (`agentwrit.domain.audit_export`) that ends before the log does: its header has the proof that
+- An archive is an export (`agentwrit.domain.audit_export`) that ends before the log does. Its header has a proof that
   the log of its checkpoint continues it.
-- It begins where the one before it ended, and ends with a full tile. So the tree over what is archived is made of tiles
-  that never change, and the tiles stay in the store: what is archived can be proven as before.
-- An event says what was archived, and where. Only when a checkpoint covers that event, the events of the archive go.
-- So whoever finds events missing at the beginning of a log finds an event in it that says where they are, or knows that
-  somebody else took them away.
+- An archive begins where the previous one ended, and ends with a full tile. The tree over archived events therefore
+  consists of tiles that never change. The tiles stay in the store, so archived events can still be proven.
+- An event records what was archived, and in which file. The archived events are removed from the store only after a
+  checkpoint covers that event.
+- If events are missing at the beginning of a log, either an event in the log says where they are, or they were removed
+  illegitimately.
 """
 
 from typing import Final
@@ -25,10 +26,11 @@ MAX_FILE_NAME: Final = 255
 
 
 class Archive(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an archive.
+    """The record of an archive.
 
-    `first` and `last`: the places of its events. `root`: of the tree over the log up to `last`, in hex. `file`: its
-    name, `sha256`: of what is in it, in hex. `archived_at`: Unix seconds. `event`: the place of the event that says so.
+    `first` and `last`: sequence numbers of its first and last event; `root`: the root of the tree over the log up to
+    `last`, in hex; `file`: the name of the file; `sha256`: the hash of the file's content, in hex; `archived_at`: Unix
+    seconds; `event`: the sequence number of the event that records the archive.
     """
 
     first: int
@@ -41,21 +43,21 @@ class Archive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def file_name(first: int, last: int) -> str:
-    """What the archive of these events is called: in the order of their names archives follow one another."""
+    """The file name of the archive of these events. Names sort in the order of the archives."""
     return f"audit-{first:012d}-{last:012d}.jsonl"
 
 
 def last_to_archive(last: int, archived: int) -> int:
-    """The last event of the next archive, if events up to `last` are old enough; `archived` if there is none."""
+    """The last event of the next archive if events up to `last` are old enough; `archived` if there is none to make."""
     whole = last - last % merkle.TILE_WIDTH
     return max(archived, min(whole, archived + MAX_EVENTS))
 
 
 def beginning(entry: bytes, after: int, read: TileReader) -> Head:
-    """Where the log was before the event of this entry, the first behind `after`.
+    """The head that the log had after the event `after`. `entry`: the entry of the next event.
 
     Raises:
-        TamperedRecord: this is no entry, or a tile is missing.
+        TamperedRecord: `entry` is not an entry, or a tile is missing.
     """
     try:
         prev_hash = msgspec.json.decode(entry, type=_Follower).prev_hash
@@ -65,7 +67,7 @@ def beginning(entry: bytes, after: int, read: TileReader) -> Head:
 
 
 def data(archive: Archive) -> Data:
-    """What the event says of an archive."""
+    """The `data` of the event that records an archive."""
     return {
         "first": audit.event_id(archive.first),
         "last": audit.event_id(archive.last),

@@ -1,12 +1,13 @@
-"""The `detail` of an event: one line that says what happened, and to whom, to readers who are shown nothing else.
+"""The `detail` of an event: one line that says what happened and to whom, for readers who see nothing else.
 
 The rules:
 
-- It begins with what happened, in words of ours. Behind a colon stand the ids that the event has, each with what it is.
-  An id that it does not have is left out.
-- An agent's id holds its orchestration and its task, so these stand for themselves only where there is no agent.
-- What a caller chose may hold anything: unless it is made of letters, digits and a few marks, it stands in quotation
-  marks, with what is not printable escaped, and is cut where it is long. So nobody words a line by choosing a name.
+- The line begins with fixed text that says what happened. After a colon follow the ids that the event has, each with
+  its kind. Ids that the event does not have are left out.
+- An agent's id includes its orchestration and task, so these are listed only if there is no agent.
+- Text chosen by a caller may contain anything. Unless it consists of letters, digits and a few other characters, it is
+  quoted, with non-printable characters escaped, and truncated if it is long. Nobody can forge a line by choosing a
+  name.
 """
 
 import re
@@ -17,9 +18,9 @@ from agentwrit.domain import text
 
 MAX_LISTED: Final = 8
 MAX_ID_LENGTH: Final = 512
-MAX_TEXT_LENGTH: Final = 48  # of what is no id: its beginning says whose it is, and the data of the event has the rest
+MAX_TEXT_LENGTH: Final = 48  # of text that is not an id: enough to recognise it; the event's `data` has the whole
 
-# What the data of an event names, in the order in which it is told, and as what.
+# The members of `data` that the line lists, in this order, and the label of each.
 _TOLD: Final = {
     "jti": "token",
     "name": "name",
@@ -51,9 +52,9 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9._:/*@+-]*")
 
 
 def names(data: Mapping[str, str | int | list[str]]) -> list[str]:
-    """What the data of an event names, a token before all else."""
+    """The labelled values from the `data` of an event, tokens first."""
     told = [name for name in data if name in _TOLD and data[name] != ""]
-    if "first" in data and not str(data["first"]).startswith("evt-"):  # times of what was counted: no ids
+    if "first" in data and not str(data["first"]).startswith("evt-"):  # times of counted repeats, not event ids
         told = [name for name in told if name not in ("first", "last")]
     if len(told) > 1:
         told.sort(key=_ORDER.__getitem__)
@@ -61,7 +62,7 @@ def names(data: Mapping[str, str | int | list[str]]) -> list[str]:
 
 
 def token(jti: str) -> str:
-    """A token, as `names` has it."""
+    """The labelled id of a token, as in `names`."""
     return f"{_TOLD['jti']} {_shown(jti)}"
 
 
@@ -76,10 +77,10 @@ def line(
     orch_id: str,
     sid: str,
 ) -> str:
-    """The detail of an event. `happened`: its words; `named`: the `names` of its data; the others are its fields."""
+    """The detail of an event. `happened`: the text; `named`: the `names` of its data; the rest: fields of the event."""
     by = "" if principal in (agent_id, f"app:{app_id}") else principal
     whole = f"{agent_id}{task_id}{orch_id}{app_id}{sid}{by}"
-    if len(whole) > MAX_ID_LENGTH or _PLAIN.fullmatch(whole) is None:  # as a rule they are looked at together
+    if len(whole) > MAX_ID_LENGTH or _PLAIN.fullmatch(whole) is None:  # one check suffices for nearly all events
         ids = (agent_id, task_id, orch_id, app_id, sid, by)
         agent_id, task_id, orch_id, app_id, sid, by = (each and _shown(each) for each in ids)
     parts = list(named)

@@ -1,14 +1,14 @@
-"""Exports of the audit log: what an auditor is handed, and checks with the log's public key and nothing else.
+"""Exports of the audit log, which an auditor can verify with nothing but the log's public key.
 
 The rules:
 
-- An export is lines of RFC 8785 JSON. The first one is the header: the checkpoint of the log, and where the export
-  begins (behind the event `after`, whose hash is `prev_hash` and up to where the tree's right edge was `edge`).
-- Then comes every event up to the size of the checkpoint, as the broker shows it, in order and without a gap. Nothing
-  follows.
-- An export that ends before that is an archive (`agentwrit.domain.audit_archive`): its header says with which event
-  (`last`), and has the proof that the log of the checkpoint continues it (`proof`).
-- Each line has one spelling. An export in which any byte is another does not verify.
+- An export consists of lines of RFC 8785 JSON. The first line is the header: the checkpoint of the log, and where the
+  export begins (behind the event `after`, which has the hash `prev_hash` and at which the tree's right edge is `edge`).
+- All events up to the size of the checkpoint follow, as the broker shows them, in order and without gaps. Nothing
+  comes after them.
+- An export that ends earlier is an archive (`agentwrit.domain.audit_archive`). Its header names the last event (`last`)
+  and has a proof that the log of the checkpoint continues the archive (`proof`).
+- Each line has exactly one valid encoding. If any byte of an export is changed, verification fails.
 """
 
 import base64
@@ -28,10 +28,10 @@ FORMAT: Final = "agentwrit-audit-export-v1"
 ARCHIVE_FORMAT: Final = "agentwrit-audit-archive-v1"
 PROGRESS_EVENTS: Final = 1024
 MAX_LINE_BYTES: Final = 256 * 1024
-"""Of an event it is `audit.MAX_ENTRY_BYTES` and its hash; of the header, a note of 64 KiB, the edge and a proof."""
+"""An event has up to `audit.MAX_ENTRY_BYTES` and its hash; a header has a note of 64 KiB, the edge and a proof."""
 
 Progress = Callable[[int, int], None]
-"""Is told now and then how many events are done, and of how many."""
+"""A callback that receives how many events are done, and how many there are in total."""
 
 
 _ID: Final = b',"id":"evt-'
@@ -49,14 +49,14 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Ending(NamedTuple):
-    """Where an archive ends: with the event `last`, and `proof` shows that its checkpoint's log continues it."""
+    """The end of an archive: its last event, and the proof that the log of its checkpoint continues it."""
 
     last: int
     proof: Sequence[bytes]
 
 
 class Verified(NamedTuple):
-    """What was shown to be genuine: the events behind `start`, up to `end`, in the log of the checkpoint."""
+    """The events that were verified: those behind `start`, up to `end`, in the log of `checkpoint`."""
 
     start: Head
     end: Head
@@ -64,12 +64,12 @@ class Verified(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many events these are."""
+        """The number of verified events."""
         return self.end.sequence - self.start.sequence
 
 
 def unwatched(done: int, total: int) -> None:
-    """A Progress for nobody."""
+    """A Progress that does nothing."""
 
 
 def write(
@@ -79,9 +79,9 @@ def write(
     start: Head = audit.Head(),  # noqa: B008  # an immutable value
     ending: Ending | None = None,
 ) -> Iterator[bytes]:
-    """The lines of an export, or of an archive if it has an `ending`.
+    """The lines of an export, or of an archive if `ending` is given.
 
-    `signed`: the checkpoint, `entries`: those from `start` to its size, or to the ending.
+    `signed`: the checkpoint; `entries`: the entries from `start` to the checkpoint's size, or to the ending.
     """
     yield header(signed, start, ending)
     yield from map(line, entries)
@@ -89,7 +89,7 @@ def write(
 
 def line(entry: bytes) -> bytes:
     """The line of an event."""
-    # `hash` has its place before `id`, and in no string can a quotation mark stand alone: this is the member.
+    # `hash` sorts directly before `id`. Quotation marks are escaped inside strings, so this finds the member itself.
     at = entry.rindex(_ID) + 1
     return b'%b"hash":"%b",%b\n' % (entry[:at], hashlib.sha256(entry).hexdigest().encode(), entry[at:])
 
@@ -98,7 +98,7 @@ def entry(text: bytes) -> bytes:
     """The entry of the event in a line.
 
     Raises:
-        TamperedRecord: it holds none.
+        TamperedRecord: the line does not contain an event.
     """
     try:
         record = _read_record(text)
@@ -109,10 +109,10 @@ def entry(text: bytes) -> bytes:
 
 
 def verify(lines: Iterable[bytes], keys: Iterable[VerifierKey], *, progress: Progress = unwatched) -> Verified:
-    """Check an export, line by line; each with the new line at its end.
+    """Verify an export or an archive. `lines`: each with its line feed.
 
     Raises:
-        TamperedRecord: it is not as the broker signed it. Names the first event that is wrong.
+        TamperedRecord: the export is not as the broker signed it. The error names the first event that is wrong.
     """
     rest = iter(lines)
     signed, start, ending = _read_header(next(rest, b""))
@@ -133,10 +133,10 @@ def verify(lines: Iterable[bytes], keys: Iterable[VerifierKey], *, progress: Pro
 
 
 def check_joined(before: Verified, then: Verified) -> None:
-    """Check that one export or archive begins where the other has ended.
+    """Check that the export or archive `then` begins where `before` ends.
 
     Raises:
-        TamperedRecord: it does not.
+        TamperedRecord: it begins elsewhere.
     """
     if then.start == before.end:
         return
@@ -151,7 +151,7 @@ def _line(members: dict[str, object]) -> bytes:
 
 
 def header(signed: str, start: Head, ending: Ending | None = None) -> bytes:
-    """The first line."""
+    """The first line of an export or archive."""
     members: dict[str, object] = {
         "format": FORMAT if ending is None else ARCHIVE_FORMAT,
         "checkpoint": signed,
@@ -173,7 +173,7 @@ def _decoded(texts: Iterable[str]) -> tuple[bytes, ...]:
 
 
 def _read_header(text: bytes) -> tuple[str, Head, Ending | None]:
-    """The checkpoint, where the file begins, and how it ends if it is an archive."""
+    """The checkpoint, where the file begins, and the ending if it is an archive."""
     try:
         found = msgspec.json.decode(text, type=_Header)
         edge = merkle.Edge(found.after, _decoded(found.edge))
@@ -190,7 +190,7 @@ def _read_header(text: bytes) -> tuple[str, Head, Ending | None]:
 
 
 def _take(replay: audit.Replay, text: bytes) -> None:
-    """Go on by the event in a line."""
+    """Check the event in a line as the next one of the log."""
     expected = audit.event_id(replay.sequence + 1)
     try:
         record = _read_record(text)

@@ -1,6 +1,6 @@
-"""A proof that one event is in the log (C2SP tlog-proof): a file that a third party checks by itself.
+"""A proof that one event is in the log (C2SP tlog-proof): a file that third parties can verify on their own.
 
-The event's entry is in it as the extra data, so whoever has the log's public key needs nothing else.
+The file contains the event's entry as extra data, so verification needs only the log's public key.
 """
 
 import base64
@@ -24,7 +24,7 @@ _PROOF = re.compile(
 
 
 class Proven(NamedTuple):
-    """An entry that was shown to be at `position` (0 for the first) of the log of a checkpoint."""
+    """An entry that was proven to be at `position` (0 for the first) in the log of a checkpoint."""
 
     entry: bytes
     position: int
@@ -32,16 +32,16 @@ class Proven(NamedTuple):
 
 
 def write(entry: bytes, index: int, hashes: Sequence[bytes], signed: str) -> str:
-    """The file. `hashes`: the inclusion proof, `signed`: the checkpoint."""
+    """The content of a proof file. `hashes`: the inclusion proof; `signed`: the checkpoint."""
     lines = "".join(_encode(value) + "\n" for value in hashes)
     return f"{FIRST_LINE}\nextra {_encode(entry)}\nindex {index}\n{lines}\n{signed}"
 
 
 def check(text: str, keys: Iterable[VerifierKey]) -> Proven:
-    """What a proof shows.
+    """Verify a proof. Returns what it proves.
 
     Raises:
-        TamperedRecord: it shows nothing.
+        TamperedRecord: the proof is malformed or wrong.
     """
     match = _PROOF.fullmatch(text) if len(text) <= MAX_BYTES else None
     if match is None:

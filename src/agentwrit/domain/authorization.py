@@ -1,6 +1,6 @@
-"""The Authorization header of a request (RFC 9110 §11.6.2): what every route and every guard reads it by.
+"""The Authorization header of a request (RFC 9110 §11.6.2), as all routes and guards read it.
 
-A request that has it twice shows two tokens, and whoever reads on might take the other one: it has none that counts.
+A request with two such headers presents two tokens, and another program might read the other one. Neither is used.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ class SeveralCredentials(Exception):
 
 
 class Authorization(NamedTuple):
-    """`scheme`: in lower case; `credentials`: what follows it, perhaps nothing."""
+    """The content of the header. `scheme`: in lower case; `credentials`: the text after the scheme, possibly empty."""
 
     scheme: str
     credentials: str
@@ -22,7 +22,7 @@ class Authorization(NamedTuple):
 
 
 def read(fields: Sequence[str]) -> Authorization | None:
-    """What the request's Authorization fields say, None where there is none.
+    """Read the Authorization header from all its field values. Returns None if there is none.
 
     Raises:
         SeveralCredentials: there is more than one.

@@ -1,7 +1,7 @@
-"""base64url without padding (RFC 7515 §2), accepted in its one canonical spelling only.
+"""base64url without padding (RFC 7515 §2). Only the canonical encoding is accepted.
 
-A decoder that takes padding, foreign characters or non-zero trailing bits gives one token many spellings, and
-everything that is remembered by spelling (a cache, a replay list) can then be walked around.
+A decoder that accepts padding, other characters or non-zero trailing bits gives one token many encodings. Everything
+keyed by the encoded text (a cache, a replay list) could then be bypassed.
 """
 
 from binascii import a2b_base64, b2a_base64
@@ -12,7 +12,7 @@ _FROM_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 
 
 PIECE_BYTES: Final = 3 * 65_536
-"""What is encoded at once: a call keeps all other threads waiting until it is done. A multiple of 3."""
+"""The bytes encoded per call: a call holds the interpreter lock until it returns. A multiple of 3."""
 
 
 def encode(data: bytes) -> str:
@@ -26,10 +26,10 @@ def _encode(data: bytes) -> str:
 
 
 def decode(text: str) -> bytes:
-    """The bytes that `text` spells.
+    """Decode `text`.
 
     Raises:
-        ValueError: `text` is not the spelling that `encode` gives for any bytes.
+        ValueError: `text` is not the canonical encoding of any bytes.
     """
     data = a2b_base64(text.encode("ascii").translate(_FROM_URL_SAFE) + b"=" * (-len(text) % 4))
     if encode(data) != text:

@@ -1,7 +1,7 @@
-"""JSON Canonicalization Scheme (RFC 8785): the only bytes of our own records that are hashed, signed or MACed.
+"""JSON Canonicalization Scheme (RFC 8785). Records of the project are hashed, signed and MACed only in this form.
 
-Members are sorted by the UTF-16 code units of their names (§3.2.3), strings carry the shortest escapes
-(§3.2.2.2), numbers are written as ECMAScript writes them (§3.2.2.3), and nothing stands between tokens.
+Members are sorted by the UTF-16 code units of their names (§3.2.3), strings have the shortest escapes (§3.2.2.2),
+numbers are formatted as in ECMAScript (§3.2.2.3), and there is no white space between tokens.
 """
 
 import math
@@ -22,7 +22,7 @@ def encode(value: object) -> bytes:
     """The canonical bytes of a JSON value (None, bool, int, float, str, list or tuple, mapping with str names).
 
     Raises:
-        ValueError: a number that is not finite or not exact, a lone surrogate, or something that is not JSON.
+        ValueError: a number is not finite or not exact, a string has a lone surrogate, or a value is not JSON.
     """
     return _write(value).encode("utf-8")
 
@@ -31,13 +31,13 @@ _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 def encode_plain(value: Mapping[str, object] | Sequence[msgspec.Struct]) -> bytes:
-    """As `encode`, ten times as fast, for what holds strings, exact integers, and lists and objects of these.
+    """Like `encode`, but ten times as fast, for values made of strings, exact integers, and lists and objects of these.
 
-    What it holds is the caller's to know: a float would be written otherwise, and so would members be ordered whose
-    names are not of ASCII.
+    The caller must guarantee this: floats would be formatted differently, and members with non-ASCII names would be
+    sorted differently.
 
     Raises:
-        ValueError: a lone surrogate.
+        ValueError: a string has a lone surrogate.
     """
     return _encode_sorted(value)
 
@@ -46,7 +46,7 @@ _encode_ordered = msgspec.json.Encoder(order="deterministic").encode
 
 
 def encode_ordered(value: msgspec.Struct) -> bytes:
-    """As `encode_plain`, for a struct whose fields stand in the order of their names: that need not be found anew."""
+    """Like `encode_plain`, without sorting, for a struct whose fields are already sorted by name."""
     return _encode_ordered(value)
 
 
@@ -80,7 +80,7 @@ def _utf16(name: object) -> bytes:
 
 
 def _write_float(value: float) -> str:
-    """ECMA-262 Number::toString. Python's repr finds the same shortest digits; only the layout differs."""
+    """Format a number as ECMA-262 Number::toString. Python's repr has the same shortest digits in another layout."""
     if not math.isfinite(value):
         raise ValueError("a JSON number is finite")
     if value == 0:
@@ -89,7 +89,7 @@ def _write_float(value: float) -> str:
     if match is None:  # repr of a finite float always matches
         raise ValueError("unreadable float")
     sign, whole, fraction, exponent = match[1], match[2], match[3] or "", int(match[4] or 0)
-    point = len(whole) + exponent  # where the decimal point stands, counted from the first digit
+    point = len(whole) + exponent  # the position of the decimal point, counted from the first digit
     digits = (whole + fraction).lstrip("0")
     point -= len(whole + fraction) - len(digits)
     digits = digits.rstrip("0")

@@ -1,7 +1,7 @@
-"""Challenges (nonces) that authenticate themselves, so that handing them out keeps no state.
+"""Self-authenticating challenges (nonces): issuing one keeps no state.
 
-A nonce is the lowercase hex of version(1) ‖ Unix seconds(4) ‖ random(11) ‖ HMAC-SHA-256 of these, cut to 16. It is
-fresh for 30 seconds. Whether it was used before is the store's to say: it keeps the bytes of used ones.
+A nonce is the lowercase hex of version(1) ‖ Unix seconds(4) ‖ random(11) ‖ HMAC-SHA-256 of these, truncated to 16
+bytes. It is fresh for 30 seconds. The store keeps the bytes of used nonces and rejects reuse.
 """
 
 import hmac
@@ -20,16 +20,16 @@ _HEX = re.compile(rf"[0-9a-f]{{{LENGTH}}}")
 
 
 def mint(key: bytes, now: float, random: bytes) -> str:
-    """A fresh nonce. `now`: Unix seconds; `random`: 11 bytes from a CSPRNG; `key`: the broker's nonce key."""
+    """Create a nonce. `now`: Unix seconds; `random`: 11 bytes from a CSPRNG; `key`: the broker's nonce key."""
     body = _VERSION + int(now).to_bytes(4, "big") + random
     return (body + _tag(key, body)).hex()
 
 
 def verify(key: bytes, nonce: str, now: float) -> bytes:
-    """The 32 bytes that a nonce spells, if it is ours and fresh.
+    """Return the 32 bytes of a nonce if the broker issued it and it is fresh.
 
     Raises:
-        InvalidChallenge: it is not.
+        InvalidChallenge: the nonce is malformed, not from this broker, or not fresh.
     """
     if _HEX.fullmatch(nonce) is None:
         raise InvalidChallenge(f"the nonce is not {LENGTH} lowercase hex characters")
@@ -46,7 +46,7 @@ def verify(key: bytes, nonce: str, now: float) -> bytes:
 
 
 def expires_at(nonce: bytes) -> int:
-    """Unix seconds from which a nonce is no longer fresh, so that its use need not be remembered."""
+    """The time (Unix seconds) from which a nonce is no longer fresh, and its use need not be remembered."""
     return int.from_bytes(nonce[1:5], "big") + LIFETIME_SECONDS
 
 

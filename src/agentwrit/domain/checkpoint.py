@@ -1,11 +1,11 @@
-"""Checkpoints of the audit log (C2SP tlog-checkpoint): its size and the root of its tree, signed.
+"""Checkpoints of the audit log (C2SP tlog-checkpoint): signed statements of its size and Merkle root.
 
 The rules:
 
-- A checkpoint is a signed note of three lines: the origin, which is the name of the log and of its key, the number of
-  events, and the root of the tree over them in base64. Lines beyond that are the business of whoever added them.
-- Two checkpoints of one log are consistent if the larger tree continues the smaller. Where they are not, history was
-  rewritten: that is what whoever remembers a checkpoint finds out.
+- A checkpoint is a signed note of three lines: the origin (the name of the log and of its key), the number of events,
+  and the root of the tree over them in base64. Further lines are extensions and are ignored.
+- Two checkpoints of one log are consistent if the larger tree continues the smaller one. If they are not, history was
+  rewritten. A witness, which remembers checkpoints, detects that.
 """
 
 import base64
@@ -25,7 +25,7 @@ MEDIA_TYPE: Final = "text/plain; charset=utf-8"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint says. `root`: 32 bytes."""
+    """The content of a checkpoint. `root`: 32 bytes."""
 
     origin: str
     size: int
@@ -38,20 +38,20 @@ class Checkpoint(NamedTuple):
 
 
 def origin(trust_domain: str) -> str:
-    """The name of the log of the broker with this trust domain, and of the keys that sign its checkpoints."""
+    """The name of the audit log of the broker with this trust domain, and of the keys that sign its checkpoints."""
     return f"{trust_domain}/audit"
 
 
 def sign(checkpoint: Checkpoint, public_key: bytes, signer: Signer) -> str:
-    """The checkpoint as a note, signed under its origin. `public_key`: the signer's."""
+    """The checkpoint as a note, signed under its origin. `public_key`: the signer's public key."""
     return note.sign(checkpoint.text, checkpoint.origin, public_key, signer)
 
 
 def read(signed: str, keys: Iterable[VerifierKey]) -> Checkpoint:
-    """A checkpoint, if one of the log's `keys` signed it.
+    """Read a checkpoint and check that one of the log's `keys` signed it.
 
     Raises:
-        TamperedRecord: it is none, or was not signed by them.
+        TamperedRecord: this is not a checkpoint, or none of the keys signed it.
     """
     keys = list(keys)
     checkpoint = _parse(note.open_note(signed, keys))
@@ -61,10 +61,10 @@ def read(signed: str, keys: Iterable[VerifierKey]) -> Checkpoint:
 
 
 def unverified(signed: str) -> Checkpoint:
-    """What a checkpoint claims, whoever signed it.
+    """Read a checkpoint without checking its signatures.
 
     Raises:
-        TamperedRecord: it is none.
+        TamperedRecord: this is not a checkpoint.
     """
     return _parse(signed.rpartition("\n\n")[0] + "\n")
 

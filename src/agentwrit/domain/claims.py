@@ -1,15 +1,15 @@
-"""The claims of an access token (RFC 7519 §4.1, RFC 9068 §2.2) and when a token's time is right.
+"""The claims of an access token (RFC 7519 §4.1, RFC 9068 §2.2), and when a token is valid in time.
 
 The rules:
 
-- A token is valid while `nbf - leeway <= now < exp`. The leeway is for clocks that are behind; a token's end has none.
-- `jti` names the token, `sid` the grant it was issued on; neither is ever empty.
-- Inside the JWT `scope` is one space-separated string (RFC 9068 §2.2.3); to everybody else it is a list.
-- A delegated token carries its chain whole, from the registered agent at its root to the token's own subject, and what
-  the last hop gave is exactly what the token holds.
-- `operator` names the operator whose token it is, unless it is the first one, and is in no other token.
-- A token that came of an exchange names the agents of that chain once more, in the words of RFC 8693 §4.1: `act` is the
-  token's own subject, inside it whoever delegated to that one, and innermost the agent at the root.
+- A token is valid while `nbf - leeway <= now < exp`. The leeway allows for slow clocks; `exp` has no leeway.
+- `jti` identifies the token, `sid` the grant it was issued on. Neither is ever empty.
+- In the JWT, `scope` is one space-separated string (RFC 9068 §2.2.3); everywhere else it is a list.
+- A delegated token carries its whole chain, from the registered agent at the root to the token's own subject. The
+  scope of the token is exactly what the last hop granted.
+- `operator` names the operator whose token it is. It is absent from tokens of the first operator and of non-operators.
+- A token from a token exchange also names the agents of the chain in `act` (RFC 8693 §4.1): outermost the token's own
+  subject, inside it the agent that delegated to it, and innermost the agent at the root.
 """
 
 from collections.abc import Mapping
@@ -28,20 +28,20 @@ Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_UNIX_SECONDS)]
 
 
 class Confirmation(msgspec.Struct, frozen=True):
-    """The key that a bound token belongs to (RFC 7800 §3.1): `jkt`, its thumbprint (RFC 9449 §6.1)."""
+    """The key of a bound token (RFC 7800 §3.1). `jkt`: its thumbprint (RFC 9449 §6.1)."""
 
     jkt: str
 
 
 class Actor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Who acts, and inside it for whom (RFC 8693 §4.1)."""
+    """An actor, and nested in it the prior actor (RFC 8693 §4.1)."""
 
     sub: str
     act: "Actor | None" = None
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a token says. Times are Unix seconds; where a token has no task, orchestrator or app, it says ""."""
+    """The claims of a token. Times are Unix seconds; a missing task, orchestrator or app is an empty string."""
 
     iss: str
     sub: str
@@ -71,12 +71,12 @@ _decode = msgspec.json.Decoder(Claims).decode
 
 
 def encode(claims: Claims) -> bytes:
-    """The JWT claims set, as it is signed."""
+    """The JWT claims set that is signed."""
     return _encode(claims)
 
 
 def decode(payload: bytes) -> Claims:
-    """Read the claims set of a token whose signature was checked.
+    """Read the claims set of a token whose signature has been checked.
 
     Raises:
         InvalidToken: a required claim is missing, empty where it may not be, or of the wrong type.
@@ -91,7 +91,7 @@ def decode(payload: bytes) -> Claims:
 
 
 def actors(subject: str, chain: Chain) -> Actor:
-    """The `act` of a token of this subject and this chain: the current actor outside, earlier ones further inside."""
+    """The `act` claim for this subject and chain: the current actor outermost, prior actors nested in it."""
     actor: Actor | None = None
     for record in chain:
         actor = Actor(record.agent, actor)
@@ -99,10 +99,12 @@ def actors(subject: str, chain: Chain) -> Actor:
 
 
 def check_time(claims: Claims, now: float, *, leeway: float = LEEWAY_SECONDS) -> None:
-    """Refuse a token whose time is over or has not begun (RFC 7519 §4.1.4, §4.1.5). `now`, `leeway`: seconds.
+    """Reject a token that has expired or is not valid yet (RFC 7519 §4.1.4, §4.1.5).
+
+    `now`: Unix seconds; `leeway`: seconds.
 
     Raises:
-        InvalidToken: now is not its time.
+        InvalidToken: the token is not valid at `now`.
     """
     if now >= claims.exp:
         raise InvalidToken("the token has expired")
@@ -111,7 +113,7 @@ def check_time(claims: Claims, now: float, *, leeway: float = LEEWAY_SECONDS) ->
 
 
 def check_issuer(claims: Claims, issuer: str) -> None:
-    """Refuse a token that somebody else issued (RFC 8725 §3.8).
+    """Reject a token of another issuer (RFC 8725 §3.8).
 
     Raises:
         InvalidToken: `iss` is not `issuer`.
@@ -121,9 +123,10 @@ def check_issuer(claims: Claims, issuer: str) -> None:
 
 
 def check_delegation(claims: Claims, keys: Mapping[str, bytes]) -> None:
-    """Refuse a token whose delegation chain is not genuine, or is another token's. One without a chain has no hash.
+    """Reject a token whose delegation chain is not genuine or belongs to another token.
 
-    `keys`: the broker's public keys, 32 bytes each, by kid.
+    A token without a chain must have neither `chain_hash` nor `act`. `keys`: the broker's public keys, 32 bytes each,
+    by kid.
 
     Raises:
         InvalidToken: the chain is not that of this token.

@@ -1,19 +1,19 @@
-"""Delegation: handing some of a grant on to another agent, and the evidence of it that a token carries.
+"""Delegation: granting part of a grant to another agent, and the evidence of it that a token carries.
 
 The rules:
 
-- A delegation is a grant of its own, made from one grant (its parent) to one agent. It holds nothing that its parent
-  does not cover, and lives no longer than the token that it was made with. To delegate to oneself is a hop like any
-  other.
+- A delegation is a grant of its own, made from one grant (its parent) to one agent. It covers nothing that its parent
+  does not cover, and does not outlive the token with which it was made. Delegating to oneself is a hop like any other.
 - A chain has at most 5 hops. At most 1,000 delegations from one grant are alive at once, and at most 10,000 in all
-  chains that begin with one.
-- Each hop is a record that names the parent grant, what it held, and what was given to whom. The broker signs it: the
-  Ed25519 signature is over `agentwrit-delegation-v1`, a line feed and the RFC 8785 form of the record without
-  `signature`. `prev` is the SHA-256 of the whole record before, in that form: no hop can be left out, put in or moved.
-- What one hop gave to its delegate is what the next one holds and hands on.
-- `chain_hash` is the SHA-256 over the RFC 8785 form of all records. Hashes are lowercase hex.
+  chains that begin with the same grant.
+- Each hop has a record that names the parent grant, its scope, the delegate and the granted scope. The broker signs the
+  record: the Ed25519 signature is over `agentwrit-delegation-v1`, a line feed and the RFC 8785 form of the record
+  without `signature`. `prev` is the SHA-256 of the whole previous record in that form, so no hop can be removed,
+  inserted or moved.
+- The scope of each hop is the scope that the previous hop granted.
+- `chain_hash` is the SHA-256 of the RFC 8785 form of all records. Hashes are lowercase hex.
 
-Whatever ends a grant that the chain names ends the token: see `agentwrit.domain.revocation`.
+If a grant in the chain ends, the token is dead: see `agentwrit.domain.revocation`.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ _CONTEXT: Final = b"agentwrit-delegation-v1\n"
 
 
 class DelegationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One hop: `agent` (by its grant `sid`, holding `scope`) gave `granted` to `delegate`.
+    """One hop: `agent`, on its grant `sid` with the scope `scope`, granted `granted` to `delegate`.
 
-    `delegated_at`: Unix seconds; `prev`: hex SHA-256 of the record before, or empty; `signature`: the broker's,
-    base64url Ed25519, by the key `kid`.
+    `delegated_at`: Unix seconds; `prev`: hex SHA-256 of the previous record, or empty; `signature`: the broker's
+    Ed25519 signature in base64url, by the key `kid`.
     """
 
     agent: str
@@ -68,7 +68,7 @@ def extend(
     granted: tuple[str, ...],
     delegated_at: int,
 ) -> Chain:
-    """The chain after one hop more, signed. Whether the hop may be made is the caller's to know."""
+    """The chain with one more hop, signed. The caller must have checked that the hop is allowed."""
     record = DelegationRecord(
         agent=agent,
         sid=sid,
@@ -85,19 +85,19 @@ def extend(
 
 
 def chain_hash(chain: Sequence[DelegationRecord]) -> str:
-    """What a token of this chain carries as `chain_hash`; empty where there is no chain."""
+    """The `chain_hash` claim of a token with this chain; empty if there is no chain."""
     if not chain:
         return ""
     return hashlib.sha256(canonical.encode_plain(chain)).hexdigest()
 
 
 def verify(chain: Sequence[DelegationRecord], keys: Mapping[str, bytes]) -> None:
-    """Check a chain: its length, its links, that authority only narrows, and every signature.
+    """Verify a chain: its length, its links, every signature, and that no hop widens the scope.
 
     `keys`: the broker's public keys, 32 bytes each, by kid.
 
     Raises:
-        InvalidToken: it is not a chain that the broker of these keys made.
+        InvalidToken: the chain was not made by the broker with these keys.
     """
     if len(chain) > MAX_DEPTH:
         raise InvalidToken(f"the delegation chain has more than {MAX_DEPTH} hops")

@@ -1,17 +1,16 @@
-"""Ending many grants: what names them, and how far their end has come.
+"""Endings: which grants a revocation or a similar change ends, and how far that work has come.
 
 The rules:
 
-- An ending names the grants that are alive when it begins, and no later ones. When it began is a place in the audit
-  log: a grant knows where the log ended when it was made, so which came first is never a question of clocks.
-- What it can end at once it ends in the unit of work that it begins in. For the rest a record is committed in that same
-  unit. From that commit on all that is named is refused, whatever happens to the broker: the record is what a broker
-  goes on from.
-- The rest is ended in steps of bounded size, each a unit of work: with a revocation and an event for each grant. What
-  falls with a grant (see `agentwrit.domain.grant`) is found when that grant ends.
-- What is still to do is a stack. The newest entry is worked on first, so the stack is never deeper than chains are,
-  times what one step ends.
-- An ending whose stack is empty is over.
+- An ending names the grants that are alive when it begins, and no later ones. Its beginning is a sequence number of the
+  audit log. A grant records where the log ended when it was made, so their order does not depend on clocks.
+- The first unit of work ends as many grants as it may. If others are left, the same unit commits a record of the
+  ending. From that commit on, all named grants are refused. After a crash, a broker continues from the record.
+- Later units of work, of bounded size, end the rest, with a revocation and an event for each grant. The dependents of a
+  grant (see `agentwrit.domain.grant`) are found when that grant ends.
+- The remaining work is a stack. The newest entry is done first, so the depth of the stack is at most the length of a
+  chain times the grants that one unit ends.
+- An ending is over when its stack is empty.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,46 +26,45 @@ from agentwrit.domain.grant import EndReason, Grant, GrantKind, ended
 from agentwrit.domain.revocation import Revocation, RevocationKind
 
 ANNOUNCED_SECONDS: Final = 3600
-"""For how long brokers remember what was announced of an ending, if its record does not tell them again."""
+"""How long brokers remember an announced ending, unless its record announces it again."""
 
 
 class EndingLevel(StrEnum):
-    """What an ending names its grants by."""
+    """How an ending selects its grants."""
 
     TOKEN = "token"
     """The grant whose current token has this jti."""
     GRANT = "grant"
     """The grant of this sid."""
     CHAIN = "chain"
-    """The registration of the agent of this SPIFFE id."""
+    """The registration of the agent with this SPIFFE ID."""
     AGENT = "agent"
-    """All that the agent of this SPIFFE id holds."""
+    """All grants of the agent with this SPIFFE ID."""
     TASK = "task"
     """All agents' grants for this task_id."""
     APP = "app"
-    """All that came through the app of this id, its own logins included."""
+    """All grants that came through the app with this id, including its own logins."""
     CEILING = "ceiling"
-    """What the agents of the app of this id hold beyond what they may by now."""
+    """Grants of agents of the app with this id that exceed what its agents may hold now."""
     SECRET = "secret"
-    """The logins of the app of this id on other secrets than the one that is kept."""
+    """Logins of the app with this id, except those on the secret that is kept."""
     OPERATOR = "operator"
-    """The logins of the operator of this name; empty for the first one."""
+    """The logins of the operator with this name; empty for the first operator."""
     KEY = "key"
-    """All that the key of this kid may have signed."""
+    """All grants with a token or delegation that the key with this kid may have signed."""
     OUTLIVING = "outliving"
-    """What was delegated from the grant of this sid and lives beyond a time."""
+    """Delegations from the grant of this sid that expire after a given time."""
     ALL = "all"
 
 
 class Named(msgspec.Struct, frozen=True, kw_only=True):
-    """Which grants an ending is about: `level`, and the `target` that it takes.
+    """The grants that an ending selects: by `level`, and by the `target` that the level takes.
 
-    `client_id` is that of the app, where the target is one.
+    `client_id`: that of the app, if the target is an app.
 
-    CEILING: `scopes` covers what is not named, `audiences` likewise where they are given, and `must_be_bound` says
-    whether unbound grants are named. SECRET: `credential` is the fingerprint of the secret that is kept, if any, and
-    logins on it end at the time `until` (Unix seconds), where that is not 0. OUTLIVING: `exp` is the time (Unix
-    seconds).
+    CEILING: grants within `scopes` and, if given, `audiences` are kept; `must_be_bound`: whether unbound grants are
+    selected. SECRET: `credential` is the fingerprint of the secret that is kept, if any; logins on it end at `until`
+    (Unix seconds) unless that is 0. OUTLIVING: `exp` is the time (Unix seconds).
     """
 
     level: EndingLevel
@@ -80,17 +78,17 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
     exp: int = 0
 
     def matches(self, grant: Grant) -> bool:
-        """Whether a grant that is alive is one of these."""
+        """Whether a live grant is selected."""
         return _MATCHES[self.level](self, grant)
 
     def ends_later(self, grant: Grant) -> bool:
-        """Whether a grant that is alive is not one of these, but ends at the time `until`."""
+        """Whether a live grant is not selected, but ends at `until`."""
         is_kept = self.level is EndingLevel.SECRET and bool(self.credential) and grant.credential == self.credential
         return is_kept and self.until > 0
 
 
 def _is_beyond(named: Named, grant: Grant) -> bool:
-    """Whether a grant of the app is beyond what its agents may hold by now."""
+    """Whether a grant of the app exceeds what its agents may hold now."""
     return (
         not scope.scope_is_subset(grant.scope, named.scopes)
         or (named.audiences is not None and not set(grant.audience) <= set(named.audiences))
@@ -127,10 +125,10 @@ _MATCHES: Final[Mapping[EndingLevel, Callable[[Named, Grant], bool]]] = {
 
 
 class End(NamedTuple):
-    """The end of a grant that is alive.
+    """The end of a live grant.
 
-    `event` is what is recorded of it, but whom it is about, and in its data the jti of the grant's token: unless it
-    says another one.
+    `event` is its audit event without the fields that say whom it is about, and usually without the `jti` in its data:
+    by default that is the jti of the grant's current token.
     """
 
     grant: Grant
@@ -138,22 +136,22 @@ class End(NamedTuple):
     event: Draft
 
     def ended(self, now: float) -> Grant:
-        """The grant after it."""
+        """The grant after its end."""
         return ended(self.grant, self.why, now)
 
     def revocation(self, now: float) -> Revocation:
-        """The entry that tells everybody. Where the end was to come later, it says all that the first entry did."""
+        """The revocation of the grant. It also covers an earlier revocation that was to take effect later."""
         grant = self.grant
         return Revocation(kind=RevocationKind.GRANT, id=grant.sid, effective_at=int(now), last_exp=grant.exp)
 
     def draft(self) -> Draft:
-        """The whole event."""
+        """The complete event."""
         data = {"jti": self.grant.jti, **self.event.data}
         return msgspec.structs.replace(self.event, data=data, **about(self.grant)._asdict())
 
 
 def about(grant: Grant) -> About:
-    """Whoever holds a grant, in the fields of an event."""
+    """The fields of an event that identify a grant and its holder."""
     return About(
         grant.app_id,
         grant.subject if grant.kind is GrantKind.AGENT else "",
@@ -166,20 +164,20 @@ def about(grant: Grant) -> About:
 
 
 class TodoKind(StrEnum):
-    """What an entry of the stack is about."""
+    """Which grants an entry of the stack is about."""
 
     NAMED = "named"
-    """What the ending names."""
+    """The grants that the ending names."""
     BELOW = "below"
-    """What was delegated from the grant of this sid, which has ended."""
+    """Delegations from the grant of this sid, which has ended."""
     DELEGATES = "delegates"
-    """What was delegated to the agent of this SPIFFE id, whose registration has ended."""
+    """Delegations to the agent with this SPIFFE ID, whose registration has ended."""
 
 
 class Todo(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that an ending still has to do. `of_kind`: only grants of this kind.
+    """An entry of an ending's stack: grants that it still has to end. `of_kind`: only grants of this kind.
 
-    `ended_with`: the grant that these fall with; `behind`: the place up to which it was done.
+    `ended_with`: the grant that these grants end with; `behind`: the place up to which the work is done.
     """
 
     kind: TodoKind
@@ -190,11 +188,12 @@ class Todo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """An ending, and how far it has come.
+    """An ending and its progress.
 
-    `at`: where the audit log ended when it began (a sequence number), `began_at`: when (Unix seconds). `reason`,
-    `actor` and `data` are what the events say of the grants that it names; `client_address`, `resource`, `request_id`
-    and `trace_id` are those of the request. `count`: how many grants it has ended. `done_at`: when it was over, or 0.
+    `at`: the last sequence number of the audit log when the ending began; `began_at`: that time (Unix seconds);
+    `reason`, `actor` and `data`: for the events of the grants that it names; `client_address`, `resource`, `request_id`
+    and `trace_id`: those of the request; `count`: how many grants it has ended; `done_at`: when it was over (Unix
+    seconds), or 0.
     """
 
     id: str
@@ -217,7 +216,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
         return not self.todo
 
     def barred(self, now: float) -> Iterable[Revocation]:
-        """The entries by which what is left of agents' delegations is dead by the agents' names."""
+        """Revocations of the agents whose delegations are still to be ended, so that these are dead at once."""
         for todo in self.todo:
             if todo.kind is TodoKind.DELEGATES:
                 yield Revocation(
@@ -229,19 +228,19 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_naming(self) -> bool:
-        """Whether it still has to end grants that it names."""
+        """Whether grants that it names are still to be ended."""
         return any(todo.kind is TodoKind.NAMED for todo in self.todo)
 
     def names(self, grant: Grant) -> bool:
-        """Whether a grant that has not ended is one that it names: one that was alive when it began."""
+        """Whether the ending names a grant that has not ended: the grant must have been alive when the ending began."""
         was_alive = grant.born <= self.at and grant.exp > self.began_at
         return was_alive and self.named is not None and self.named.matches(grant)
 
 
 class Announced(msgspec.Struct, frozen=True):
-    """What every broker has to know of an ending that is under way: whose tokens it may be about.
+    """What every broker must know about an ending in progress, to tell which tokens it may affect.
 
-    `name` is that of the target in tokens: a client_id for an app.
+    `name`: the target as tokens name it: a client_id for an app.
     """
 
     id: str
@@ -250,43 +249,43 @@ class Announced(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, ending: Ending) -> "Announced | None":
-        """What is to be known of an ending; None where it names nothing more, or what it names is known to be dead."""
+        """The announcement of an ending; None if all grants that it names have ended or are known to be dead."""
         if ending.named is None or not ending.is_naming or ending.named.level in _KNOWN_OTHERWISE:
             return None
         return cls(ending.id, ending.named.level, ending.named.client_id or ending.named.target)
 
     @classmethod
     def parse(cls, revocation: Revocation) -> "Announced":
-        """What an entry of the kind ENDING says."""
+        """Read the announcement from a revocation of the kind ENDING."""
         ending_id, level, name = revocation.id.split(":", 2)
         return cls(ending_id, EndingLevel(level), name)
 
     def entry(self, now: float) -> Revocation:
-        """The entry that tells every broker."""
+        """The revocation entry that announces the ending to every broker."""
         name = f"{self.id}:{self.level.value}:{self.name}"
         return Revocation(
             kind=RevocationKind.ENDING, id=name, effective_at=int(now), last_exp=int(now) + ANNOUNCED_SECONDS
         )
 
     def may_name(self, claims: Claims) -> bool:
-        """Whether the grant of a token, or one that it falls with, may be named: then the grants are worth a look."""
+        """Whether the ending may name the grant of a token or one above it, so that the grants must be looked up."""
         match self.level:
             case EndingLevel.TASK:
-                # An agent's own task is part of its SPIFFE id; what was delegated to it is for the delegator's.
+                # An agent's own task is part of its SPIFFE ID. A delegation belongs to the delegator's task.
                 agents = (claims.sub, *(record.agent for record in claims.delegation_chain))
                 return self.name == claims.task_id or any(f"/{self.name}/" in agent for agent in agents)
             case EndingLevel.APP | EndingLevel.CEILING:
-                # Whose agents it was delegated by, a token does not say.
+                # A token does not say to which apps its delegators belong.
                 return claims.client_id == self.name or bool(claims.delegation_chain)
             case EndingLevel.SECRET:
                 return claims.client_id == self.name and not claims.task_id
             case EndingLevel.OUTLIVING:
                 return any(record.sid == self.name for record in claims.delegation_chain)
             case _:
-                return not claims.client_id  # an operator's login, or what an operator launched
+                return not claims.client_id  # an operator's login, or an agent that an operator launched
 
 
-# A key's tokens are dead with the key. Of the others nothing but one grant is named, with which the ending began.
+# A revoked key makes its tokens dead. Each of the others names one grant, which ended when the ending began.
 _KNOWN_OTHERWISE: Final = frozenset(
     {EndingLevel.TOKEN, EndingLevel.GRANT, EndingLevel.CHAIN, EndingLevel.AGENT, EndingLevel.KEY, EndingLevel.ALL}
 )

@@ -1,9 +1,9 @@
-"""Every failure that the project names, as one tree.
+"""All errors of the project, as one tree.
 
 ::
 
     AgentWritError
-    ├── Refusal                  what a broker answers with a problem document (RFC 9457)
+    ├── Refusal                  the broker answers with a problem document (RFC 9457)
     │   ├── InvalidRequest       invalid_request
     │   ├── InvalidTTL           invalid_ttl
     │   ├── Unauthorized         unauthorized
@@ -20,39 +20,48 @@
     │   ├── Conflict             conflict
     │   ├── PayloadTooLarge      payload_too_large
     │   ├── RateLimited          rate_limited
-    │   │   └── LimitReached     rate_limited
+    │   │   ├── LimitReached     rate_limited
+    │   │   └── TooManyDelegations rate_limited
     │   ├── InternalError        internal_error
     │   └── Unavailable          unavailable
-    ├── InvalidToken             why a token was not accepted: for the audit log, never for the caller
-    │   └── Unproven             likewise: whoever presented it has not shown to be its holder
-    ├── InvalidProof             why a proof of possession was not accepted: likewise
-    │   └── WrongTarget          likewise: it is for another URL, which its maker is told
-    ├── InvalidChallenge         why a nonce was not accepted: likewise
+    ├── InvalidToken             a rejected token; the reason is for the audit log, never for the caller
+    │   └── Unproven             a rejected token: the caller has not proven to hold its key
+    ├── InvalidProof             a rejected DPoP proof; the reason is for the audit log
+    │   └── WrongTarget          a rejected proof for another URL, which the caller is told
+    ├── InvalidChallenge         a rejected nonce; the reason is for the audit log
     ├── TamperedRecord           evidence or stored state that does not match its hash or MAC
-    ├── ConfigurationError       the broker or the command line cannot start as it was told to
-    └── ProblemResponseError, TransportError, CryptoError: the SDK's, in agentwrit.errors
+    ├── ConfigurationError       invalid settings or files: the broker or the command line cannot start
+    └── ProblemResponseError, TransportError, CryptoError: the SDK's errors, in agentwrit.errors
 
-`error_code` is stable: it is what programs compare. Which HTTP status a code has is the edge's business
-(`agentwrit.broker.http.problems`).
+`error_code` is stable, and is what programs should compare. `agentwrit.broker.http.problems` maps it to HTTP status
+codes.
 """
 
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Final, Self
 
-MAX_TOLD_LENGTH: Final = 300  # of a URL that somebody sent, in what is said of it
+MAX_TOLD_LENGTH: Final = 300  # characters of a client's URL or name in an error message
 MAX_TOLD_URLS: Final = 4
-MAX_TOLD_NAMES: Final = 8  # of what somebody asked for, and may not have
+MAX_TOLD_NAMES: Final = 8  # refused scopes or audiences in an error message
 
 
 class AgentWritError(Exception):
-    """Base of every error that AgentWrit raises on purpose."""
+    """Base class of all errors that AgentWrit raises on purpose.
+
+    Catch it where all failures are handled alike:
+
+        try:
+            agent.renew()
+        except AgentWritError as error:
+            log.warning("%s", error)
+    """
 
 
 class Refusal(AgentWritError):
-    """A request that was understood and is not going to be done.
+    """A request that the broker understood and refuses.
 
-    `detail` is for people and for the caller: it never says why a credential was not accepted.
-    `hint` says what to do about it, where that is known.
+    `detail`: the description for the caller. It never says why a credential was rejected. `hint`: what to do about it,
+    if that is known.
     """
 
     error_code: ClassVar[str]
@@ -64,7 +73,7 @@ class Refusal(AgentWritError):
 
 
 class InvalidRequest(Refusal):
-    """Malformed JSON, a missing field, a bad scope, a bad identifier."""
+    """A malformed request: bad JSON, a missing field, a bad scope or a bad identifier."""
 
     error_code = "invalid_request"
 
@@ -76,13 +85,13 @@ class InvalidTTL(Refusal):
 
 
 class Unauthorized(Refusal):
-    """A bad, expired, consumed or missing credential: which of these, nobody is told."""
+    """A bad, expired, consumed or missing credential. The caller is not told which of these it is."""
 
     error_code = "unauthorized"
 
 
 class ProofNonceNeeded(Unauthorized):
-    """A proof of possession whose time is wrong: with this nonce in it the time does not matter (RFC 9449 §8)."""
+    """A DPoP proof whose time is wrong. A new proof with this nonce is accepted whatever its time (RFC 9449 §8)."""
 
     def __init__(self, nonce: str) -> None:
         super().__init__("the proof's time is not the broker's: make another one, with the nonce that came along")
@@ -90,9 +99,9 @@ class ProofNonceNeeded(Unauthorized):
 
 
 class ProofNeeded(Unauthorized):
-    """A token that is not accepted without a proof by the key that it is bound to, or with none (RFC 9449 §7.1).
+    """A bound token without a valid proof by its key, or an unbound token with a proof (RFC 9449 §7.1).
 
-    `code` is what the challenge says: `invalid_token` or `invalid_dpop_proof`.
+    `code`: the error in the challenge, `invalid_token` or `invalid_dpop_proof`.
     """
 
     def __init__(self, detail: str, *, code: str, hint: str | None = None) -> None:
@@ -101,7 +110,7 @@ class ProofNeeded(Unauthorized):
 
 
 class InsufficientScope(Refusal):
-    """A valid token without the scope that the endpoint needs (RFC 6750 §3.1)."""
+    """A valid token that lacks the scope that the endpoint requires (RFC 6750 §3.1). `required`: that scope."""
 
     error_code = "insufficient_scope"
 
@@ -111,9 +120,9 @@ class InsufficientScope(Refusal):
 
 
 class TokenRevoked(InsufficientScope):
-    """A genuine, unexpired token of a grant that has ended, used as a bearer.
+    """A genuine, unexpired token of a grant that has ended, used as a bearer token.
 
-    Published clients take this answer as the end of the grant, so it is told apart from other failures.
+    Published clients interpret this response as the end of the grant, so it is distinct from other failures.
     """
 
     def __init__(self) -> None:
@@ -121,13 +130,13 @@ class TokenRevoked(InsufficientScope):
 
 
 class ScopeViolation(Refusal):
-    """The requested scope exceeds the launch token's, the delegator's or the app's ceiling."""
+    """The requested scope exceeds that of the launch token or the delegator, or the app's ceiling."""
 
     error_code = "scope_violation"
 
     @classmethod
     def beyond(cls, field: str, limit: str, exceeding: Sequence[str], *, hint: str) -> Self:
-        """What was asked for in `field` exceeds `limit`: `exceeding`, which the caller named, and may be told again."""
+        """`field` exceeds `limit`. `exceeding`: by which names; the caller sent them, so the error may repeat them."""
         names = [_plain_name(name) for name in exceeding[:MAX_TOLD_NAMES]]
         if len(exceeding) > MAX_TOLD_NAMES:
             names.append(f"{len(exceeding) - MAX_TOLD_NAMES} more")
@@ -136,11 +145,11 @@ class ScopeViolation(Refusal):
 
 
 class AudienceViolation(ScopeViolation):
-    """A token would be for others than the app's audiences, or than the delegator's token is."""
+    """A token's audience would exceed the app's audiences, or those of the delegator's token."""
 
 
 class BindingRequired(ScopeViolation):
-    """A token would not be bound to its agent's key, and the app's have to be."""
+    """A token would not be bound to its agent's key, although the app requires bound tokens."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -150,17 +159,17 @@ class BindingRequired(ScopeViolation):
 
 
 class ChainTooLong(ScopeViolation):
-    """A delegation would have more hops than a chain may have."""
+    """A delegation would make a chain with too many hops."""
 
 
 class NotFound(Refusal):
-    """No such app, agent or route."""
+    """There is no such app, agent or route."""
 
     error_code = "not_found"
 
 
 class MethodNotAllowed(Refusal):
-    """The route exists, but not for this method (RFC 9110 §15.5.6)."""
+    """The route exists, but does not support this method (RFC 9110 §15.5.6)."""
 
     error_code = "method_not_allowed"
 
@@ -170,19 +179,19 @@ class MethodNotAllowed(Refusal):
 
 
 class Conflict(Refusal):
-    """A name that is taken, or an idempotency key reused with another body."""
+    """A name is taken, or an idempotency key was reused with another body."""
 
     error_code = "conflict"
 
 
 class PayloadTooLarge(Refusal):
-    """A body over the limit, whether it was declared or streamed."""
+    """A body over the limit, whether its length was declared or it was streamed."""
 
     error_code = "payload_too_large"
 
 
 class RateLimited(Refusal):
-    """Too many failed attempts, or too much at once. `retry_after`: seconds."""
+    """Too many failed attempts, or too many requests at once. `retry_after`: seconds."""
 
     error_code = "rate_limited"
 
@@ -192,9 +201,9 @@ class RateLimited(Refusal):
 
 
 class LimitReached(RateLimited):
-    """An app has all that one of its limits allows.
+    """An app has reached one of its limits.
 
-    `limit`: its name; `until`: before when that cannot be otherwise (Unix seconds).
+    `limit`: the name of the limit; `until`: the time until which it is certain to be exhausted (Unix seconds).
     """
 
     def __init__(self, limit: str, allowed: int, *, retry_after: int, until: float) -> None:
@@ -209,7 +218,7 @@ class LimitReached(RateLimited):
 
 
 class TooManyDelegations(RateLimited):
-    """As many delegations are alive as may be: `whose` says of what, `allowed` how many that is."""
+    """The limit of live delegations is reached. `whose`: of which grant or tree; `allowed`: the limit."""
 
     def __init__(self, whose: str, allowed: int, *, retry_after: int) -> None:
         super().__init__(
@@ -220,15 +229,15 @@ class TooManyDelegations(RateLimited):
 
 
 class InternalError(Refusal):
-    """A defect in the broker. The log has the trace; the answer has none of it."""
+    """A defect in the broker. The traceback is in the broker's log, never in the response."""
 
     error_code = "internal_error"
 
 
 class Unavailable(Refusal):
-    """The store cannot be reached or written, or the broker is full: nothing was done. `retry_after`: seconds.
+    """The store cannot be reached or written, or the broker is at capacity: nothing was done. `retry_after`: seconds.
 
-    `cause`: one of few words, by which such answers are counted.
+    `cause`: a word from a small fixed set, by which metrics count these responses.
     """
 
     error_code = "unavailable"
@@ -240,7 +249,15 @@ class Unavailable(Refusal):
 
 
 class InvalidToken(AgentWritError):
-    """A token that is not accepted. `reason` goes to the audit log and nowhere else."""
+    """A token that is not valid.
+
+    `reason`: why, for the audit log. Do not show it to the caller.
+
+        try:
+            claims = verifier.verify(token)
+        except InvalidToken as error:
+            log.info("rejected a token: %s", error.reason)
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -248,9 +265,15 @@ class InvalidToken(AgentWritError):
 
 
 class Unproven(InvalidToken):
-    """A token that is not accepted from whoever presents it.
+    """A token that is rejected because the caller has not proven to hold the key that it is bound to.
 
-    `code`: what the challenge says (RFC 9449 §7.1); `told`: what whoever presents it may know besides, or empty.
+    `code`: the error for the challenge (RFC 9449 §7.1): `Unproven.TOKEN` or `Unproven.PROOF`; `told`: a description
+    that the caller may be shown, or empty.
+
+        try:
+            claims = verifier.verify(token)
+        except Unproven as error:
+            challenge = f'DPoP error="{error.code}"'  # for WWW-Authenticate, with status 401
     """
 
     TOKEN: ClassVar[str] = "invalid_token"
@@ -266,7 +289,7 @@ class Unproven(InvalidToken):
 
 
 class InvalidProof(AgentWritError):
-    """A proof of possession that is not accepted. `reason` goes to the audit log and nowhere else."""
+    """A DPoP proof that is not valid. `reason` is for the audit log only."""
 
     told = ""
 
@@ -276,9 +299,10 @@ class InvalidProof(AgentWritError):
 
 
 class WrongTarget(InvalidProof):
-    """A proof that is good, and for another URL. `told`: for which, and for which ones it should be.
+    """A valid proof for another URL. `told`: the proof's URL and the expected ones.
 
-    Whoever made it learns nothing but what it is called and what it was asked for, and can do something about it.
+    Telling the caller reveals only the URLs under which the server is known and the one in the proof, and lets the
+    caller correct the configuration.
     """
 
     def __init__(self, given: str, urls: Collection[str]) -> None:
@@ -288,19 +312,19 @@ class WrongTarget(InvalidProof):
 
 
 def _plain_name(name: str) -> str:
-    """A scope as it is; of an audience what is not ASCII, or does not show, is escaped."""
+    """A scope unchanged; an audience with non-ASCII and non-printable characters escaped."""
     text = ascii(name)[1:-1]
     return text if len(text) <= MAX_TOLD_LENGTH else f"{text[:MAX_TOLD_LENGTH]}..."
 
 
 def _plain(url: str) -> str:
-    """In quotes, in ASCII without control characters, and no longer than can be read."""
+    """A URL in quotes, in ASCII without control characters, truncated to a readable length."""
     text = ascii(url)
     return text if len(text) <= MAX_TOLD_LENGTH else f"{text[:MAX_TOLD_LENGTH]}...'"
 
 
 class InvalidChallenge(AgentWritError):
-    """A nonce that is not ours, or no longer fresh. `reason` goes to the audit log and nowhere else."""
+    """A nonce that the broker did not issue or that is no longer fresh. `reason` is for the audit log only."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -312,4 +336,4 @@ class TamperedRecord(AgentWritError):
 
 
 class ConfigurationError(AgentWritError):
-    """A setting, a file or a directory that the program cannot start with: one line that says what to do."""
+    """An invalid setting, file or directory that prevents the start. The message is one line that says what to do."""

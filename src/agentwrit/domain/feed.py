@@ -1,27 +1,29 @@
-"""The revocation feed: what has died, for verifiers that do not ask the broker.
+"""The revocation feed: the signed list of revocations, for verifiers that do not ask the broker for each token.
 
 The rules:
 
-- Every entry of the feed has a number; numbers grow by commit. An entry names what died by its kind (jti, sid, kid) and
-  the SHA-256 of its id: whoever holds a token can tell whether it is meant, nobody else learns a name. It says from
-  when on it is dead, and when it may be forgotten, because then no token that it can touch is unexpired.
-- A page covers the numbers `first` to `last` without a gap; entries that may be forgotten are left out of it. `head` is
-  the number of the newest entry when the page was issued. A page without entries is a heartbeat: `first` is `last` + 1.
-- A snapshot has all entries up to `head` that may not be forgotten yet: where a newcomer begins.
+- Each entry of the feed has a number. Numbers grow with commits. An entry names what was revoked by its kind (jti, sid,
+  kid) and the SHA-256 of its id, so whoever holds a token can tell whether it is meant, and nobody else learns an id.
+  The entry says from when on the revocation applies, and when the entry may be forgotten, because every token that it
+  can affect has expired by then.
+- A page covers the numbers `first` to `last` without gaps, except that entries that may be forgotten are left out.
+  `head` is the newest number when the page was issued. A page without entries is a heartbeat: `first` is `last` + 1.
+- A snapshot has all entries up to `head` that may not be forgotten yet. New verifiers begin with it.
 - `iss` is the issuer of the tokens that the feed is about.
-- `epoch` names the history that the numbers belong to. A page of another epoch makes all that is known worthless: begin
-  again with a snapshot.
-- Pages and snapshots are signed (JWS), each with a type of its own, so anybody may pass them on. Fresh is who has all
-  up to the `head` of a page, as of its `issued_at`: an old page, passed on late, makes nobody look fresh.
-- A full page ends at a multiple of 512. It never changes again, but that entries which may be forgotten can be missing.
-- `log` says where the broker's audit log ended when the page was read, and by a digest what its events are up to
-  there; `since` says the same of earlier places. What dies is an event, so whoever knows one of these places, by a page
-  from before, can tell whether this page goes on from the same history. A number alone does not tell: a database that
-  lost its last commits gives their numbers again. A place that was archived has an empty digest; one that the log does
-  not have yet is left out.
-- `nonce` is in a page that was asked for with one: the page was made after the question, whatever any clock says
-  (as RFC 8954 has it for OCSP).
-- Readers ignore members that they do not know.
+- `epoch` names the history that the numbers belong to. After a page of another epoch, a verifier must discard what it
+  knows and fetch a snapshot.
+- Pages and snapshots are signed (JWS), each kind with its own type, so anybody may relay them. A verifier is fresh as
+  of a page's `issued_at` if it has all entries up to the page's `head`. An old page makes no verifier fresh.
+- A full page ends at a multiple of 512. It never changes again, except that entries that may be forgotten can be left
+  out.
+- `log` states where the broker's audit log ended when the page was read, with a digest of the log up to there. `since`
+  states the same for earlier places. Every revocation is an event, so a verifier that knows one of these places from an
+  earlier page can tell whether this page continues the same history. A number alone does not suffice: a database that
+  lost its last commits gives out their numbers again. A place that was archived has an empty digest. A place that the
+  log does not have yet is left out.
+- `nonce` is in a page that was requested with one. It proves that the page was made after the request, independently of
+  clocks (as RFC 8954 does for OCSP).
+- Readers ignore unknown members.
 """
 
 import hashlib
@@ -41,18 +43,18 @@ T = TypeVar("T", "Page", "Snapshot")
 PAGE_SIZE: Final = 512
 HEARTBEAT_SECONDS: Final = 1
 MAX_PLACES: Final = 64  # in `since`
-MAX_PAGE_BYTES: Final = 256 * 1024  # more than twice what the largest page has
-MAX_SNAPSHOT_BYTES: Final = 256 * 1024 * 1024  # of some three million entries
+MAX_PAGE_BYTES: Final = 256 * 1024  # more than twice the size of the largest page
+MAX_SNAPSHOT_BYTES: Final = 256 * 1024 * 1024  # some three million entries
 
 PIECE_ENTRIES: Final = 4096
-"""Entries of a snapshot that are encoded at once."""
+"""Entries of a snapshot that are encoded per call."""
 
 _NO_ENTRIES: Final = b'"entries":[]'
 _PLACE: Final = b"agentwrit-log-place-v1\n"
 
 
 class FeedEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What died, from when on, and when that may be forgotten (Unix seconds). `digest`: base64url SHA-256 of its id."""
+    """A revocation in the feed. Times are Unix seconds; `digest`: base64url SHA-256 of the revoked id."""
 
     kind: RevocationKind
     digest: str
@@ -61,14 +63,14 @@ class FeedEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
-    """A place in the audit log: the number of an event, and a digest of the log up to it; "" where that is archived."""
+    """A place in the audit log: the number of an event, and a digest of the log up to it, "" if it was archived."""
 
     number: int
     digest: str
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """A run of the feed. `issued_at`: Unix seconds."""
+    """A page of the feed. `issued_at`: Unix seconds."""
 
     iss: str
     epoch: str
@@ -83,7 +85,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is dead and cannot be forgotten yet, up to the entry `head`."""
+    """All revocations up to the entry `head` that may not be forgotten yet."""
 
     iss: str
     epoch: str
@@ -94,9 +96,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def place(number: int, event_hash: str | None) -> Place:
-    """The place of the event of this number, whose hash is in the audit log; None where the log no longer says it.
+    """The place of the event with this number. `event_hash`: its hash; None if the event was archived.
 
-    The feed is everybody's, and the log is not: its hashes stay in the house.
+    The feed is public and the audit log is not, so the digest does not reveal the hash.
     """
     if event_hash is None:
         return Place(number, "")
@@ -104,22 +106,22 @@ def place(number: int, event_hash: str | None) -> Place:
 
 
 def digest(name: str) -> str:
-    """How the feed names the thing of this id."""
+    """The digest by which the feed names this id."""
     return base64url.encode(hashlib.sha256(name.encode("utf-8")).digest())
 
 
 def entry(revocation: Revocation) -> FeedEntry:
-    """A revocation as the feed shows it."""
+    """A revocation as an entry of the feed."""
     return FeedEntry(revocation.kind, digest(revocation.id), revocation.effective_at, revocation.last_exp)
 
 
 def entries(revocations: Iterable[Revocation]) -> tuple[FeedEntry, ...]:
-    """Revocations as the feed shows them, without those that are the brokers' own."""
+    """The public revocations as entries of the feed. Those of other kinds are for brokers only, and are left out."""
     return tuple(entry(revocation) for revocation in revocations if revocation.kind in PUBLIC_KINDS)
 
 
 def page_end(first: int) -> int:
-    """The number that the page which begins with `first` ends with, once it is full."""
+    """The last number of the page that begins with `first`, once it is full."""
     return -(-first // PAGE_SIZE) * PAGE_SIZE
 
 
@@ -128,7 +130,7 @@ def sign_page(page: Page, signer: Signer) -> str:
 
 
 def sign_snapshot(snapshot: Snapshot, signer: Signer) -> str:
-    """Encodes a piece at a time: a call keeps all other threads waiting until it is done, and there may be millions."""
+    """Encodes entries in pieces: there may be millions, and each call holds the interpreter lock until it returns."""
     entries, encode = snapshot.entries, msgspec.json.encode
     pieces = [encode(entries[at : at + PIECE_ENTRIES])[1:-1] for at in range(0, len(entries), PIECE_ENTRIES)]
     around = encode(msgspec.structs.replace(snapshot, entries=()))
@@ -137,10 +139,10 @@ def sign_snapshot(snapshot: Snapshot, signer: Signer) -> str:
 
 
 def read_page(token: str, verifier: Verifier) -> Page:
-    """A page, if it is genuine. `verifier`: of the feed's keys, for the type REVOCATION_PAGE.
+    """Verify and read a page. `verifier`: with the feed's keys, for the type REVOCATION_PAGE.
 
     Raises:
-        InvalidToken: it is not.
+        InvalidToken: the page is not genuine or is malformed.
     """
     page = _read(token, verifier, Page)
     if not 0 <= page.first - 1 <= page.last <= page.head:
@@ -149,10 +151,10 @@ def read_page(token: str, verifier: Verifier) -> Page:
 
 
 def read_snapshot(token: str, verifier: Verifier) -> Snapshot:
-    """A snapshot, if it is genuine. `verifier`: of the feed's keys, for the type REVOCATION_SNAPSHOT.
+    """Verify and read a snapshot. `verifier`: with the feed's keys, for the type REVOCATION_SNAPSHOT.
 
     Raises:
-        InvalidToken: it is not.
+        InvalidToken: the snapshot is not genuine or is malformed.
     """
     return _read(token, verifier, Snapshot)
 

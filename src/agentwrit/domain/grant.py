@@ -1,26 +1,26 @@
-"""Grants: what a token is issued on, what renewal moves along, and what dies.
+"""Grants: what tokens are issued on, what renewal continues, and what revocation ends.
 
-An agent's registration is a grant, and so is every delegation to it; a login of an app or of the operator is one too.
+An agent's registration is a grant, and so is each delegation to it. A login of an app or of an operator is one too.
 
 What ends with a grant:
 
-- everything that was delegated from it, at whatever depth;
-- with an agent's registration, also every grant that was delegated to that agent, and what was delegated from those.
+- everything that was delegated from it, at any depth;
+- with an agent's registration, also every delegation to that agent, and everything that was delegated from those.
 
-A renewal ends nothing but the token before: what was delegated with that token lives on.
+A renewal ends only the superseded token. Delegations made with that token stay alive.
 
 The rules of renewal:
 
-- A grant has one current token. Renewal replaces it: new jti, new times, everything else as it was. The grant's end
-  (`ends_at`) never moves, and no token is issued that would live for less than a second.
-- A grant has permits for 64 renewals, and gets them back one by one over the life of a token. Each token that it leaves
-  behind has to be remembered as dead until its time is over, by the broker and by everybody who verifies.
-- Where the app's `max_ttl` was lowered, the successor may be over before its predecessor would have been. What was
-  delegated from the grant, and would outlive it by that, ends.
-- A token has one successor at most. Presented again within 30 seconds, because the first answer may have been lost, it
-  is answered with that same successor, as long as the successor lives and was not renewed itself.
-- Presented to renew in any other way, before its own exp, a superseded token is a stolen one: the grant ends
-  (RFC 9700 §4.14.2, for refresh tokens). After its exp it is merely expired.
+- A grant has one current token. Renewal replaces it: the jti and the times are new, all else stays. The grant's end
+  (`ends_at`) never moves, and no token is issued with a lifetime of less than a second.
+- A grant has permits for 64 renewals, which are refilled one by one over the lifetime of a token. The limit exists
+  because the broker and all verifiers must remember each superseded token until it expires.
+- If the app's `max_ttl` was lowered, the successor may expire before its predecessor would have. Delegations from the
+  grant that would therefore outlive it end.
+- A token has at most one successor. If it is presented for renewal again within 30 seconds, because the first response
+  may have been lost, the response is the same successor, provided that the successor is alive and not itself renewed.
+- A superseded token that is presented for renewal in any other case before its own exp is treated as stolen: the grant
+  ends (RFC 9700 §4.14.2, for refresh tokens). After its exp it is merely expired.
 """
 
 from enum import StrEnum
@@ -34,11 +34,11 @@ from agentwrit.domain.delegation import Chain
 RETRY_WINDOW_SECONDS: Final = 30
 MAX_RENEWALS_AT_ONCE: Final = 64
 
-APP_PREFIX: Final = "app:"  # of the `sub` of an app's own tokens
+APP_PREFIX: Final = "app:"  # begins the `sub` of an app's own tokens
 
 
 class GrantKind(StrEnum):
-    """Whose grant it is."""
+    """The kind of principal that holds a grant."""
 
     AGENT = "agent"
     APP = "app"
@@ -46,14 +46,14 @@ class GrantKind(StrEnum):
 
 
 def kind_of_subject(subject: str) -> GrantKind:
-    """Whose token has this `sub`. Scopes do not say: an agent's may look like an operator's."""
+    """The kind of principal with this `sub`. Scopes do not tell: an agent's scope may look like an operator's."""
     if subject == operator.SUBJECT:
         return GrantKind.OPERATOR
     return GrantKind.APP if subject.startswith(APP_PREFIX) else GrantKind.AGENT
 
 
 class GrantStatus(StrEnum):
-    """Where a grant is in its life."""
+    """The state of a grant."""
 
     LIVE = "live"
     EXPIRED = "expired"
@@ -80,32 +80,36 @@ class EndReason(StrEnum):
 
 
 class Renewal(StrEnum):
-    """What to do with a token that is presented to be renewed."""
+    """What to do with a token that is presented for renewal."""
 
     SUCCEED = "succeed"
     """Issue its successor."""
     REPEAT = "repeat"
-    """Answer with the successor that it has already."""
+    """Return the successor that was already issued."""
     REUSE = "reuse"
-    """Stolen: end the grant."""
+    """The token was stolen: end the grant."""
     TOO_SOON = "too_soon"
-    """Not yet: it was renewed too often."""
+    """Refuse for now: the grant has no permit left."""
     REFUSE = "refuse"
-    """The grant has ended, its token is over, or it has less than a second left."""
+    """Refuse: the grant has ended, its token has expired, or it has less than a second left."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """One grant and its current token. Times are Unix seconds.
+    """A grant and its current token. Times are Unix seconds.
 
-    `subject` is who holds it; `operator` is the name of the operator whose login it is, empty for the first one and for
-    who is none; `app_id` is empty for what an operator launched; `ttl` is that of each of its tokens;
-    `public_key` is the key that an agent proved at registration; `credential` is the fingerprint of the secret that an
-    app's grant was given on, so that the grant can die with that secret; `chain` is how it was delegated, empty for a
-    registration; `kid` names the key that signed its current token, empty where that is not known; `names_actors` says
-    whether its tokens carry `act`, `is_bound` whether they are bound to `public_key` (RFC 9449 §6.1), and `is_counted`,
-    of a registration, whether it counts for its app's `max_live_agents`; `born` is where the audit log ended when it
-    was made (a sequence number), 0 where that is not known; `renewals_until` is up to when its permits to be renewed
-    are used.
+    - `subject`: the holder, as in `sub`
+    - `operator`: the name of the operator whose login it is; empty for the first operator and for other kinds
+    - `app_id`: empty for agents that an operator launched
+    - `ttl`: the lifetime of each of its tokens, in seconds
+    - `public_key`: the key whose possession the agent proved at registration
+    - `credential`: the fingerprint of the secret that an app logged in with, so that the login ends with that secret
+    - `chain`: the chain of delegations; empty for a registration
+    - `kid`: the key that signed the current token; empty if unknown
+    - `names_actors`: whether its tokens carry `act`
+    - `is_bound`: whether its tokens are bound to `public_key` (RFC 9449 §6.1)
+    - `is_counted`: whether a registration counts towards its app's `max_live_agents`
+    - `born`: the last sequence number of the audit log when the grant was made; 0 if unknown
+    - `renewals_until`: the time up to which its renewal permits are used
     """
 
     sid: str
@@ -141,17 +145,17 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_registration(self) -> bool:
-        """Whether an agent holds it by its own key, and not because another one gave it."""
+        """Whether it is an agent's own registration, not a delegation or a login."""
         return self.kind is GrantKind.AGENT and not self.chain
 
     @property
     def parent_sid(self) -> str:
-        """The grant that it was delegated from, or empty."""
+        """The sid of the grant that it was delegated from; empty if it was not delegated."""
         return self.chain[-1].sid if self.chain else ""
 
     @property
     def tree(self) -> str:
-        """The grant that its chain begins with, or empty where it was not delegated."""
+        """The sid of the grant that its chain begins with; empty if it was not delegated."""
         return self.chain[0].sid if self.chain else ""
 
     @property
@@ -159,22 +163,22 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
         return self.ended_at > 0
 
     def is_signed_by(self, kid: str) -> bool:
-        """Whether the key signed its current token or a delegation in it, as far as is known."""
+        """Whether the key signed, or may have signed, the current token or a delegation in its chain."""
         return self.kid in (kid, "") or any(record.kid == kid for record in self.chain)
 
     def is_live(self, now: float) -> bool:
-        """Whether the grant has a token that is not over."""
+        """Whether the grant has not ended and its current token has not expired."""
         return not self.is_ended and now < self.exp
 
     def status(self, now: float) -> GrantStatus:
-        """Where the grant is in its life."""
+        """The state of the grant at `now`."""
         if self.is_ended:
             return GrantStatus.ENDED
         return GrantStatus.LIVE if self.is_live(now) else GrantStatus.EXPIRED
 
 
 def decide_renewal(grant: Grant, presented_jti: str, now: float) -> Renewal:
-    """What to do with a genuine, unexpired token of `grant` that is presented to be renewed."""
+    """What to do with a genuine, unexpired token of `grant` that is presented for renewal."""
     if grant.is_ended:
         return Renewal.REFUSE
     if presented_jti == grant.jti:
@@ -188,12 +192,12 @@ def decide_renewal(grant: Grant, presented_jti: str, now: float) -> Renewal:
 
 
 def renewable_at(grant: Grant, now: float) -> float:
-    """When the grant has a permit to be renewed (Unix seconds)."""
+    """When the grant next has a renewal permit (Unix seconds)."""
     return _used_until(grant, now) - grant.ttl
 
 
 def permit_used(grant: Grant, now: float) -> Grant:
-    """The grant with a permit less to be renewed."""
+    """The grant with one renewal permit used."""
     return msgspec.structs.replace(grant, renewals_until=_used_until(grant, now))
 
 

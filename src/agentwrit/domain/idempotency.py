@@ -1,10 +1,10 @@
-"""Safe retries: the same request made twice is done once, and answered twice (Idempotency-Key).
+"""Safe retries (Idempotency-Key): a request that is sent twice is carried out once, and both get the same response.
 
 The rules:
 
-- A key is 1 to 128 visible ASCII characters, and belongs to one caller at one route for 10 minutes.
-- The same key with the same body gets the first answer again. No token is kept for that: it is signed anew from what
-  was granted, and the same claims and key give the same token.
+- A key is 1 to 128 visible ASCII characters. It belongs to one caller and one route, for 10 minutes.
+- The same key with the same body returns the first response again. No token is stored for this: the token is signed
+  again from the grant, and the same claims and signing key give the same token.
 - The same key with another body is refused.
 """
 
@@ -26,9 +26,9 @@ _KEY = re.compile(r"[!-~]{1,128}")
 
 
 class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request was answered with: the grant as it was made, or the receipt for reported accesses.
+    """The stored response to a request: the grant as it was made, or the receipt for reported accesses.
 
-    `key` and `request` are SHA-256 digests, `expires_at` is in Unix seconds.
+    `key` and `request` are SHA-256 digests; `expires_at`: Unix seconds.
     """
 
     key: bytes
@@ -39,20 +39,20 @@ class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """Which request this is (`key`), and what it asks for (`request`)."""
+    """The identity of a request. `key`: digest of the route, caller and key; `request`: digest of the body."""
 
     key: bytes
     request: bytes
 
     def answered(self, answer: Grant | Receipt, now: float) -> FirstAnswer:
-        """The answer to be kept."""
+        """The response to be stored."""
         expires_at = int(now) + RETENTION_SECONDS
         if isinstance(answer, Receipt):
             return FirstAnswer(key=self.key, request=self.request, receipt=answer, expires_at=expires_at)
         return FirstAnswer(key=self.key, request=self.request, grant=answer, expires_at=expires_at)
 
     def check_same(self, first: FirstAnswer) -> None:
-        """Refuse to answer one request with what was said to another.
+        """Check that the stored response was to the same request.
 
         Raises:
             Conflict: the key was used with another body.
@@ -62,10 +62,10 @@ class RequestIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identify(key: str, *, route: str, caller: str, body: Mapping[str, object]) -> RequestIdentity:
-    """The identity of a request that came with an Idempotency-Key. `caller`: who asks, the same for each retry.
+    """The identity of a request with an Idempotency-Key. `caller`: must be the same for each retry.
 
     Raises:
-        InvalidRequest: the key is not one.
+        InvalidRequest: the key is malformed.
     """
     if _KEY.fullmatch(key) is None:
         raise InvalidRequest("Idempotency-Key takes 1 to 128 visible ASCII characters")

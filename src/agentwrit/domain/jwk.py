@@ -1,6 +1,6 @@
-"""Public keys as JSON Web Keys (RFC 7517), named by their thumbprint (RFC 7638): Ed25519 (RFC 8037 §2).
+"""Public keys as JSON Web Keys (RFC 7517), identified by their thumbprint (RFC 7638): Ed25519 (RFC 8037 §2).
 
-Of P-256 (RFC 7518 §6.2) there are only thumbprints: some agents have such keys, and the broker none.
+P-256 keys (RFC 7518 §6.2) have only thumbprints here: agents may use such keys, the broker has none.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ from agentwrit.domain.errors import InvalidToken
 
 PUBLIC_KEY_BYTES: Final = 32
 P256_KEY_BYTES: Final = 65
-UNCOMPRESSED: Final = b"\x04"  # what a point of P-256 begins with (SEC 1 §2.3.3)
+UNCOMPRESSED: Final = b"\x04"  # first byte of an uncompressed point (SEC 1 §2.3.3)
 
 ED25519_NAMES: Final = ("EdDSA", "Ed25519")  # one algorithm: RFC 8037 §3.1, RFC 9864 §2.2
 ES256: Final = "ES256"
 
 
 def proof_algorithms() -> tuple[str, ...]:
-    """By which names proofs are verified here (RFC 9449 §5.1). ES256 needs the package `cryptography`."""
+    """The algorithms with which proofs are accepted (RFC 9449 §5.1). ES256 needs the package `cryptography`."""
     return (*ED25519_NAMES, ES256) if find_spec("cryptography") is not None else ED25519_NAMES
 
 
 def thumbprint(public_key: bytes) -> str:
-    """The key's name (kid): base64url SHA-256 over its required members (RFC 7638 §3; RFC 8037 §2)."""
+    """The key's id (kid): base64url SHA-256 over its required members (RFC 7638 §3; RFC 8037 §2)."""
     # RFC 7638 §3.3: members in lexicographic order, without white space.
     if len(public_key) == P256_KEY_BYTES:
         x, y = base64url.encode(public_key[1:33]), base64url.encode(public_key[33:])
@@ -36,7 +36,7 @@ def thumbprint(public_key: bytes) -> str:
 
 
 def public_jwk(public_key: bytes) -> dict[str, str]:
-    """The key as it stands in a JWK Set, for verifying signatures only (RFC 7517 §4)."""
+    """The key as a member of a JWK Set, for verifying signatures only (RFC 7517 §4)."""
     return {
         "kty": "OKP",
         "crv": "Ed25519",
@@ -48,10 +48,10 @@ def public_jwk(public_key: bytes) -> dict[str, str]:
 
 
 def public_keys(jwk_set: Mapping[str, object]) -> dict[str, bytes]:
-    """The Ed25519 keys of a JWK Set by kid, 32 bytes each. Keys of other kinds are left out (RFC 7517 §5).
+    """The Ed25519 keys of a JWK Set by kid, 32 bytes each. Keys of other types are ignored (RFC 7517 §5).
 
     Raises:
-        InvalidToken: it is no JWK Set, or a key in it is not what it says it is.
+        InvalidToken: this is not a JWK Set, or the kid of a key is not its thumbprint.
     """
     keys = jwk_set.get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, Mapping) for key in keys):

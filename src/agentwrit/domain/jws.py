@@ -1,15 +1,15 @@
-"""Compact JWS with Ed25519 (RFC 7515 §7.1, RFC 8037 §3.1), as strict as RFC 8725 asks.
+"""Compact JWS with Ed25519 (RFC 7515 §7.1, RFC 8037 §3.1), as strict as RFC 8725 requires.
 
 The rules:
 
-- The protected header is exactly `{"alg":"EdDSA","typ":…,"kid":…}`, in this order and spelling, and it is compared
-  whole with the header of each known key. What could stand in a header besides (`none`, `HS256`, `jwk`, `jku`,
-  `x5u`, `crit`, a kid that is a path, a member twice) is therefore refused by one comparison (RFC 8725 §3.1, §3.10).
-- A token has a largest size (8 KiB for access tokens), which is checked before any other work.
-- All three parts are canonical base64url: a token has one spelling.
-- Signatures are checked by libsodium, which refuses small-order keys and non-canonical encodings (RFC 8032 §5.1.7).
+- The protected header is exactly `{"alg":"EdDSA","typ":…,"kid":…}`, in this order and encoding, and is compared as a
+  whole with the header of each known key. One comparison therefore rejects everything else (`none`, `HS256`, `jwk`,
+  `jku`, `x5u`, `crit`, a kid that is a path, a duplicate member; RFC 8725 §3.1, §3.10).
+- A token has a maximum size (8 KiB for access tokens), which is checked before any other work.
+- All three parts are canonical base64url, so a token has exactly one encoding.
+- Signatures are verified by libsodium, which rejects small-order keys and non-canonical encodings (RFC 8032 §5.1.7).
 
-This module does not know what the payload means.
+This module does not interpret the payload.
 """
 
 from collections.abc import Container, Mapping
@@ -32,7 +32,7 @@ REVOCATION_SNAPSHOT: Final = "agentwrit-revocations-snapshot+jwt"
 
 
 class Signer(Protocol):
-    """Something that signs with one Ed25519 key; `kid` is the key's RFC 7638 thumbprint."""
+    """Signs with one Ed25519 key. `kid`: the key's RFC 7638 thumbprint."""
 
     @property
     def kid(self) -> str: ...
@@ -41,7 +41,7 @@ class Signer(Protocol):
 
 
 class Ed25519Signer:
-    """A signer over a private key held in memory. `seed`: the key's 32 bytes (RFC 8032 §5.1.5)."""
+    """A signer with a private key in memory. `seed`: the key's 32 bytes (RFC 8032 §5.1.5)."""
 
     def __init__(self, seed: bytes) -> None:
         self.public_key, self._secret_key = crypto_sign_seed_keypair(seed)
@@ -58,10 +58,10 @@ class Ed25519Signer:
 
 
 class Verifier:
-    """Checks compact JWS of one type against a set of public keys.
+    """Verifies compact JWS of one type with a set of public keys.
 
-    `keys`: 32-byte public keys by kid; `max_bytes`: what is larger is refused before any work; `signed_here`: tokens
-    that whoever verifies has signed, so that this need not be checked.
+    `keys`: 32-byte public keys by kid; `max_bytes`: larger tokens are rejected before any other work; `signed_here`:
+    tokens that this process signed itself, whose signatures need not be checked.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Verifier:
         self._by_header = {encoded_header(kid, typ=typ): (kid, key) for kid, key in keys.items()}
 
     def verify(self, token: str) -> tuple[str, bytes]:
-        """The kid and the payload of a genuine token.
+        """Verify a token. Returns its kid and payload.
 
         Raises:
-            InvalidToken: anything at all is not as it should be.
+            InvalidToken: the token is malformed, is not signed by one of the keys, or has another type.
         """
         if len(token) > self._max_bytes:
             raise InvalidToken(f"the token is larger than {self._max_bytes // 1024} KiB")
@@ -104,19 +104,19 @@ class Verifier:
 
 
 def sign(payload: bytes, signer: Signer, *, typ: str) -> str:
-    """The compact JWS of `payload` (RFC 7515 §5.1). The same payload and key give the same token."""
+    """Sign `payload` as a compact JWS (RFC 7515 §5.1). The same payload and key give the same token."""
     signing_input = f"{encoded_header(signer.kid, typ=typ)}.{base64url.encode(payload)}"
     return f"{signing_input}.{base64url.encode(signer.sign(signing_input.encode('ascii')))}"
 
 
 @lru_cache(HEADERS_REMEMBERED)
 def encoded_header(kid: str, *, typ: str) -> str:
-    """The protected header, encoded: the one that tokens by this key have."""
+    """The encoded protected header of tokens of this type that are signed by this key."""
     return base64url.encode(f'{{"alg":"{ALGORITHM}","typ":"{typ}","kid":"{kid}"}}'.encode("ascii"))
 
 
 def is_signature(signature: bytes, message: bytes, public_key: bytes) -> bool:
-    """Whether `signature` is the Ed25519 signature of `message` by the holder of `public_key` (32 bytes)."""
+    """Whether `signature` is an Ed25519 signature of `message` by the holder of `public_key` (32 bytes)."""
     if len(signature) != crypto_sign_BYTES or len(public_key) != jwk.PUBLIC_KEY_BYTES:
         return False
     try:

@@ -1,12 +1,12 @@
-"""Launch tokens: the right to register agents with at most a given scope, handed to whoever starts them.
+"""Launch tokens: short-lived secrets that let their holder register agents with at most a given scope.
 
 The rules:
 
-- It is 256 random bits, shown once as 64 hex characters and stored as SHA-256 only.
+- A launch token is 256 random bits, shown once as 64 hex characters and stored only as SHA-256.
 - It lives for seconds, and registers one agent unless its policy says otherwise.
-- It allows no more than the app's ceiling did when it was made, and registration checks the ceiling again.
-- It ends with a suspension of its app, and stays so when the app is resumed.
-- A registration that is refused does not consume it.
+- It allows no more than the app's ceiling at its creation, and registration checks the ceiling again.
+- It ends when its app is suspended, and stays invalid when the app is resumed.
+- A refused registration does not consume it.
 """
 
 import hashlib
@@ -20,11 +20,12 @@ MAX_TTL_SECONDS: Final = 86_400
 
 
 class LaunchToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored launch token and its policy. Times are Unix seconds; `max_ttl` is of the tokens it leads to.
+    """A stored launch token and its policy. Times are Unix seconds.
 
-    `max_uses` 0 means as often as wanted while it lives. `app_id` and `client_id` are empty for the operator's.
-    `is_bound`: whether the tokens that it leads to are bound to their agent's key. `suspensions`: how often the app had
-    been suspended when it was made.
+    `max_ttl`: the longest lifetime of the agents' tokens, in seconds; `max_uses`: 0 for any number of registrations
+    while the launch token lives; `app_id` and `client_id`: empty if an operator created it; `is_bound`: whether the
+    agents' tokens are bound to their keys; `suspensions`: how often the app had been suspended when the launch token
+    was created.
     """
 
     token_hash: bytes
@@ -46,9 +47,9 @@ class LaunchToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fingerprint(secret: str) -> bytes:
-    """What is stored of a random secret: enough to recognise it, useless to use it.
+    """The stored form of a random secret, which recognises the secret but does not reveal it.
 
-    The secrets have 256 random bits, so a fast hash is right: there is nothing to guess (unlike a password).
+    The secrets have 256 random bits and, unlike passwords, cannot be guessed, so a fast hash suffices.
     """
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 

@@ -1,13 +1,13 @@
-"""The Merkle tree over the audit log (RFC 9162 §2.1), kept and passed on as tiles (C2SP tlog-tiles).
+"""The Merkle tree over the audit log (RFC 9162 §2.1), stored and served as tiles (C2SP tlog-tiles).
 
 The rules:
 
-- A leaf's hash is SHA-256(0x00 ‖ entry), a node's SHA-256(0x01 ‖ left ‖ right): neither can be taken for the other.
-- Tile `number` of `level` holds the hashes of up to 256 consecutive subtrees of 256^level leaves each. Only subtrees
-  that are whole stand in it, so a tile grows to 256 hashes and never changes again.
-- The right edge, which is the unfinished tile of each level, is all that appending needs, and gives the root.
-- An inclusion proof shows that a leaf is in the tree of a root (§2.1.3), a consistency proof that one tree continues
-  another (§2.1.4). Checking raises; it never answers.
+- A leaf's hash is SHA-256(0x00 ‖ entry), a node's is SHA-256(0x01 ‖ left ‖ right), so a leaf cannot pass for a node.
+- Tile `number` of `level` has the hashes of up to 256 consecutive subtrees of 256^level leaves each. It contains only
+  complete subtrees, so a tile grows to 256 hashes and then never changes again.
+- The right edge, which is the unfinished tile of each level, suffices for appending and for computing the root.
+- An inclusion proof shows that a leaf is in the tree with a given root (§2.1.3). A consistency proof shows that one
+  tree continues another (§2.1.4). Checks raise an error; they never return a result.
 
 Leaves and tiles are counted from 0.
 """
@@ -24,7 +24,7 @@ FULL_TILE_BYTES: Final = TILE_WIDTH * HASH_BYTES
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 
 TileReader = Callable[[int, int], bytes]
-"""Gives the hashes of the tile at (level, number), as far as there are any."""
+"""Returns the hashes of the tile at (level, number), as many as there are."""
 
 _sha256 = hashlib.sha256
 
@@ -38,17 +38,17 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def root_of(hashes: bytes) -> bytes:
-    """The root over nodes of one height, given as their hashes in a row; at least one."""
+    """The root over nodes of one height. `hashes`: their hashes, concatenated; at least one."""
     row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
     while len(row) > 1:
-        # The last one of an odd row has nobody beside it and goes up as it is: it is RFC 9162's split at a power of 2.
+        # The last node of an odd row moves up unchanged. This equals RFC 9162's split at a power of 2.
         paired = [node_hash(row[at], row[at + 1]) for at in range(0, len(row) - 1, 2)]
         row = paired + row[len(paired) * 2 :]
     return row[0]
 
 
 class Tile(NamedTuple):
-    """A tile, whole or as far as it has grown."""
+    """A tile, full or partial."""
 
     level: int
     number: int
@@ -62,9 +62,9 @@ class Edge(NamedTuple):
     tiles: tuple[bytes, ...] = (b"",)
 
     def append(self, leaf: bytes) -> tuple["Edge", Sequence[Tile]]:
-        """The edge once the leaf of this hash is in the tree, and the tiles that are to be kept because of it.
+        """Append the leaf with this hash. Returns the new edge, and the tiles to be stored.
 
-        These are the full tiles, and above each of them the one that has grown by its root.
+        These are the tiles that became full, and above each of them the tile that has grown by its root.
         """
         hashes = self.tiles[0] + leaf
         if len(hashes) < FULL_TILE_BYTES:
@@ -72,7 +72,7 @@ class Edge(NamedTuple):
         return self._closed(hashes)
 
     def _closed(self, hashes: bytes) -> tuple["Edge", Sequence[Tile]]:
-        """The edge once the tile of level 0 holds `hashes`, and is full."""
+        """The edge after `hashes` filled the tile of level 0, and the tiles to be stored."""
         last = self.size - self.size % TILE_WIDTH + TILE_WIDTH - 1
         tiles, kept = [hashes, *self.tiles[1:]], []
         for level in range(len(tiles)):
@@ -97,7 +97,7 @@ class Edge(NamedTuple):
 
 
 class Growth:
-    """A tree that only grows, leaf by leaf: what `Edge` does, in place and faster."""
+    """A tree that grows leaf by leaf. Like `Edge`, but in place and faster."""
 
     def __init__(self, edge: Edge = Edge()) -> None:  # noqa: B008  # an immutable value
         self._edge = edge
@@ -105,7 +105,7 @@ class Growth:
         self._row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
 
     def append(self, leaf: bytes) -> Sequence[Tile]:
-        """As `Edge.append`: the tiles that are to be kept because of it."""
+        """Append a leaf. Returns the tiles to be stored, as `Edge.append` does."""
         self._row.append(leaf)
         if len(self._row) < TILE_WIDTH:
             return ()
@@ -120,12 +120,12 @@ class Growth:
 
 
 def width(level: int, number: int, size: int) -> int:
-    """How many hashes the tile at (level, number) holds in a tree of `size` leaves; 0 if it is not in it."""
+    """The number of hashes in the tile at (level, number) of a tree of `size` leaves; 0 if there is no such tile."""
     return max(0, min(TILE_WIDTH, (size >> (8 * level)) - number * TILE_WIDTH))
 
 
 def edge_at(size: int, read: TileReader) -> Edge:
-    """The right edge that a tree had when it was of `size` leaves."""
+    """The right edge of a tree when it had `size` leaves."""
     tiles, level = [], 0
     while level == 0 or size >> (8 * level):
         number = size >> (8 * (level + 1))
@@ -136,7 +136,7 @@ def edge_at(size: int, read: TileReader) -> Edge:
 
 
 def inclusion_proof(index: int, size: int, read: TileReader) -> list[bytes]:
-    """The hashes that lead from the leaf `index` to the root of the tree of `size` leaves (§2.1.3.1)."""
+    """The inclusion proof for the leaf `index` in the tree of `size` leaves (§2.1.3.1)."""
     if not 0 <= index < size:
         raise ValueError(f"a tree of {size} leaves has none with the index {index}")
     proof: list[bytes] = []
@@ -153,7 +153,7 @@ def inclusion_proof(index: int, size: int, read: TileReader) -> list[bytes]:
 
 
 def consistency_proof(old: int, new: int, read: TileReader) -> list[bytes]:
-    """The hashes that show that the tree of `new` leaves continues that of `old` (§2.1.4.1)."""
+    """The consistency proof between the trees of `old` and `new` leaves (§2.1.4.1)."""
     if not 0 <= old <= new:
         raise ValueError(f"a tree of {new} leaves continues none of {old}")
     if old in (0, new):
@@ -168,16 +168,16 @@ def consistency_proof(old: int, new: int, read: TileReader) -> list[bytes]:
         else:
             proof.append(_range_root(first, middle, read))
             first = middle
-    if first:  # else the old tree is a subtree of the new one, and its root is known
+    if first:  # otherwise the old tree is a subtree of the new one, and its root is known
         proof.append(_range_root(first, end, read))
     return proof[::-1]
 
 
 def check_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
-    """Check that the tree of `size` leaves and this root has the leaf hash `leaf` at `index` (§2.1.3.2).
+    """Check that the tree with `size` leaves and this root has the leaf hash `leaf` at `index` (§2.1.3.2).
 
     Raises:
-        TamperedRecord: the proof does not show it.
+        TamperedRecord: the proof does not prove it.
     """
     if not 0 <= index < size or not _are_hashes([leaf, root, *proof]):
         raise TamperedRecord("the inclusion proof is not of this tree")
@@ -189,10 +189,10 @@ def check_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], 
 
 
 def check_consistency(old: int, new: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes) -> None:
-    """Check that the tree of `new` leaves continues the one of `old` (§2.1.4.2).
+    """Check that the tree of `new` leaves continues the tree of `old` leaves (§2.1.4.2).
 
     Raises:
-        TamperedRecord: the proof does not show it.
+        TamperedRecord: the proof does not prove it.
     """
     if not 0 <= old <= new or not _are_hashes([old_root, new_root, *proof]):
         raise TamperedRecord("the consistency proof is not of these trees")
@@ -217,10 +217,12 @@ def check_consistency(old: int, new: int, proof: Sequence[bytes], old_root: byte
 
 
 def _climb(position: int, last: int, proof: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """The siblings on the way up from the node `position` in a row that ends with `last`, and which stand on the left.
+    """The siblings on the path from the node `position` to the root, each with whether it is on the left.
+
+    `last`: the index of the last node in the row of `position`.
 
     Raises:
-        TamperedRecord: they do not lead to a root, or beyond it.
+        TamperedRecord: the proof ends before the root or beyond it.
     """
     for sibling in proof:
         if last == 0:
@@ -240,7 +242,7 @@ def _split(count: int) -> int:
 
 
 def _range_root(first: int, end: int, read: TileReader) -> bytes:
-    """The root over the leaves `first` up to `end`, one of the ranges into which §2.1.1 splits a tree."""
+    """The root over the leaves from `first` to before `end`, one of the ranges into which §2.1.1 splits a tree."""
     count = end - first
     if count & (count - 1):
         middle = first + _split(count)

@@ -1,12 +1,12 @@
-"""Signed notes (C2SP signed-note), with Ed25519 alone.
+"""Signed notes (C2SP signed-note), with Ed25519 only.
 
 The rules:
 
-- A note is UTF-8 text of whole lines without control characters, an empty line, and one line for each signature. The
-  last empty line is the one that counts.
-- A key has a name, and an ID that is made of the name and the key. A signature of a name and ID that nobody knows is
-  passed over; one of a known key that does not match spoils the note; one at least has to be a known key's.
-- A verifier key is written `name+ID+key`: what auditors are given, and hold on to.
+- A note is UTF-8 text of complete lines without control characters, an empty line, and one line per signature. The
+  last empty line separates the text from the signatures.
+- A key has a name, and an ID that is derived from the name and the key. Signatures with an unknown name and ID are
+  ignored. If the signature of a known key does not match, the note is rejected. At least one known key must sign.
+- A verifier key is written as `name+ID+key`. Auditors receive and keep it in this form.
 """
 
 import base64
@@ -28,14 +28,14 @@ _DASH: Final = "\u2014 "
 
 
 class VerifierKey(NamedTuple):
-    """A public key under a name. `public_key`: 32 bytes."""
+    """A public key with a name. `public_key`: 32 bytes."""
 
     name: str
     public_key: bytes
 
     @property
     def id(self) -> bytes:
-        """What signatures call the key: four bytes."""
+        """The ID of the key in signature lines: four bytes."""
         return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.public_key).digest()[:_ID_BYTES]
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class VerifierKey(NamedTuple):
         """Read a verifier key.
 
         Raises:
-            ValueError: it is none, or not one of Ed25519.
+            ValueError: `text` is not a verifier key, or is not one for Ed25519.
         """
         name, _, rest = text.partition("+")
         key_id, _, encoded = rest.partition("+")
@@ -57,22 +57,22 @@ class VerifierKey(NamedTuple):
 
 
 def is_signed_by(note: str, key: VerifierKey) -> bool:
-    """Whether a note has a signature that says it is by this key. Whether it matches is not looked at."""
+    """Whether a note has a signature line of this key. The signature itself is not verified."""
     prefix = f"{_DASH}{key.name} "
     lines = note.rpartition("\n\n")[2].splitlines()
     return any(line.startswith(prefix) and _unbase64(line[len(prefix) :])[:_ID_BYTES] == key.id for line in lines)
 
 
 def is_name(text: str) -> bool:
-    """Whether a key may be called so."""
+    """Whether `text` is a valid name of a key."""
     return bool(text) and text.isprintable() and "+" not in text and not any(map(str.isspace, text))
 
 
 def sign(text: str, name: str, public_key: bytes, signer: Signer) -> str:
-    """The note of `text`, signed under `name`. `public_key`: the signer's.
+    """Sign `text` as a note under `name`. `public_key`: the signer's public key.
 
     Raises:
-        ValueError: this is no text of a note, or no name of a key.
+        ValueError: `text` is not a valid text of a note, or `name` not a valid name of a key.
     """
     if not _is_text(text) or not is_name(name):
         raise ValueError("a note is text of whole lines, signed under a name without spaces")
@@ -81,10 +81,10 @@ def sign(text: str, name: str, public_key: bytes, signer: Signer) -> str:
 
 
 def open_note(note: str, keys: Iterable[VerifierKey]) -> str:
-    """The text of a note that one of `keys` has signed.
+    """Verify a note. Returns its text.
 
     Raises:
-        TamperedRecord: it is no note, a signature does not match, or none is by a key that is known.
+        TamperedRecord: this is not a note, a signature does not match, or none of `keys` has signed it.
     """
     if len(note) > MAX_NOTE_BYTES:
         raise TamperedRecord("the note is too long")
@@ -124,7 +124,7 @@ def _base64(value: bytes) -> str:
 
 
 def _unbase64(text: str) -> bytes:
-    """The bytes that `text` is the one encoding of, or none (RFC 4648 §4)."""
+    """Decode canonical base64 (RFC 4648 §4). Returns no bytes if `text` is anything else."""
     try:
         value = binascii.a2b_base64(text.encode("ascii"))
     except ValueError:

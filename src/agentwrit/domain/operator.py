@@ -1,12 +1,13 @@
-"""Operators: those who run the broker, each known by a password.
+"""Operators: the people who run the broker. Each has a password.
 
 The rules:
 
-- Unlike every other secret here an operator's may be chosen by a person, so it is stored as argon2id only.
-- The first operator is made with the broker and is meant where nobody is named. Others have names, and may do the same.
-- The tokens of all say `admin`. Events say who it was: `admin`, or `admin:` and the name.
-- One who was removed has no password, and stays known. The name may be taken again.
-- The last one is not removed: nobody would be left to make another.
+- Unlike all other secrets, an operator's password may be chosen by a person, so it is stored only as an argon2id hash.
+- The first operator is created with the broker and is the default if no name is given. The others have names and the
+  same permissions.
+- The `sub` of all operators' tokens is `admin`. Events identify the operator: `admin`, or `admin:` and the name.
+- The record of a removed operator is kept, without the password. The name may be reused.
+- The last operator cannot be removed, because nobody could add another one.
 """
 
 import re
@@ -32,10 +33,10 @@ _NAME = re.compile(r"[a-z][a-z0-9._@-]{0,63}")
 
 
 class Operator(msgspec.Struct, frozen=True, kw_only=True):
-    """An operator and their stored password. Times are Unix seconds, 0 where they do not apply.
+    """An operator and their stored password. Times are Unix seconds; 0 means not applicable.
 
-    `password_hash` is in PHC form (`$argon2id$…`), empty once the operator was removed. `revision` counts their states
-    from 1; it is 0 for a password that was set before there were such numbers.
+    `password_hash`: in PHC form (`$argon2id$…`), empty after removal. `revision`: counts the operator's states from 1;
+    0 if the password was set before revisions existed.
     """
 
     name: str
@@ -51,10 +52,10 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_name(name: str) -> str:
-    """`name`, if an operator can have it.
+    """Return `name` if it is a valid name of an operator.
 
     Raises:
-        InvalidRequest: it cannot.
+        InvalidRequest: `name` is not valid.
     """
     if _NAME.fullmatch(name) is None:
         raise InvalidRequest(
@@ -65,10 +66,10 @@ def check_name(name: str) -> str:
 
 
 def principal(name: str) -> str:
-    """The operator of this name, as events say who acted. In tokens and grants the first one's name is empty."""
+    """The `principal` of events by the operator with this name. In tokens and grants the first one's name is empty."""
     return SUBJECT if name in ("", SUBJECT) else f"{SUBJECT}:{name}"
 
 
 def is_last(name: str, operators: Iterable[Operator]) -> bool:
-    """Whether nobody would be left of `operators` if the one of this name was removed."""
+    """Whether removing the operator with this name would leave no active operator."""
     return not any(other.is_active and other.name != name for other in operators)

@@ -1,14 +1,15 @@
-"""Proofs of possession (DPoP, RFC 9449): that whoever makes a request holds a key.
+"""DPoP proofs (RFC 9449): signatures that show that the sender of a request holds a key.
 
 The rules:
 
-- A proof is a compact JWS whose header is exactly `typ` (dpop+jwt), `alg` and `jwk`, the public key that signed it
-  (`agentwrit.domain.agent_key`), without its private half (§4.2, §4.3). A member that stands in it twice makes it none.
-- It is for one method and one URL (`agentwrit.domain.target_uri`), and where it goes with a token it names that token's
-  hash (`ath`, §4.3).
-- It is good for 30 seconds around its `iat`. With a nonce in it, which is for a client whose clock is wrong, the broker
-  takes it as long as the nonce is its own and fresh, and its `iat` says nothing (§8): or it would be good again when
-  the time that it names has come, and nobody would remember it then. It is good once: `jti` is remembered for as long.
+- A proof is a compact JWS. Its header has exactly `typ` (dpop+jwt), `alg` and `jwk`, the public key that signed it
+  (`agentwrit.domain.agent_key`), without the private part (§4.2, §4.3). A proof with a duplicate member is rejected.
+- A proof is for one method and one URL (`agentwrit.domain.target_uri`). If it accompanies a token, it has the hash of
+  that token (`ath`, §4.3).
+- A proof is valid for 30 seconds before and after its `iat`. A proof with a nonce, meant for a client with a wrong
+  clock, is accepted by the broker while the nonce is the broker's own and fresh, and its `iat` is ignored (§8).
+  (Otherwise the proof would become valid again at the time in `iat`, when its use is no longer remembered.)
+- A proof is accepted once. Its `jti` is remembered for as long as the proof is valid.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ MAX_JTI_LENGTH: Final = 128
 MAX_IAT: Final = 2**53
 TOKENS_REMEMBERED: Final = 256
 
-# A header as we write it, with the key in base64url between the two, can be compared whole; others are taken apart.
+# Headers written by `make` are these two parts with the key in base64url in between, and need no parsing.
 _HEADER_BEGIN: Final = f'{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"OKP","crv":"Ed25519","x":"'.encode("ascii")
 _HEADER_END: Final = b'"}}'
 _HEADER_BYTES: Final = len(_HEADER_BEGIN) + 43 + len(_HEADER_END)
@@ -40,7 +41,7 @@ _HEADER_BYTES: Final = len(_HEADER_BEGIN) + 43 + len(_HEADER_END)
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """A proof that is genuine and for this request. `public_key`: as in `agent_key`; `iat`: Unix seconds.
 
-    `nonce`: or empty; `single_use_id`: what is remembered of it, so that it is good once: 32 bytes.
+    `nonce`: empty if there is none; `single_use_id`: 32 bytes to remember, so that the proof is accepted only once.
     """
 
     public_key: bytes
@@ -65,7 +66,7 @@ def make(
     token: str | None = None,
     nonce: str | None = None,
 ) -> str:
-    """A proof by the key that `sign` signs with. `token`: the access token that goes along."""
+    """Make a proof. `sign`: signs with the private key of `public_key`; `token`: the access token sent along."""
     header = _HEADER_BEGIN + base64url.encode(public_key).encode("ascii") + _HEADER_END
     claims: dict[str, object] = {"htm": htm, "htu": htu, "iat": iat, "jti": jti}
     if token is not None:
@@ -77,16 +78,16 @@ def make(
 
 
 def target(url: str) -> str:
-    """What a proof for a request to this URL says of it (RFC 9449 §4.2, `htu`): without query, fragment and user.
+    """The `htu` of a proof for a request to this URL (RFC 9449 §4.2): without query, fragment and user.
 
     Raises:
-        ValueError: it is no absolute URL.
+        ValueError: `url` is not an absolute URL.
     """
     return target_uri.without_user(url)
 
 
 def token_hash(token: str) -> str:
-    """What a proof says of the token that it goes with (RFC 9449 §4.2, `ath`)."""
+    """The `ath` of a proof that accompanies this token (RFC 9449 §4.2)."""
     return _remembered_hash(token) if len(token) <= MAX_TOKEN_BYTES else _hash(token)
 
 
@@ -94,17 +95,17 @@ def _hash(token: str) -> str:
     return base64url.encode(hashlib.sha256(token.encode("utf-8")).digest())
 
 
-_remembered_hash = lru_cache(TOKENS_REMEMBERED)(_hash)  # an app makes its agents one after the other, with one token
+_remembered_hash = lru_cache(TOKENS_REMEMBERED)(_hash)  # an app registers many agents with the same token
 
 
 def check(text: str, *, htm: str, htu: str | Collection[str], token: str | None) -> Proof:
-    """The proof that `text` is, if it is genuine and for this request. Whether it is timely and new is not asked here.
+    """Verify that a proof is genuine and for this request. The caller must check that it is timely and new.
 
-    `htu`: the request's URL, or each of its URLs where whoever was asked is known by several names.
+    `htu`: the request's URL, or several if the server is known under several names.
 
     Raises:
-        WrongTarget: it is for another URL, and otherwise good.
-        InvalidProof: it is not genuine, or for another request.
+        WrongTarget: the proof is valid, but for another URL.
+        InvalidProof: the proof is not genuine, or is for another request.
     """
     if len(text) > MAX_PROOF_BYTES:
         raise InvalidProof("the proof is larger than 4 KiB")
@@ -136,9 +137,9 @@ def check(text: str, *, htm: str, htu: str | Collection[str], token: str | None)
 
 
 def named_url(text: str, urls: Collection[str]) -> str:
-    """Of several URLs the one that a proof says that it is for; the first where it is for none; empty of none at all.
+    """The URL in `urls` that a proof claims to be for; else the first one; an empty string if `urls` is empty.
 
-    Whether it is genuine is not asked here.
+    The proof is not verified.
     """
     try:
         given = _members(base64url.decode(text[:MAX_PROOF_BYTES].split(".")[1])).get("htu")
@@ -158,7 +159,7 @@ def _members(form: bytes) -> dict[str, Any]:
 
 
 def _plainly_spelled(form: bytes) -> object:
-    """What JSON says that is spelled as we would spell it, so that no member stands in it twice; else None."""
+    """Decode JSON if it is encoded exactly as msgspec encodes it, and so has no duplicate members; else return None."""
     try:
         value = msgspec.json.decode(form)
         return value if msgspec.json.encode(value) == form else None
@@ -181,7 +182,7 @@ _decode: Final = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=_
 
 
 def _public_key(header: bytes) -> bytes:
-    """RFC 9449 §4.3, 4 to 7: the type, an algorithm of ours, and a public key of that kind."""
+    """RFC 9449 §4.3, 4 to 7: the type, a supported algorithm, and a public key for that algorithm."""
     try:
         if len(header) == _HEADER_BYTES and header.startswith(_HEADER_BEGIN) and header.endswith(_HEADER_END):
             return agent_key.coordinate(header[len(_HEADER_BEGIN) : -len(_HEADER_END)].decode("ascii"))
@@ -194,7 +195,7 @@ def _public_key(header: bytes) -> bytes:
 
 
 def _check_target(given: object, urls: Collection[str]) -> None:
-    """RFC 9449 §4.3, 9: the same URL, but for how it is written (see `agentwrit.domain.target_uri`)."""
+    """RFC 9449 §4.3, 9: the same URL after normalization (see `agentwrit.domain.target_uri`)."""
     if not isinstance(given, str):
         raise InvalidProof("the proof is for no URL")
     if given in urls:

@@ -1,20 +1,20 @@
-"""When a token is dead before its time.
+"""Revocation: when a token is dead before it expires.
 
 The rules:
 
-- What dies is a grant (sid), a superseded token (jti), or all that one key signed (kid). What ends with a grant says
-  `agentwrit.domain.grant`.
-- A token is dead when its jti, its sid or its key is revoked, or for any record in its delegation chain the grant that
-  it names or the key that signed it. And it is dead when its time is over: see `agentwrit.domain.claims`.
-- Revoking an agent, a task, a chain or an app means ending the grants of that name that are alive at that commit, and
-  no later ones. Only removing an app bars those.
-- To revoke a grant's current token is to revoke the grant. A token that was superseded is dead already: revoking it
-  ends nothing.
-- An entry may take effect later (an app token whose secret is in its overlap); then it is not yet an end.
-- An entry is forgotten once no token that it can touch is unexpired: from then on time alone refuses them.
+- A revocation applies to a grant (sid), a superseded token (jti), or everything that a key signed (kid). What else ends
+  with a grant is defined in `agentwrit.domain.grant`.
+- A token is dead if its jti, its sid or its key is revoked, or if, for any record in its delegation chain, the grant
+  that the record names or the key that signed it is revoked. It is also dead when it has expired: see
+  `agentwrit.domain.claims`.
+- Revoking an agent, a task, a chain or an app ends the grants of that name that are alive at that commit. Later grants
+  are not affected. Only removing an app prevents those.
+- Revoking a grant's current token revokes the grant. A superseded token is dead already, so revoking it ends nothing.
+- An entry may take effect later (for an app token whose secret is in its overlap). Until then it has no effect.
+- An entry is forgotten when all tokens that it can affect have expired.
 - The empty string names nothing.
-- Where an agent's registration has ended, and more was delegated to it than can be ended at once, what was delegated to
-  it is dead by its name, and so is what was passed on from that. SPIFFE ids are never used again.
+- If an agent's registration has ended, but one unit of work cannot end all delegations to the agent, these, and
+  everything delegated from them, are dead by the agent's SPIFFE ID. SPIFFE IDs are never reused.
 """
 
 import heapq
@@ -29,48 +29,48 @@ from agentwrit.domain.claims import Claims
 from agentwrit.domain.grant import Grant, GrantKind
 
 RETENTION_SECONDS: Final = 3600
-"""How long the store keeps an entry after the last exp that it touches."""
+"""How long the store keeps an entry after the last exp that it affects."""
 
 
-MOSTLY_EMPTY: Final = 4  # how many times more there once was in the index, when it is made smaller
+MOSTLY_EMPTY: Final = 4  # the index is rebuilt smaller when it once held more than this many times its entries
 LEAST_PEAK: Final = 1024
 
 
 class RevocationKind(StrEnum):
-    """What an entry names."""
+    """What a revocation names."""
 
     TOKEN = "jti"
     GRANT = "sid"
     KEY = "kid"
     SUBJECT = "sub"
-    """The delegations to the agent of this SPIFFE id, whose registration has ended."""
+    """The delegations to the agent with this SPIFFE ID, whose registration has ended."""
     ENDING = "ending"
-    """Not an end itself: what an ending under way may be about (see `agentwrit.domain.ending`)."""
+    """Revokes nothing itself: announces an ending in progress (see `agentwrit.domain.ending`)."""
 
 
 PUBLIC_KINDS: Final = frozenset({RevocationKind.TOKEN, RevocationKind.GRANT, RevocationKind.KEY})
-"""What the feed names: what has 128 random bits. The other kinds are the brokers' own, until each grant has its end."""
+"""The kinds in the feed, whose ids have 128 random bits. Others are for brokers, until each grant has its entry."""
 
 
 class RevocationLevel(StrEnum):
-    """What an operator can name to be revoked."""
+    """What an operator can revoke."""
 
     TOKEN = "token"
     """The grant whose current token has this jti."""
     AGENT = "agent"
-    """All that the agent of this SPIFFE id holds: its registration and what was delegated to it."""
+    """All grants of the agent with this SPIFFE ID: its registration and the delegations to it."""
     TASK = "task"
     """All grants for this task_id."""
     CHAIN = "chain"
-    """The registration of the agent of this SPIFFE id, where its chains begin."""
+    """The registration of the agent with this SPIFFE ID, with which its chains begin."""
     GRANT = "grant"
     """The grant of this sid."""
     APP = "app"
-    """All that came through the app of this id, its own logins included."""
+    """All grants that came through the app with this id, including its own logins."""
 
 
 def names(level: RevocationLevel, target: str, grant: Grant) -> bool:
-    """Whether a revocation of `target` means `grant`. What ends along with it is another question."""
+    """Whether a revocation of `target` names `grant` itself. Grants that end with a named grant are not considered."""
     is_agents = grant.kind is GrantKind.AGENT
     match level:
         case RevocationLevel.TOKEN:
@@ -88,7 +88,7 @@ def names(level: RevocationLevel, target: str, grant: Grant) -> bool:
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One thing that is dead from `effective_at` on (Unix seconds). `last_exp`: the last exp that it touches."""
+    """A revocation that applies from `effective_at` on. `last_exp`: the last exp that it affects. Unix seconds."""
 
     kind: RevocationKind
     id: str
@@ -96,7 +96,7 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     last_exp: int
 
     def joined(self, other: "Revocation") -> "Revocation":
-        """This entry and another for the same thing: the earlier end holds, for the longer time."""
+        """This entry merged with another of the same kind and id: the earlier `effective_at`, the later `last_exp`."""
         return msgspec.structs.replace(
             self,
             effective_at=min(self.effective_at, other.effective_at),
@@ -105,22 +105,22 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class RevocationIndex:
-    """All entries that can still touch a token. Bounded by the tokens that are unexpired.
+    """All revocations that can still affect a token. Its size is bounded by the number of unexpired tokens.
 
-    Not thread-safe: owned by whoever delivers the store's commits.
+    Not thread-safe: it belongs to the code that delivers the store's commits.
     """
 
     def __init__(self) -> None:
         self._entries: dict[RevocationKind, dict[str, Revocation]] = {kind: {} for kind in RevocationKind}
         self._peaks: dict[RevocationKind, int] = dict.fromkeys(RevocationKind, 0)
         self._by_last_exp: dict[int, list[Revocation]] = {}
-        self._last_exps: list[int] = []  # a heap of those
+        self._last_exps: list[int] = []  # a heap of the keys of _by_last_exp
 
     def __len__(self) -> int:
         return sum(map(len, self._entries.values()))
 
     def add(self, entries: Iterable[Revocation]) -> None:
-        """Take in entries that were committed."""
+        """Add committed entries."""
         for entry in entries:
             if not entry.id:
                 continue
@@ -129,14 +129,14 @@ class RevocationIndex:
                 entry = known.joined(entry)
             self._entries[entry.kind][entry.id] = entry
             if known is not None and known.last_exp == entry.last_exp:
-                continue  # whoever says the same again and again makes nobody hold more
+                continue  # repeated entries must not use more memory
             if entry.last_exp not in self._by_last_exp:
                 self._by_last_exp[entry.last_exp] = []
                 heapq.heappush(self._last_exps, entry.last_exp)
             self._by_last_exp[entry.last_exp].append(entry)
 
     def forget(self, now: float, *, limit: int = sys.maxsize) -> int:
-        """Drop up to `limit` entries that no unexpired token can meet any more. Returns how many it looked at."""
+        """Remove up to `limit` entries that can no longer affect an unexpired token. Returns how many it examined."""
         looked_at = 0
         for kind, entries in self._entries.items():
             self._peaks[kind] = max(self._peaks[kind], len(entries))
@@ -153,22 +153,22 @@ class RevocationIndex:
             del self._by_last_exp[heapq.heappop(self._last_exps)]
         for kind, entries in self._entries.items():
             if self._peaks[kind] > MOSTLY_EMPTY * max(len(entries), LEAST_PEAK):
-                # A dict keeps the room that it once needed, unless it is made anew.
+                # A dict never releases memory when entries are removed; only a copy is smaller.
                 self._entries[kind] = dict(entries)
                 self._peaks[kind] = len(entries)
         return looked_at
 
     def is_revoked(self, kind: RevocationKind, name: str, now: float) -> bool:
-        """Whether the thing of this name is dead at `now`."""
+        """Whether there is a revocation of this kind and id that applies at `now`."""
         entry = self._entries[kind].get(name)
         return entry is not None and entry.effective_at <= now
 
     def is_dead(self, kid: str, claims: Claims, now: float) -> bool:
-        """Whether a genuine token, signed by `kid`, has been revoked by `now`."""
+        """Whether a genuine token, signed by `kid`, is revoked at `now`."""
         return self.is_revoked(RevocationKind.TOKEN, claims.jti, now) or self.is_grant_dead(kid, claims, now)
 
     def is_grant_dead(self, kid: str, claims: Claims, now: float) -> bool:
-        """Whether the grant of a genuine token, one above it, or a key that signed any of it was revoked by `now`."""
+        """Whether the grant of a genuine token, one above it, or a key that signed any of it is revoked at `now`."""
         return (
             self.is_revoked(RevocationKind.GRANT, claims.sid, now)
             or self.is_revoked(RevocationKind.KEY, kid, now)
@@ -177,7 +177,7 @@ class RevocationIndex:
 
     def _is_chain_dead(self, claims: Claims, now: float) -> bool:
         chain = claims.delegation_chain
-        # The first one in a chain delegated from its registration; whoever came later, from what was delegated to it.
+        # The first agent of a chain delegated from its registration; each later one from a delegation to it.
         given_to = (claims.sub, *(hop.agent for hop in chain[1:]))
         return any(
             self.is_revoked(RevocationKind.GRANT, hop.sid, now) or self.is_revoked(RevocationKind.KEY, hop.kid, now)

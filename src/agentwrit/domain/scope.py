@@ -3,16 +3,16 @@
 The rules:
 
 - A scope is split at its first two colons; an identifier may hold more of them.
-- Each part is one or more characters of the OAuth scope alphabet (RFC 6749 §3.3): printable ASCII but
-  space, `"` and `\\`. A scope has at most 256 characters, a list at most 64 scopes.
-- `*` is a wildcard only as the whole identifier. As, or inside, an action or a resource it is refused; inside
-  a longer identifier it is an ordinary character.
-- A scope covers another when action and resource are equal and its identifier is equal or `*`. Never the
-  reverse: `read:data:42` does not cover `read:data:*`.
-- A list is a subset of another when each of its scopes is covered by one of the other's. The empty list is a
-  subset of anything, but no credential is issued with an empty scope.
+- Each part is one or more characters of the OAuth scope alphabet (RFC 6749 §3.3): printable ASCII except space, `"`
+  and `\\`. A scope has at most 256 characters, a list at most 64 scopes.
+- `*` is a wildcard only as the whole identifier. In an action or a resource it is refused; in a longer identifier it is
+  an ordinary character.
+- A scope covers another if action and resource are equal and its identifier is equal or `*`. The reverse does not hold:
+  `read:data:42` does not cover `read:data:*`.
+- A list is a subset of another if each of its scopes is covered by a scope of the other. The empty list is a subset of
+  any list, but no credential is issued with an empty scope.
 
-The broker and the SDK share this one implementation.
+The broker and the SDK share this implementation.
 """
 
 import re
@@ -32,14 +32,14 @@ _SCOPE = re.compile(r"(?P<action>[!#-)+-9;-\[\]-~]+):(?P<resource>[!#-)+-9;-\[\]
 
 
 class Scope(NamedTuple):
-    """One scope, taken apart."""
+    """A parsed scope."""
 
     action: str
     resource: str
     identifier: str
 
     def covers(self, requested: "Scope") -> bool:
-        """Whether whoever holds this scope may do what `requested` names."""
+        """Whether this scope allows what `requested` names."""
         return (
             self.action == requested.action
             and self.resource == requested.resource
@@ -48,10 +48,10 @@ class Scope(NamedTuple):
 
 
 def parse(text: str) -> Scope:
-    """Take a scope apart.
+    """Parse a scope.
 
     Raises:
-        InvalidRequest: it is not of the form `action:resource:identifier`.
+        InvalidRequest: `text` is not of the form `action:resource:identifier`.
     """
     scope = _parse_or_none(text)
     if scope is None:
@@ -63,10 +63,10 @@ def parse(text: str) -> Scope:
 
 
 def parse_list(scopes: Sequence[str], *, field: str) -> tuple[str, ...]:
-    """Check a list of scopes that a credential is to carry; order and spelling stay the caller's.
+    """Check a list of scopes for a credential. Returns them unchanged, in the same order.
 
     Raises:
-        InvalidRequest: the list is empty or too long, or holds something that is not a scope. Names `field`.
+        InvalidRequest: the list is empty or too long, or contains an invalid scope. The error names `field`.
     """
     if not scopes:
         raise InvalidRequest(f"{field} must name at least one scope")
@@ -81,12 +81,15 @@ def parse_list(scopes: Sequence[str], *, field: str) -> tuple[str, ...]:
 
 
 def scope_is_subset(requested: Iterable[str], allowed: Iterable[str]) -> bool:
-    """Whether every scope in `requested` is covered by one in `allowed`: the broker's own rule.
+    """Whether every scope in `requested` is covered by one in `allowed`, by the broker's own rule.
 
-    Something that is not a scope is covered by nothing and covers nothing.
+    A malformed scope is covered by nothing and covers nothing.
+
+        scope_is_subset(["read:data:42"], ["read:data:*"])  # True
+        scope_is_subset(["read:data:*"], ["read:data:42"])  # False
 
     Raises:
-        TypeError: a bare string was given where a list of scopes belongs.
+        TypeError: an argument is a string instead of a list of strings.
     """
     return not uncovered(requested, allowed)
 
@@ -95,7 +98,7 @@ def uncovered(requested: Iterable[str], allowed: Iterable[str]) -> tuple[str, ..
     """The scopes in `requested` that nothing in `allowed` covers, in their order.
 
     Raises:
-        TypeError: a bare string was given where a list of scopes belongs.
+        TypeError: an argument is a string instead of a list of strings.
     """
     if isinstance(requested, str) or isinstance(allowed, str):
         raise TypeError("scopes are given as a list of strings, not as one string")
@@ -106,14 +109,14 @@ def uncovered(requested: Iterable[str], allowed: Iterable[str]) -> tuple[str, ..
 def _is_covered(requested: Scope | None, held: Iterable[Scope]) -> bool:
     if requested is None:
         return False
-    for scope in held:  # noqa: SIM110  # asked several times for each request, and a generator costs more than this
+    for scope in held:  # noqa: SIM110  # called several times per request, and a generator is slower
         if scope.covers(requested):
             return True
     return False
 
 
 def _parse_or_none(text: str) -> Scope | None:
-    # Before anything is remembered of it: strangers send texts of any length.
+    # Checked before caching: strangers send texts of any length.
     return None if len(text) > MAX_SCOPE_LENGTH else _remembered(text)
 
 

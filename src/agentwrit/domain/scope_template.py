@@ -1,11 +1,11 @@
-"""Scopes with holes: `read:data:customer-{customer_id}`, filled from what a call or a request is about.
+"""Scope templates: `read:data:customer-{customer_id}`, filled with the arguments of a call or the fields of a request.
 
 The rules:
 
-- A hole stands in the identifier. Action and resource are fixed.
-- What fills a hole is data: characters of a scope, and neither `:` nor `*`. Anything else fills none. So no value can
-  ask for another scope than the template's author meant, and least of all for everything.
-- What is filled is a scope that is needed. Whether somebody holds it is another question (`agentwrit.domain.scope`).
+- Placeholders are allowed only in the identifier. Action and resource are fixed.
+- A value consists of characters of a scope other than `:` and `*`. Anything else is refused. A value therefore cannot
+  request a scope that the template's author did not intend, and never a wildcard.
+- A filled template is a required scope. Whether a token covers it is decided by `agentwrit.domain.scope`.
 """
 
 import re
@@ -22,17 +22,17 @@ _FILLER: Final = "x"
 
 
 class UnfitValue(ValueError):
-    """A value that cannot stand in a scope."""
+    """A value that is not allowed in a scope."""
 
 
 class ScopeTemplate:
-    """One scope, perhaps with holes. `holes`: their names."""
+    """A scope, possibly with placeholders. `holes`: the names of the placeholders."""
 
     def __init__(self, text: str) -> None:
-        """Read a template.
+        """Parse a template.
 
         Raises:
-            ValueError: filled, it would be no scope; or it has a hole elsewhere than in the identifier.
+            ValueError: the filled template would not be a scope, or a placeholder is outside the identifier.
         """
         self.text = text
         self.holes = tuple(_HOLE.findall(text))
@@ -50,8 +50,8 @@ class ScopeTemplate:
         """The scope for these values.
 
         Raises:
-            KeyError: there is no value for a hole.
-            UnfitValue: a value cannot stand in a scope.
+            KeyError: a placeholder has no value.
+            UnfitValue: a value is not allowed in a scope, or the scope would be too long.
         """
 
         def value(hole: re.Match[str]) -> str:
@@ -66,7 +66,7 @@ class ScopeTemplate:
         return filled
 
     def is_within_reach(self, held: Iterable[str]) -> bool:
-        """Whether there are values for which one of these scopes covers what is needed."""
+        """Whether one of the scopes in `held` covers the template for at least some values."""
         action, resource, _ = self.text.split(":", 2)
         everything = f"{action}:{resource}:{scope.WILDCARD}"
         return any(each == everything or self._filled.fullmatch(each) is not None for each in held)

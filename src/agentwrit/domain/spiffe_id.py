@@ -1,7 +1,8 @@
 """SPIFFE identities of agents: `spiffe://<trust domain>/agent/<orch_id>/<task_id>/<instance>`.
 
-The SPIFFE-ID standard (§2.2) allows `[A-Za-z0-9._-]` in a path segment, and neither `.` nor `..` as a whole one; we
-take 1 to 128 of these. Nothing that a caller can write into a segment reaches outside it.
+The SPIFFE-ID standard (§2.2) allows `[A-Za-z0-9._-]` in a path segment, but not `.` or `..` as a whole segment. A
+segment here has 1 to 128 of these characters, so the text that a caller chooses for it cannot affect the rest of the
+id.
 """
 
 import re
@@ -22,10 +23,10 @@ def for_agent(trust_domain: str, orch_id: str, task_id: str, instance: bytes) ->
 
 
 def check_segment(value: str, *, field: str) -> str:
-    """`value`, if it can stand as one segment of a SPIFFE path.
+    """Return `value` if it is a valid segment of a SPIFFE path.
 
     Raises:
-        InvalidRequest: it cannot. Names `field`.
+        InvalidRequest: it is not valid. The error names `field`.
     """
     if _SEGMENT.fullmatch(value) is None or value in (".", ".."):
         raise InvalidRequest(

@@ -1,14 +1,15 @@
-"""The URL of a request, as a proof of possession names it (RFC 9449 §4.2, `htu`), and whose URL it is.
+"""The URL of a request as in a DPoP proof (RFC 9449 §4.2, `htu`), and which URLs are a server's own.
 
 The rules:
 
 - URLs are compared without query and fragment (§4.3), after syntax-based and scheme-based normalization (RFC 3986
   §6.2.2, §6.2.3): scheme and host in lower case, no default port, no dot segments, `/` for an empty path, and
-  percent-encoded what has to be, but nothing that need not be. `%2F` is no slash, and `a.` is not `a`.
-- A host is a name in its ASCII form (RFC 5891), or an address in its one form (RFC 5952). Others are none: neither
-  `2130706433` nor `127.1` is 127.0.0.1. A URL that names a user is none either (RFC 9110 §4.2.4).
-- By which names a server is known its settings say, or else the address that a connection came to. A request does not
-  say it: whoever is shown a proof for another server would write that server's name into it (Host), and pass it on.
+  percent-encoding only where it is required. `%2F` is not a slash, and `a.` is not `a`.
+- A host is a name in ASCII form (RFC 5891), or an address in canonical form (RFC 5952). Other forms are rejected:
+  neither `2130706433` nor `127.1` is 127.0.0.1. URLs that name a user are rejected too (RFC 9110 §4.2.4).
+- The server's settings, or else the address to which the connection came, decide which names are the server's. The
+  request (Host) never does: a server that received a proof meant for it could relay the proof to another server, with
+  its own name in Host.
 - `localhost` is another name of the loopback addresses 127.0.0.1 and ::1 (RFC 6761 §6.3).
 """
 
@@ -30,7 +31,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#\\]*)((?:/[^?#]*)?)(?:[?#].*)?")  # RFC 3986, appendix B
 _NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?")
 
-# RFC 3986 §3.3: what stands in a path as it is. All else, a % that encodes nothing included, is percent-encoded.
+# RFC 3986 §3.3: the characters that a path may contain. All others are percent-encoded, as is a % that encodes nothing.
 _PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 _NOT_PLAIN = re.compile(rb"%[0-9A-Fa-f]{2}|[^A-Za-z0-9._~!$&'()*+,;=:@/-]")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -43,27 +44,27 @@ class _Parts(NamedTuple):
 
 
 def normalized(url: str) -> str:
-    """The one spelling of a URL, without query and fragment.
+    """The normal form of a URL, without query and fragment.
 
     Raises:
-        ValueError: it is no absolute URL, or names a user.
+        ValueError: `url` is not an absolute URL, or names a user.
     """
     scheme, authority, path = _split(url)
     return f"{scheme}://{_authority(authority, scheme)}{normal_path(path)}"
 
 
 def without_user(url: str) -> str:
-    """The same of a URL that may name a user: who that is goes into no proof.
+    """The normal form of a URL without its user, which must not appear in a proof.
 
     Raises:
-        ValueError: it is no absolute URL.
+        ValueError: `url` is not an absolute URL.
     """
     scheme, authority, path = _split(url)
     return f"{scheme}://{_authority(authority.rpartition('@')[2], scheme)}{normal_path(path)}"
 
 
 def normal_path(path: str | bytes) -> str:
-    """The one spelling of a path (RFC 3986 §6.2.2.2, §6.2.2.3). `path`: as text, or as it stands in a request."""
+    """The normal form of a path (RFC 3986 §6.2.2.2, §6.2.2.3). `path`: as text, or the bytes in a request."""
     if isinstance(path, bytes) or _PATH.fullmatch(path) is None:
         plain = path if isinstance(path, bytes) else path.encode("utf-8")
         path = _NOT_PLAIN.sub(_percent_encoded, plain).decode("ascii")
@@ -71,14 +72,14 @@ def normal_path(path: str | bytes) -> str:
 
 
 def has_dot_segments(path: str | bytes) -> bool:
-    """Whether a path is another one for whoever resolves `.` and `..` than for whoever does not."""
+    """Whether a path has segments `.` or `..`, so that programs that resolve these see another path."""
     plain = path if isinstance(path, bytes) else path.encode("utf-8")
     segments = _NOT_PLAIN.sub(_percent_encoded, plain).split(b"/")
     return b"." in segments or b".." in segments
 
 
 def spellings(resource: str) -> tuple[str, ...]:
-    """A resource (RFC 8707 §2), and what else it may be called: a URL without a path may end with a slash or not."""
+    """A resource (RFC 8707 §2) and its other spelling, if any: a URL without a path may end with a slash or not."""
     parts = _URI.fullmatch(resource)
     if parts is None or parts[3] not in ("", "/") or not resource.endswith(parts[2] + parts[3]):
         return (resource,)
@@ -86,9 +87,9 @@ def spellings(resource: str) -> tuple[str, ...]:
 
 
 def within(base: str, root: str, path: str) -> str:
-    """The URL of a normal path at a server that is known as `base`.
+    """The URL of a normalized path at a server with the base URL `base`.
 
-    `root`: under which path the application stands there (ASGI's `root_path`), or empty; `base` may name it or not.
+    `root`: the path under which the application is mounted (ASGI's `root_path`), or empty. `base` may include it.
     """
     scheme, authority, prefix = _split(base)
     is_within = path == root or path.startswith(f"{root}/")
@@ -96,16 +97,17 @@ def within(base: str, root: str, path: str) -> str:
 
 
 class KnownNames:
-    """By which URLs a server is known: `urls`, as its clients write them; or else by the address that they connect to.
+    """The base URLs of a server: `urls`, as its clients write them, or else the address that they connect to.
 
-    `hosts`: where it was told to listen, names and addresses. Such a name is known too, and 0.0.0.0 to local clients.
+    `hosts`: the names and addresses on which the server listens. Such a name is known too, and 0.0.0.0 for local
+    clients.
     """
 
     def __init__(self, urls: Iterable[str] = (), *, hosts: Iterable[str] = ()) -> None:
-        """Read them.
+        """Normalize the URLs.
 
         Raises:
-            ValueError: one is no absolute URL, or names a user.
+            ValueError: one is not an absolute URL, or names a user.
         """
         listed = [normalized(url).rstrip("/") for url in urls]
         self._urls = tuple(dict.fromkeys([*listed, *(other for url in listed for other in _other_names(url))]))
@@ -114,9 +116,9 @@ class KnownNames:
         self._wildcards = tuple(host for host in hosts if host in _WILDCARDS)
 
     def bases(self, scheme: str, server: Iterable[Any] | None) -> tuple[str, ...]:
-        """The URLs, normal and without a slash at their end.
+        """The base URLs, normalized and without a trailing slash.
 
-        `server`: host and port that the connection came to, None where it has none.
+        `server`: the host and port to which the connection came; None if there is none.
         """
         if self._urls or server is None:
             return self._urls
@@ -138,7 +140,7 @@ def _of_address(
 
 
 def _in_url(host: str) -> str:
-    """A host as a URL has it. An IPv4 address that came in an IPv6 one is itself (RFC 4291 §2.5.5.2)."""
+    """A host as in a URL. An IPv4-mapped IPv6 address becomes the IPv4 address (RFC 4291 §2.5.5.2)."""
     try:
         address = ipaddress.IPv6Address(host.partition("%")[0])
     except ValueError:
@@ -147,7 +149,7 @@ def _in_url(host: str) -> str:
 
 
 def _other_names(url: str) -> list[str]:
-    """What else the same loopback interface is called."""
+    """The other names of the same URL if its host is a loopback address or `localhost`."""
     scheme, authority, path = _split(url)
     host, port = _host_and_port(authority)
     if host in _LOOPBACK:
@@ -173,7 +175,7 @@ def _split(url: str) -> _Parts:
 
 
 def _host_and_port(authority: str) -> tuple[str, str]:
-    """The port with its colon, or empty."""
+    """Split an authority. The port includes its colon, or is empty."""
     host, colon, port = authority.rpartition(":")
     return (host, colon + port) if colon and "]" not in port else (authority, "")
 
@@ -194,7 +196,7 @@ def _host(text: str) -> str:
     if text.startswith("[") and text.endswith("]") and "%" not in text:
         return f"[{ipaddress.IPv6Address(text[1:-1])}]"
     if not text.isascii():
-        import idna  # what HTTP libraries have for it; most never need it
+        import idna  # loaded only when needed, which is rare
 
         text = idna.encode(text, uts46=True).decode("ascii")
     host = text.lower()

@@ -1,17 +1,17 @@
-"""Texts that others chose: names, reasons, what was asked for elsewhere.
+"""Text from outside: names, reasons, requested resources.
 
 The rules:
 
-- A character is printable if it shows, or is the space (U+0020): no control or format character, no other space, no
-  line or paragraph separator, no surrogate, and nothing that Unicode has not assigned. All others can steer a terminal,
-  turn a line around, or end it for some reader.
-- What somebody may call a thing (an agent's name, an audience, a reason) is printable, or is refused.
-- What somebody says of others (what was asked for at a resource server, a delegate that there is not) is not refused,
-  because then whoever made them say it would leave no trace: it is kept with each such character escaped, as Python
-  writes it (`\\x1b`, `\\u2028`).
-- Whatever is shown is escaped likewise, wherever it comes from: a store may be older than these rules.
+- A character is printable if it is visible or is the space (U+0020). Control and format characters, other spaces, line
+  and paragraph separators, surrogates and unassigned code points are not printable: they can control a terminal,
+  reverse a line, or end a line for some readers.
+- A name that a caller chooses (an agent's name, an audience, a reason) must be printable, or is refused.
+- A statement about others (a resource requested at a resource server, a delegate that does not exist) is not refused,
+  because an attacker could then leave no trace. It is stored with each non-printable character escaped as in Python
+  (`\\x1b`, `\\u2028`).
+- Text is also escaped when it is displayed, whatever its source: a store may be older than these rules.
 
-They are applied where texts come in, and this module is the only one that knows them.
+The rules are applied where text enters, and are defined only in this module.
 """
 
 import json
@@ -23,10 +23,10 @@ CUT: Final = "…"
 
 
 def check(value: str, longest: int, *, field: str, shortest: int = 1) -> str:
-    """`value`, if it is printable and of a length from `shortest` to `longest`.
+    """Return `value` if it is printable and has `shortest` to `longest` characters.
 
     Raises:
-        InvalidRequest: it is not. Names `field`.
+        InvalidRequest: it is not. The error names `field`.
     """
     if not shortest <= len(value) <= longest or not value.isprintable():
         length = f"{shortest} to {longest}" if shortest else f"up to {longest}"
@@ -35,7 +35,7 @@ def check(value: str, longest: int, *, field: str, shortest: int = 1) -> str:
 
 
 def escaped(value: str, longest: int | None = None) -> str:
-    """`value` on one line, with what is not printable escaped; beyond `longest` characters it is cut, and says so."""
+    """`value` on one line, non-printable characters escaped, cut to `longest` characters with an ellipsis."""
     if value.isprintable() and (longest is None or len(value) <= longest):
         return value
     shown = "".join(map(_escape, value if longest is None else value[:longest]))
@@ -45,9 +45,9 @@ def escaped(value: str, longest: int | None = None) -> str:
 
 
 def to_json(value: object, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
-    """A JSON value in which what is not printable is escaped in JSON's own way, so that it is the same to a parser.
+    """Encode JSON with non-printable characters as JSON escapes, which parse to the same value.
 
-    Without `indent` it is one line, to every reader.
+    Without `indent` the result is one line for every reader.
     """
     written = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
     return written if written.isprintable() else "".join(map(_escape_in_json, written))
@@ -58,7 +58,7 @@ def _escape(char: str) -> str:
 
 
 def _escape_in_json(char: str) -> str:
-    if char.isprintable() or char == "\n":  # in a string it is escaped already: this is one of the indented form's
+    if char.isprintable() or char == "\n":  # a line feed from indentation: inside strings it is escaped already
         return char
     code = ord(char)
     if code <= 0xFFFF:

@@ -1,11 +1,11 @@
-"""What a tiled log serves, and where (C2SP tlog-tiles): tiles of hashes, and bundles of the entries themselves.
+"""The paths and contents of a tiled log (C2SP tlog-tiles): tiles of hashes, and bundles of entries.
 
 The rules:
 
-- A path is `<level>/<number>` or `entries/<number>`. The number is written in groups of three digits, all but the last
-  after an `x`: 1234067 is `x001/x234/067`. A path has one spelling.
-- What is not whole yet ends in `.p/<width>`, and keeps that name for ever: whatever has been served never changes.
-- A bundle is its entries, each after its length in two bytes, big-endian.
+- A path is `<level>/<number>` or `entries/<number>`. The number is written in groups of three digits, of which all but
+  the last are prefixed with `x`: 1234067 is `x001/x234/067`. A path has exactly one spelling.
+- The path of a partial tile or bundle ends with `.p/<width>` and stays valid: served content never changes.
+- A bundle is the concatenation of its entries, each preceded by its length as a 16-bit big-endian number.
 """
 
 import re
@@ -15,13 +15,13 @@ from typing import Final, NamedTuple
 from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.merkle import TILE_WIDTH
 
-MAX_LEVEL: Final = 7  # 256^8 leaves are more than a log of ours can number
+MAX_LEVEL: Final = 7  # a log never has 256^8 leaves
 
 _PATH = re.compile(rf"(?:(entries)|([0-{MAX_LEVEL}]))/((?:x[0-9]{{3}}/){{0,5}}[0-9]{{3}})(?:\.p/([1-9][0-9]{{0,2}}))?")
 
 
 class HashTile(NamedTuple):
-    """A tile of hashes, `width` of them."""
+    """A tile of `width` hashes."""
 
     level: int
     number: int
@@ -33,7 +33,7 @@ class HashTile(NamedTuple):
 
 
 class EntryBundle(NamedTuple):
-    """A bundle of entries, `width` of them."""
+    """A bundle of `width` entries."""
 
     number: int
     width: int = TILE_WIDTH
@@ -44,10 +44,10 @@ class EntryBundle(NamedTuple):
 
 
 def parse_path(path: str) -> HashTile | EntryBundle:
-    """What stands at a path below `tile/`.
+    """The tile or bundle at a path below `tile/`.
 
     Raises:
-        ValueError: nothing ever does.
+        ValueError: the path is malformed.
     """
     match = _PATH.fullmatch(path)
     if match is None:
@@ -69,7 +69,7 @@ def unbundle(data: bytes) -> Iterator[bytes]:
     """The entries of a bundle.
 
     Raises:
-        TamperedRecord: it is none.
+        TamperedRecord: `data` is not a complete bundle.
     """
     at = 0
     while at < len(data):

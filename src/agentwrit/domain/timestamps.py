@@ -1,4 +1,4 @@
-"""Times as people and protocols write them: RFC 3339, in UTC."""
+"""Timestamps in RFC 3339 format, in UTC."""
 
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -7,16 +7,16 @@ from typing import Final
 
 SECONDS_REMEMBERED: Final = 64
 MAX_UNIX_SECONDS: Final = 253_402_300_799
-"""The end of the year 9999: what is later, RFC 3339 cannot tell."""
+"""The end of the year 9999, the latest time that RFC 3339 can express."""
 
 
 def rfc3339(at: float) -> str:
-    """Unix seconds as `2026-01-31T23:59:59Z`, with microseconds where there are any."""
+    """Unix seconds as `2026-01-31T23:59:59Z`, with microseconds if they are not zero."""
     return _z(datetime.fromtimestamp(at, UTC).isoformat())
 
 
 def rfc3339_micros(at: float) -> str:
-    """Unix seconds as `2026-01-31T23:59:59.000000Z`: of one width, so the texts sort as the times do."""
+    """Unix seconds as `2026-01-31T23:59:59.000000Z`. The width is fixed, so the texts sort chronologically."""
     second = floor(at)
     micros = round((at - second) * 1e6)
     if micros == 1_000_000:
@@ -24,7 +24,7 @@ def rfc3339_micros(at: float) -> str:
     return f"{_second(second)}.{micros:06}Z"
 
 
-@lru_cache(SECONDS_REMEMBERED)  # a second is asked for thousands of times, and takes most of the writing
+@lru_cache(SECONDS_REMEMBERED)  # the same second is formatted thousands of times, and is most of the cost
 def _second(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat().removesuffix("+00:00")
 
@@ -33,7 +33,7 @@ def parse_rfc3339(text: str) -> float:
     """Unix seconds of an RFC 3339 time.
 
     Raises:
-        ValueError: it is none, or it names no offset from UTC.
+        ValueError: `text` is malformed or has no offset from UTC.
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:

@@ -1,17 +1,17 @@
-"""A broker for your own tests: a real one, in this process and in memory, on a clock that a test moves.
+"""A broker for your own tests: a real broker, in this process and in memory, with a clock that a test can move.
 
-With pytest there is nothing to set up. The plugin comes with the package, needs `agentwrit[testing]`, and has fixtures:
+With pytest there is nothing to set up. The plugin is part of the package, needs `agentwrit[testing]`, and has fixtures:
 
     def test_an_expired_agent_reads_nothing(broker, agent, service):
         broker.advance(agent.expires_in)
         assert service.get("/customers/7", headers=agent.bearer_header).status_code == 401
 
-- `broker`: a `LocalBroker` of the test's own
-- `app`, `async_app`: an app that is registered there
-- `agent`: an agent of `app`, and the current one
+- `broker`: a `LocalBroker` for this test alone
+- `app`, `async_app`: an app registered at that broker
+- `agent`: an agent of `app`, which is also the current agent
 
-What the app may do is `agentwrit_ceiling`, and what the agent holds `agentwrit_scope`: fixtures that give lists of
-scopes, for a project to override. A fixture of yours by one of these names takes the place of ours.
+The fixtures `agentwrit_ceiling` (the app's ceiling) and `agentwrit_scope` (the agent's scope) return lists of scopes.
+Override them for your project. A fixture of yours with one of these names replaces the plugin's.
 """
 
 from agentwrit.testing.local_broker import LocalBroker

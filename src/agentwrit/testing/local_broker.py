@@ -1,4 +1,4 @@
-"""A broker in a thread of this process, which listens on a port of the loopback interface."""
+"""A broker in a thread of this process, listening on a loopback port."""
 
 import asyncio
 import contextlib
@@ -25,25 +25,25 @@ from agentwrit.domain.errors import ConfigurationError
 
 CEILING: Final = ("read:data:*", "write:data:*")
 
-# The secret is random, lives as long as the test and is never stored: it takes no costly hash to protect it.
+# The secret is random, lives only for the test and is never stored, so it needs no expensive hash.
 _QUICK_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 class LocalBroker:
-    """A broker that begins with nothing and leaves nothing. It takes some tens of milliseconds to start.
+    """A broker that starts empty and leaves nothing behind. It starts in some tens of milliseconds.
 
-    `url`: where services, verifiers and other processes find it; `clock`: what time it is there, for
-    `Verifier(broker.url, clock=broker.clock)`. Its apps' agents go by the same clock.
+    `url`: its URL, for services, verifiers and other processes; `clock`: its clock, for
+    `Verifier(broker.url, clock=broker.clock)`. The agents of its apps use the same clock.
 
         with LocalBroker(default_ttl=60) as broker:
             app = broker.app("read:data:*")
     """
 
     def __init__(self, **settings: Any) -> None:
-        """Start it. `settings`: those of the broker in lower case and without the prefix, such as `max_ttl`.
+        """Start the broker. `settings`: the broker's settings in lower case without the prefix, such as `max_ttl`.
 
         Raises:
-            ConfigurationError: it cannot start with these settings.
+            ConfigurationError: a setting is unknown or invalid.
         """
         self._ahead = 0.0
         self.clock = Clock(lambda: time.time() + self._ahead, lambda: time.monotonic() + self._ahead)
@@ -59,13 +59,13 @@ class LocalBroker:
 
     @property
     def operator(self) -> OperatorClient:
-        """What the operator does: register apps, revoke, rotate keys."""
+        """A client with the operator's permissions: to register apps, revoke, and rotate keys."""
         if self._operator is None:
             self._operator = OperatorClient(self.url, self._secret)
         return self._operator
 
     def advance(self, seconds: float) -> None:
-        """Move the clock ahead. It goes on by itself besides, and never back.
+        """Move the clock forward by `seconds`. It also runs by itself, and never backwards.
 
         Raises:
             ValueError: `seconds` is negative.
@@ -75,21 +75,29 @@ class LocalBroker:
         self._ahead += seconds
 
     def app(self, *ceiling: str, audiences: Sequence[str] = (), require_bound: bool = False) -> AgentWritApp:
-        """A new app. `ceiling`: what none of its agents exceeds. It is closed with the broker.
+        """Register a new app. The broker closes it.
+
+        `ceiling`: its scopes, by default `read:data:*` and `write:data:*`; `audiences`: the audiences that its agents'
+        tokens may have; `require_bound`: whether its agents' tokens must be bound to their keys.
 
         Raises:
-            ProblemResponseError: the ceiling is none.
+            ProblemResponseError: the ceiling or an audience is malformed.
         """
         app = AgentWritApp(*self._registered(ceiling, audiences, require_bound), clock=self.clock)
         self._opened.append(app)
         return app
 
     def async_app(self, *ceiling: str, audiences: Sequence[str] = (), require_bound: bool = False) -> AsyncAgentWritApp:
-        """The same for an event loop, with which its connections end."""
+        """Like `app`, for use on an event loop. Its connections end with the event loop."""
         return AsyncAgentWritApp(*self._registered(ceiling, audiences, require_bound), clock=self.clock)
 
     def revoke(self, level: str, target: str) -> int:
-        """Revoke as the operator: `level` is token, agent, task, chain, grant or app. How many live tokens that ended.
+        """Revoke as the operator. Returns how many live tokens it ended.
+
+        `level`: token, agent, task, chain, grant or app; `target`: the name that the level takes, such as an agent's
+        SPIFFE ID:
+
+            assert broker.revoke("agent", agent.agent_id) == 1
 
         Raises:
             ProblemResponseError: there is no such level.
@@ -97,7 +105,7 @@ class LocalBroker:
         return int(self.operator.revoke(level, target)["count"])
 
     def close(self) -> None:
-        """Stop it. Again, it does nothing."""
+        """Stop the broker and close its apps. Further calls do nothing."""
         for app in self._opened:
             app.close()
         if self._operator is not None:
@@ -154,7 +162,7 @@ class LocalBroker:
 
 
 def _config(settings: Mapping[str, object]) -> Config:
-    """Settings, checked as a broker's process checks those of its environment."""
+    """The settings, validated as a broker process validates its environment."""
     environ = {config.PREFIX + name.upper(): _text(value) for name, value in settings.items()}
     if unknown := config.unknown_variables(environ):
         raise ConfigurationError(unknown[0])
