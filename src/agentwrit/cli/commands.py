@@ -29,6 +29,7 @@ from agentwrit.cli.audit import NotGenuine
 from agentwrit.cli.output import say
 from agentwrit.client.secrecy import discreet
 from agentwrit.errors import AgentWritError, ProblemResponseError
+from agentwrit.standard_streams import tell
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # while a full disk can still be told
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
+        tell(error.format_message())
         return NOT_ASKED
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "agentwrit"
