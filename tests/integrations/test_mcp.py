@@ -304,6 +304,27 @@ def test_a_session_outlives_many_tokens_of_its_agent(make: Make) -> None:
         asyncio.run(run(broker))
 
 
+def test_a_server_s_library_learns_whose_token_it_is_and_when_it_ends(make: Make) -> None:
+    async def run(broker: LocalBroker) -> None:
+        resource = "http://127.0.0.1:8000/mcp"
+        _, guard = make(broker.url, resource)
+        async with app_for(broker, resource) as app:
+            agent = await app.create_agent("o", "t", ["read:data:customer-7"], audience=resource, max_ttl=90)
+            claims = (await app.validate(agent.access_token)).claims
+            known = await guard.verify_token(agent.access_token)
+            assert claims is not None
+            assert known is not None
+            assert (known.token, known.client_id, known.scopes) == (agent.access_token, app.client_id, claims.scope)
+            assert known.expires_at == claims.exp
+            await agent.release()
+            await guard.aclose()
+            assert await guard.verify_token(agent.access_token) is None
+            await guard.aclose()
+
+    with LocalBroker() as broker:
+        asyncio.run(run(broker))
+
+
 def test_a_guard_at_a_function_holds_without_the_middleware() -> None:
     async def run(broker: LocalBroker) -> None:
         def bare(broker_url: str, resource: str) -> tuple[Any, Any]:

@@ -19,6 +19,8 @@ Event = Mapping[str, Any]
 Encoder = Callable[[Event], bytes]
 """An event as the bytes that arrive, without a line break."""
 
+_FIELD_VALUE: Final = re.compile(r"[!-~](?:[\t -~]*[!-~])?")  # RFC 9110 §5.5, of ASCII alone
+
 HTTP_SECONDS: Final = 30.0  # for a batch, whoever answers a little at a time
 
 
@@ -43,6 +45,9 @@ class HttpSink:
 
     `is_json`: what events are encoded as, so that a batch is a JSON array; else it is lines. `authorization`: the value
     of that header, if any.
+
+    Raises:
+        AgentWritError: `authorization` is none.
     """
 
     @discreet
@@ -61,6 +66,10 @@ class HttpSink:
             "accept-encoding": "identity",
         }
         if authorization is not None:
+            if _FIELD_VALUE.fullmatch(authorization) is None:
+                raise AgentWritError(
+                    "what AGENTWRIT_SINK_AUTHORIZATION holds is no header's value: it takes visible ASCII"
+                )
             headers["authorization"] = authorization
         self._caller = Caller(httpx2.Client(timeout=HTTP_SECONDS, headers=headers, verify=tls or True))
 
