@@ -12,13 +12,15 @@ def complete() -> None:
     """Have those that a process was started without lead nowhere.
 
     Else the next file that is opened has the number of one of them, and gets what is meant for people; and what is
-    meant for standard error would be printed on standard output.
+    meant for standard error would be printed on standard output. Standard input stays None where there is none.
     """
     for number in _NUMBERS:
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
     if sys.stderr is None:
         sys.stderr = _nowhere()
 

@@ -413,3 +413,10 @@ def test_who_cannot_be_told_what_went_wrong_has_the_exit_code_that_says_it(lost:
     nowhere = {**CLEAN, "AGENTWRIT_BROKER_URL": "http://127.0.0.1:9"}
     done = subprocess.run(command, env=nowhere, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_without_standard_output_a_command_says_what_it_says_by_its_exit_code(operator: dict[str, str]) -> None:
+    for arguments in (["app", "list"], ["audit", "export"], ["keys", "list", "--json"]):
+        command = ["sh", "-c", '"$@" >&-', "sh", AGENTWRIT, *arguments]
+        done = subprocess.run(command, env={**CLEAN, **operator}, capture_output=True, text=True, timeout=60)
+        assert (arguments, done.returncode) == (arguments, 0), done.stderr

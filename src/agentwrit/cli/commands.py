@@ -63,8 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line. Returns its exit code."""
     try:
         code = agentwrit.main(list(arguments), prog_name="agentwrit", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # while a full disk can still be told
+        sys.stdout.flush()  # while a full disk can still be told
     except click.exceptions.NoArgsIsHelpError as error:
         tell(error.format_message())
         return NOT_ASKED
@@ -100,11 +99,10 @@ def _fail(line: str, code: int) -> int:
 
 
 def _system_refused(error: OSError) -> int:
-    if sys.stdout is not None:
-        # What is still buffered must not fail once more, with a traceback, when the interpreter ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    # What is still buffered must not fail once more, with a traceback, when the interpreter ends.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
     if isinstance(error, BrokenPipeError):
         return ANSWER_IS_NO  # whoever read it has had enough
     about = f"{error.filename}: " if error.filename is not None else ""
