@@ -31,6 +31,7 @@ from agentwrit.client.audit_log import AuditLog
 from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.operator import OperatorClient
 from agentwrit.client.secrecy import Secret, discreet
+from agentwrit.delivery.sinks import HttpSink
 from agentwrit.integrations.fastapi import AgentWrit as FastApiGuard
 from agentwrit.integrations.starlette import Guard
 from tests.client.peer import Handler, Reply, answer, break_off, hang_up, never, peer
@@ -108,6 +109,7 @@ class Secrets:
             for frame in frames:
                 shown |= {f"{each}, in {frame.name} of {frame.filename}" for each in self.shown_in(f"{frame.locals}")}
             waiting += [each.__cause__, each.__context__]
+            waiting += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
         return shown
 
 
@@ -417,6 +419,37 @@ def test_a_traceback_keeps_its_lines_and_the_callers_variables() -> None:
     assert "of the caller" in text
     assert "of the error before" in text
     assert "of-the-callee" not in text.replace('"-".join(["of", "the", "callee"])', "")
+
+
+def test_none_of_a_group_of_errors_shows_a_variable() -> None:
+    def fail(token: str) -> None:
+        raise ValueError("why")
+
+    @discreet
+    async def all_of(*tokens: str) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for token in tokens:
+                tasks.create_task(asyncio.to_thread(fail, token * 2))
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        asyncio.run(all_of("-".join(["of", "a", "task"])))
+    told = traceback.TracebackException.from_exception(caught.value.exceptions[0], capture_locals=True)
+    assert "in fail" in "".join(told.format())
+    assert not [frame.name for frame in told.stack if "of-a-task" in f"{frame.locals}"]
+
+
+@pytest.mark.parametrize("wrong", ["Bearer {}\u00e9", "Bearer {}\r\nx: y", "Bearer {}\n", " {}", ""])
+def test_an_authorization_that_no_header_takes_is_refused_and_not_shown(kept: Secrets, wrong: str) -> None:
+    authorization = wrong.format(kept.keep("the authorization", "-".join(["secret", "of", "the", "siem"])))
+
+    def encode(event: object) -> bytes:
+        return b"{}"
+
+    [error] = failures(
+        lambda: HttpSink("https://127.0.0.1:9", encode, is_json=True, authorization=authorization, tls=None)
+    )
+    assert isinstance(error, AgentWritError)
+    assert not kept.of(error)
 
 
 def test_a_discreet_function_is_called_like_any_other() -> None:

@@ -175,3 +175,14 @@ def _covered(broker: BrokerProcess) -> int:
     """How many events the newest checkpoint covers."""
     answer = broker.http.get("/v1/audit/checkpoint")
     return int(answer.text.splitlines()[1])
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_broker_that_was_started_without_standard_streams_serves(tmp_path: Path, closed: str) -> None:
+    """And none of its files has the number of one, where the log would be written into it."""
+    with BrokerProcess(tmp_path / "data", wrapper=["sh", "-c", f'exec "$@" {closed}', "sh"]) as started:
+        assert started.http.get("/readyz").status_code == 200
+        assert started.app().login().status_code == 200
+        if sys.platform == "linux":
+            assert Path(f"/proc/{started.pid}/fd/2").readlink() == Path(os.devnull)
+        assert started.stop() == 0

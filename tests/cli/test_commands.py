@@ -401,3 +401,22 @@ def test_what_is_wrong_with_a_token_is_said(broker: BrokerProcess) -> None:
         assert wrong in told["error"]
         assert token not in done.stdout + done.stderr
     one_line(run("token", "inspect", "nonsense", **url), 2, "cannot be read")
+
+
+@pytest.mark.parametrize("lost", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("arguments", [["token", "validate", "x"], ["no-such-command"], []])
+def test_who_cannot_be_told_what_went_wrong_has_the_exit_code_that_says_it(lost: str, arguments: list[str]) -> None:
+    """And nothing on standard output, where answers stand."""
+    if not Path("/dev/full").exists():
+        pytest.skip("a device of Linux")
+    command = ["sh", "-c", f'"$@" {lost}', "sh", AGENTWRIT, *arguments]
+    nowhere = {**CLEAN, "AGENTWRIT_BROKER_URL": "http://127.0.0.1:9"}
+    done = subprocess.run(command, env=nowhere, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_without_standard_output_a_command_says_what_it_says_by_its_exit_code(operator: dict[str, str]) -> None:
+    for arguments in (["app", "list"], ["audit", "export"], ["keys", "list", "--json"]):
+        command = ["sh", "-c", '"$@" >&-', "sh", AGENTWRIT, *arguments]
+        done = subprocess.run(command, env={**CLEAN, **operator}, capture_output=True, text=True, timeout=60)
+        assert (arguments, done.returncode) == (arguments, 0), done.stderr

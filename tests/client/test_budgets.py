@@ -303,6 +303,27 @@ def test_the_first_check_waits_longer_for_a_broker_that_answers_slowly(tokens: T
         assert seconds < VERIFY_SECONDS / 2  # nobody waits for what another one has just waited for
 
 
+def test_a_first_check_that_waited_has_less_time_to_ask(tokens: Tokens) -> None:
+    """What a proxy says late, and then nothing: a check has one limit for all that it waits for."""
+    token, timeout = tokens(1)[0], 2.0
+
+    def late(handler: Handler) -> None:
+        time.sleep(timeout * 0.9)
+        answer(502, b"<html>")(handler)
+
+    async def main(url: str) -> tuple[float, Exception | None]:
+        async with AsyncVerifier(url, timeout=timeout) as verifier:
+            return await took_async(lambda: verifier.verify(token))
+
+    with peer(late, never) as broker:
+        outcomes = [took(lambda: Verifier(broker.url, timeout=timeout).verify(token))]
+    with peer(late, never) as broker:
+        outcomes.append(asyncio.run(main(broker.url)))
+    for seconds, error in outcomes:
+        assert isinstance(error, TransportError)
+        assert seconds < timeout + SLACK
+
+
 def test_closing_waits_for_no_broker(before: Front) -> None:
     def use(verifier: Any) -> None:
         took(lambda: verifier.verify("none"))

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentwrit.client.audit_log import AuditLog
+from agentwrit.delivery.following import Cursor, Delivery
 from agentwrit.delivery.sinks import HttpSink, NotDelivered
+from agentwrit.errors import ProblemResponseError
 from tests.cli.support import AGENTWRIT, CLEAN
 from tests.client.peer import Handler, Reply, answer, break_off, hang_up, never, peer
+from tests.integrations.front import front
 from tests.support import ADMIN_SECRET, BrokerProcess
 
 DELIVERED = answer(200, {}, connection="close")
@@ -75,3 +79,45 @@ def test_a_batch_has_arrived_when_the_receiver_says_so_and_not_before(reply: Rep
             sink.deliver([{"id": "evt-000001"}])
         sink.deliver([{"id": "evt-000001"}])
         assert [body for _, body, _ in receiver.seen] == [[{"id": "evt-000001"}]] * 2
+
+
+class Enough(Exception):
+    """Ends a delivery, which goes on for ever."""
+
+
+class FirstBatch:
+    """Takes no batch, and says that one has come."""
+
+    def deliver(self, events: Sequence[Mapping[str, Any]]) -> None:
+        raise Enough
+
+
+def refusal(status: int) -> bytes:
+    body = b'{"type":"about:blank","title":"x","detail":"not now","status":%d}' % status
+    head = b"HTTP/1.1 %d x\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_broker_that_fails_for_a_moment_is_asked_again(broker: BrokerProcess, tmp_path: Path, status: int) -> None:
+    said: list[str] = []
+    broker.admin()
+    with front(broker.url) as before, AuditLog(before.url, ADMIN_SECRET) as log:
+
+        def say(line: str) -> None:
+            said.append(line)
+            before.go("well")
+
+        before.go(refusal(status))
+        with pytest.raises(Enough):
+            Delivery(log, FirstBatch(), Cursor(tmp_path / "cursor"), batch=5, say=say).run()
+    assert [line.partition(":")[0] for line in said] == ["not delivered, trying again", "delivering again"]
+    assert not (tmp_path / "cursor").exists()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_broker_that_refuses_would_do_so_again(broker: BrokerProcess, tmp_path: Path, status: int) -> None:
+    with front(broker.url) as before, AuditLog(before.url, ADMIN_SECRET) as log:
+        before.go(refusal(status))
+        with pytest.raises(ProblemResponseError):
+            Delivery(log, FirstBatch(), Cursor(tmp_path / "cursor"), batch=5, say=pytest.fail).run()

@@ -213,6 +213,7 @@ COMMANDS = [
     ("audit", "events"),
     ("audit", "export"),
     ("audit", "usage", "--app", "worker"),
+    ("audit", "verify"),
     ("token", "validate", "none"),
 ]
 
@@ -222,6 +223,9 @@ def test_each_command_shows_the_certificate_of_its_environment(guarded: Guarded)
     for command in COMMANDS:
         done = guarded.run(AGENTWRIT, *command, **guarded.environment)
         assert (command, done.returncode) == (command, 1 if command[0] == "token" else 0), done.stderr
+    token = guarded.broker.app().token()
+    done = guarded.run(AGENTWRIT, "token", "inspect", token, **guarded.environment)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["holds", "yes"]), done.stderr
     without = {name: value for name, value in guarded.environment.items() if "CLIENT" not in name}
     done = guarded.run(AGENTWRIT, "app", "list", **without)
     assert done.returncode == 2

@@ -356,6 +356,26 @@ def test_a_guard_reports_with_the_verifier_that_it_is_given(broker: BrokerProces
     assert len(broker.events(event_type="resource_accessed", sid=sid)) == 1
 
 
+def test_a_route_without_scopes_is_let_through_and_has_nothing_to_report(broker: BrokerProcess) -> None:
+    server = ResourceServer(broker)
+    token = broker.app(audiences=[AUDIENCE]).agent("read:data:customer-1", audience=[AUDIENCE])["access_token"]
+    login = {"client_id": server.app.client_id, "client_secret": server.app.client_secret}
+    app, guard = starlette_application(broker.url, audience=AUDIENCE, report=True, **login)
+
+    @guard.requires()
+    async def who(request: Request) -> JSONResponse:
+        return JSONResponse(request.state.agent.sub)
+
+    app.router.routes.append(Route("/who", who))
+
+    async def claim(http: httpx2.AsyncClient) -> None:
+        assert (await http.get("/who", headers=bearer(token))).status_code == 200
+
+    run((app, guard), claim)
+    sid = broker.validate(token)["claims"]["sid"]
+    assert broker.events(event_type="resource_accessed", sid=sid) == []
+
+
 def test_a_guard_that_is_to_report_says_at_once_that_it_cannot(make: Make, broker: BrokerProcess) -> None:
     with pytest.raises(AgentWritError, match="client_id="):
         make(broker.url, report=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -18,10 +19,13 @@ from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuth
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server import MCPServer
 from mcp.shared.auth import OAuthToken
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from agentwrit import AsyncAgentWritApp, AsyncVerifier
 from agentwrit.integrations import fastmcp as for_fastmcp
 from agentwrit.integrations import mcp as for_mcp
+from agentwrit.integrations.mcp_tools import MAX_CALL_BYTES
 from agentwrit.protected_resource import metadata_url
 from agentwrit.testing import LocalBroker
 from tests.e2e.test_settings import free_port
@@ -299,6 +303,106 @@ def test_a_session_outlives_many_tokens_of_its_agent(make: Make) -> None:
                 tokens.add(agent.access_token)
                 broker.advance(0.8 * agent.expires_in)
         assert len(tokens) == 6
+
+    with LocalBroker() as broker:
+        asyncio.run(run(broker))
+
+
+def test_a_server_s_library_learns_whose_token_it_is_and_when_it_ends(make: Make) -> None:
+    async def run(broker: LocalBroker) -> None:
+        resource = "http://127.0.0.1:8000/mcp"
+        _, guard = make(broker.url, resource)
+        async with app_for(broker, resource) as app:
+            agent = await app.create_agent("o", "t", ["read:data:customer-7"], audience=resource, max_ttl=90)
+            claims = (await app.validate(agent.access_token)).claims
+            known = await guard.verify_token(agent.access_token)
+            assert claims is not None
+            assert known is not None
+            assert (known.token, known.client_id, known.scopes) == (agent.access_token, app.client_id, claims.scope)
+            assert known.expires_at == claims.exp
+            await agent.release()
+            await guard.aclose()
+            assert await guard.verify_token(agent.access_token) is None
+            await guard.aclose()
+
+    with LocalBroker() as broker:
+        asyncio.run(run(broker))
+
+
+def test_what_was_found_of_a_request_s_token_is_said_of_no_other_and_by_no_other_guard() -> None:
+    async def run(broker: LocalBroker) -> None:
+        resource, known = "http://127.0.0.1:8000/mcp", []
+        guard, elsewhere = (for_mcp.AgentWrit(broker.url, resource=url) for url in (resource, f"{resource}/elsewhere"))
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            known.append(await guard.verify_token(first.access_token))
+            known.append(await guard.verify_token(second.access_token))
+            known.append(await elsewhere.verify_token(first.access_token))
+            await JSONResponse(None)(scope, receive, send)
+
+        transport = httpx2.ASGITransport(app=guard.middleware(inner))
+        async with app_for(broker, resource) as app, httpx2.AsyncClient(transport=transport) as http:
+            first, second = [await app.create_agent("o", "t", ["read:data:1"], audience=resource) for _ in range(2)]
+            assert (await http.get(resource, headers=first.bearer_header)).status_code == 200
+        assert [each.subject if each is not None else None for each in known] == [
+            first.agent_id,
+            second.agent_id,
+            None,
+        ]
+        await guard.aclose()
+        await elsewhere.aclose()
+
+    with LocalBroker() as broker:
+        asyncio.run(run(broker))
+
+
+def test_a_call_is_checked_however_its_body_comes_and_the_server_gets_all_of_it() -> None:
+    call = json.dumps({**TOOLS_CALL, "params": {"name": "read_customer", "arguments": {"customer_id": "8"}}}).encode()
+    bodies = {
+        call: 403,
+        b"[" + call + b"]": 403,
+        b" " * (MAX_CALL_BYTES - len(call)) + call: 403,
+        b" " * MAX_CALL_BYTES + call: 200,  # that long it is left to the guard at the function
+        b"[" * 100_000: 200,  # it is no call, and the server's to answer
+        b"": 200,
+    }
+
+    async def run(broker: LocalBroker) -> None:
+        resource = "http://127.0.0.1:8000/mcp"
+        guard = for_mcp.AgentWrit(broker.url, resource=resource)
+        guard.requires(READ)(read_customer)
+        got: list[bytes] = []
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            got.append(await Request(scope, receive).body())
+            await JSONResponse(None)(scope, receive, send)
+
+        async def pieces(body: bytes) -> AsyncIterator[bytes]:
+            step = max(7, len(body) // 50)
+            for at in range(0, len(body), step):
+                yield body[at : at + step]
+
+        transport = httpx2.ASGITransport(app=guard.middleware(inner))
+        async with app_for(broker, resource) as app, httpx2.AsyncClient(transport=transport) as http:
+            agent = await app.create_agent("o", "t", ["read:data:customer-7"], audience=resource)
+            for body, status in bodies.items():
+                answer = await http.post(resource, content=pieces(body), headers=agent.bearer_header)
+                assert (body[-200:], answer.status_code) == (body[-200:], status)
+        assert got == [body for body, status in bodies.items() if status == 200]
+        await guard.aclose()
+
+    with LocalBroker() as broker:
+        asyncio.run(run(broker))
+
+
+def test_a_call_without_an_argument_that_a_scope_needs_is_answered_by_the_server(make: Make) -> None:
+    async def run(broker: LocalBroker) -> None:
+        async with serving(make, broker) as resource, app_for(broker, resource) as app:
+            agent = await app.create_agent("o", "t", ["read:data:customer-7"], audience=resource)
+            async with for_mcp.connect(resource, agent) as client:
+                refused = await client.call_tool("read_customer", {})
+                assert refused.is_error
+                assert "customer_id" in text(refused)
 
     with LocalBroker() as broker:
         asyncio.run(run(broker))

@@ -93,3 +93,19 @@ def test_a_report_is_recorded_once_under_a_key_for_ten_minutes_and_for_its_repor
         assert await recorded(headers, "key-1") == 4
 
     run(claim)
+
+
+def test_what_is_not_taken_of_a_report_is_recorded_once_under_a_key() -> None:
+    async def claim(made: Setup) -> None:
+        _, headers = await reporter(made)
+        token, at = await made.agent(), timestamps.rfc3339_micros(made.time.now)
+        keyed = headers | {"idempotency-key": "key-1"}
+        for _ in range(3):
+            assert await reported(made, keyed, token, jti="0" * 32, first=at, last=at) == 0
+        made.time.now += 61
+        await made.housekeeping.round()
+        told = [event.detail for event in made.events() if event.event_type == EventType.ACCESS_REPORT_DENIED]
+        assert len(told) == 1
+        assert told[0].startswith("an app reported what cannot be believed")
+
+    run(claim)

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import pytest
+
+from agentwrit.broker.services import limits
+from agentwrit.broker.storage.base import Transaction
 from agentwrit.domain.audit import EventType
 from agentwrit.domain.revocation import RETENTION_SECONDS
 from tests.services.test_faults import Setup, run
@@ -91,6 +95,31 @@ def test_who_ends_after_expiring_makes_room_once() -> None:
         await made.http.post("/v1/token/release", headers=bearer(first["access_token"]))
         assert await live(made, app) == 1
         assert [(await ask(made, app)).status_code for _ in range(2)] == [200, 429]
+
+    run(claim)
+
+
+def test_who_ends_before_being_counted_is_not_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "COUNTED_AT_ONCE", 1)
+
+    async def claim(made: Setup) -> None:
+        app = await limited(made, max_live_agents=5)
+        tokens = [(await ask(made, app)).json()["access_token"] for _ in range(3)]
+
+        def begin_anew(transaction: Transaction) -> None:
+            known = transaction.app(app["app_id"])
+            assert known is not None
+            limits.begin_to_count(transaction, known)
+
+        await made.store.write(begin_anew)
+        assert await live(made, app) == 1
+        assert (await made.http.post("/v1/token/release", headers=bearer(tokens[2]))).status_code == 204
+        assert await live(made, app) == 1
+        assert (await made.http.post("/v1/token/release", headers=bearer(tokens[0]))).status_code == 204
+        assert await live(made, app) == 0
+        while await made.store.write(lambda transaction: limits.go_on_counting(transaction, app["app_id"])):
+            pass
+        assert await live(made, app) == 1
 
     run(claim)
 

@@ -41,7 +41,7 @@ class Setup:
     def grow(self, events: int) -> None:
         self.subject.write(lambda t: [t.record(ISSUED) for _ in range(events)])
 
-    def pass_days(self, days: int) -> None:
+    def pass_days(self, days: float) -> None:
         self.subject.time.wall += days * DAY_SECONDS
         self.subject.time.monotonic += days * DAY_SECONDS
 
@@ -98,6 +98,19 @@ def test_archives_follow_one_another_a_day_apart(setup: Setup) -> None:
             verified.append(audit_export.verify(file, setup.keys))
     for before, then in pairwise(verified):
         audit_export.check_joined(before, then)
+
+
+def test_less_than_a_day_after_an_archive_there_is_no_other(setup: Setup) -> None:
+    setup.grow(300)
+    setup.pass_days(0.5)
+    setup.grow(300)
+    setup.pass_days(DAYS - 0.4)
+    assert setup.archive()
+    setup.pass_days(0.9)
+    assert not setup.archive()
+    setup.pass_days(0.2)
+    assert setup.archive()
+    assert [(archive.first, archive.last) for archive in setup.known()[1]] == [(1, 256), (257, 512)]
 
 
 def test_nothing_goes_before_a_checkpoint_covers_the_event_that_says_so(setup: Setup) -> None:

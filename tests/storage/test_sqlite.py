@@ -23,7 +23,7 @@ from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Tran
 from agentwrit.broker.storage.sealing import Sealer
 from agentwrit.broker.storage.sqlite import AT_ONCE, WORTH_A_COMMIT, SqliteStore
 from agentwrit.broker.storage.sqlite_rows import SqliteSnapshot, saved_head
-from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID, TREE_VERSION
+from agentwrit.broker.storage.sqlite_schema import APPLICATION_ID, CHECKPOINT_PAGES, TREE_VERSION, connect
 from agentwrit.domain import audit, merkle
 from agentwrit.domain.audit import Draft, EventType
 from agentwrit.domain.ending import EndingLevel, Named
@@ -424,6 +424,25 @@ def test_a_new_database_is_marked_as_ours(file: File) -> None:
     assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+SETTINGS = {
+    "journal_mode": "wal",
+    "synchronous": 2,  # FULL: a commit is on disk before it is answered
+    "fullfsync": 1,
+    "checkpoint_fullfsync": 1,
+    "wal_autocheckpoint": CHECKPOINT_PAGES,
+    "foreign_keys": 1,
+    "temp_store": 2,  # in memory: nothing of it is left on disk
+    "trusted_schema": 0,
+    "cell_size_check": 1,
+}
+
+
+def test_a_connection_has_the_settings_that_durability_and_distrust_rest_on(tmp_path: Path) -> None:
+    with contextlib.closing(connect(tmp_path / "agentwrit.db")) as connection:
+        found = {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in SETTINGS}
+    assert found == SETTINGS
 
 
 def test_the_files_are_readable_by_their_owner_alone(file: File) -> None:

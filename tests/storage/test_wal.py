@@ -197,6 +197,61 @@ def test_a_query_of_ours_that_reads_for_too_long_is_broken_off(
     asyncio.run(claim())
 
 
+class Interrupted(sqlite3.Connection):
+    """Counts how often it was."""
+
+    count = 0
+
+    def interrupt(self) -> None:
+        self.count += 1
+        super().interrupt()
+
+
+class Time:
+    """The module of that name, with the clock in the test's hand."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_how_long_a_query_of_ours_may_read_depends_on_whether_the_log_is_half_full(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Time()
+    monkeypatch.setattr(sqlite_wal, "time", clock)
+    with (
+        contextlib.closing(sqlite_schema.connect(path)) as writer,
+        contextlib.closing(sqlite3.connect(path, factory=Interrupted)) as reader,
+    ):
+        writer.execute("CREATE TABLE t (x)")
+        wal = WriteAheadLog(writer, path, max_bytes=FULL)
+        began = clock.now
+        wal.begins_to_read(reader)
+
+        def interrupted(seconds: float, more: int) -> int:
+            """How often it was, once it is looked after a log that is so many bytes more than half full."""
+            os.truncate(path.with_name(path.name + "-wal"), FULL // 2 + more)
+            clock.now = began + seconds
+            wal.look()
+            return reader.count
+
+        assert interrupted(sqlite_wal.HURRIED_READ_SECONDS, 1) == 0
+        assert interrupted(sqlite_wal.HURRIED_READ_SECONDS + 0.1, 0) == 0
+        assert interrupted(sqlite_wal.HURRIED_READ_SECONDS + 0.2, 1) == 1
+        assert interrupted(sqlite_wal.READ_SECONDS, 0) == 1
+        assert interrupted(sqlite_wal.READ_SECONDS + 0.1, 0) == 2
+        wal.has_read(reader)
+        assert interrupted(sqlite_wal.READ_SECONDS + 0.2, 1) == 2
+
+
+def test_what_a_log_has_room_for_goes_back_to_the_disk_when_it_begins_anew(path: Path) -> None:
+    with contextlib.closing(sqlite_schema.connect(path)) as connection:
+        WriteAheadLog(connection, path)
+        assert connection.execute("PRAGMA journal_size_limit").fetchone() == (KEPT,)
+
+
 class SlowDisk:
     """A disk that takes nothing of a backup before it is told to: `begun` says that something waits for it."""
 

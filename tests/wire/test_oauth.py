@@ -161,6 +161,14 @@ def test_a_client_authenticates_by_basic_or_by_post(app: TestApp, route: str) ->
     assert post(app.broker, route, {**form, "client_id": app.client_id}, app=app).status_code == 200
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_client_that_authenticates_in_two_ways_is_refused(app: TestApp, route: str) -> None:
+    """RFC 6749 §2.3, whether they agree or not."""
+    form = {"grant_type": "client_credentials", "token": "x"}
+    for also in ({"client_secret": app.client_secret}, {"client_secret": "x"}, {"client_id": "another"}):
+        oauth_error(post(app.broker, route, {**form, **also}, app=app), 400, "invalid_request")
+
+
 NO_CREDENTIALS = ["", "Basic", "Basic !", "Basic " + base64.b64encode(b"no-colon").decode(), "Basic Og==", "Digest x"]
 
 

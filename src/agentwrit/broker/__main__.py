@@ -20,9 +20,11 @@ from agentwrit.domain.errors import AgentWritError, ConfigurationError, Tampered
 from agentwrit.domain.note import VerifierKey
 from agentwrit.domain.timestamps import rfc3339
 from agentwrit.progress import ProgressBar
+from agentwrit.standard_streams import complete, tell
 
 
 def main() -> int:
+    complete()
     arguments = _parser().parse_args()
     logs.configure(level="warning", log_format="console")  # until the settings have been read
     try:
@@ -37,18 +39,18 @@ def main() -> int:
         elif arguments.command == "health":
             why = server.check_health(from_environment(arguments.config))
             if why is not None:
-                print(f"agentwrit: {why}", file=sys.stderr)
+                tell(f"agentwrit: {why}")
                 return 1
         else:
             _COMMANDS[arguments.command](arguments, from_environment(arguments.config))
     except TamperedRecord as error:
-        print(f"agentwrit: {error}", file=sys.stderr)
+        tell(f"agentwrit: {error}")
         return 1 if arguments.command.startswith("verify") else 2
     except AgentWritError as error:
-        print(f"agentwrit: {error}", file=sys.stderr)
+        tell(f"agentwrit: {error}")
         return 2
     except KeyboardInterrupt:
-        print("agentwrit: interrupted", file=sys.stderr)
+        tell("agentwrit: interrupted")
         return 130  # 128 + SIGINT, the convention of shells
     return 0
 

@@ -29,6 +29,7 @@ from agentwrit.cli.audit import NotGenuine
 from agentwrit.cli.output import say
 from agentwrit.client.secrecy import discreet
 from agentwrit.errors import AgentWritError, ProblemResponseError
+from agentwrit.standard_streams import tell
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -62,10 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line. Returns its exit code."""
     try:
         code = agentwrit.main(list(arguments), prog_name="agentwrit", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # so that a full disk is still reported as an error
+        sys.stdout.flush()  # so that a full disk is still reported as an error
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
+        tell(error.format_message())
         return NOT_ASKED
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "agentwrit"
@@ -99,11 +99,10 @@ def _fail(line: str, code: int) -> int:
 
 
 def _system_refused(error: OSError) -> int:
-    if sys.stdout is not None:
-        # Writing the buffered rest must not fail again, with a traceback, when the interpreter exits.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    # Writing the buffered rest must not fail again, with a traceback, when the interpreter exits.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
     if isinstance(error, BrokenPipeError):
         return ANSWER_IS_NO  # the reader of the pipe has closed it
     about = f"{error.filename}: " if error.filename is not None else ""

@@ -110,7 +110,7 @@ def _sink(
         return sinks.FileSink(Path(url.path), encode, max_bytes=rotate_bytes, keep=keep)
     tls = _tls(ca) if url.scheme in ("https", "syslog+tls") else None
     if not is_syslog:
-        return sinks.HttpSink(to, encode, is_json=is_json, authorization=os.environ.get(AUTHORIZATION), tls=tls)
+        return sinks.HttpSink(to, encode, is_json=is_json, authorization=os.environ.get(AUTHORIZATION) or None, tls=tls)
     receiver = syslog.Receiver(url.hostname or "", url.port or _PORTS[url.scheme])
     if url.scheme == "syslog+udp":
         return syslog.DatagramSink(receiver, encode, hostname=hostname, longest=message_bytes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TextIO
 import click
 
 from agentwrit.domain.text import escaped, to_json
+from agentwrit.standard_streams import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +21,7 @@ STANDARD_OUTPUT: Final = "-"  # as a file's name
 
 def say(line: str) -> None:
     """Print an error or a status line on standard error."""
-    print(f"agentwrit: {escaped(' '.join(line.split()))}", file=sys.stderr)
+    tell(f"agentwrit: {escaped(' '.join(line.split()))}")
 
 
 def say_out(line: str) -> None:

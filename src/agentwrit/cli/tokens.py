@@ -86,7 +86,9 @@ def inspect(token: str, broker_url: str, is_json: bool) -> int:
         said = claims.decode(base64url.decode(text.split(".")[1]))
     except (ValueError, IndexError, InvalidToken):
         raise click.UsageError("this is no token of an agent, an app or an operator: it cannot be read") from None
-    with Verifier(broker_url, audience=said.aud, subjects=("agent", "app", "operator")) as verifier:
+    with Verifier(
+        broker_url, audience=said.aud, subjects=("agent", "app", "operator"), cert=options.client_certificate()
+    ) as verifier:
         try:
             verifier.verify(text)
         except Unproven:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 import weakref
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -118,12 +119,13 @@ class AsyncVerifier(AsyncConnected):
             follower = self._follower
             if follower is None or follower.is_over or follower.loop is not asyncio.get_running_loop():
                 follower = self._start()
+            timeout = self._timeout
             if not follower.tried.is_set():
-                await follower.wait(self._timeout)
+                timeout = await follower.wait(self._timeout)
             shown = None if proof is None else ShownProof(proof, htm, htu)
             claims = self._acceptance.accept(token, scope, shown)
             if claims is None:
-                claims = await self._driver.run(self._acceptance.ask(token, scope, shown), timeout=self._timeout)
+                claims = await self._driver.run(self._acceptance.ask(token, scope, shown), timeout=timeout)
             return claims
         except BaseException as error:  # as in `Verifier`
             del token, proof
@@ -187,19 +189,22 @@ class _Follower:
         is_here = self.loop is asyncio.get_running_loop()
         return not is_here and self.loop.is_running() and self._pid == os.getpid()
 
-    async def wait(self, seconds: float) -> None:
+    async def wait(self, seconds: float) -> float:
         """Wait for the first knowledge, as long as it may arrive. A caller on another loop does not wait.
+
+        Returns how many of these seconds are left to ask the broker.
 
         Raises:
             TransportError: the broker has sent no answer for `seconds`.
         """
         if self.loop is not asyncio.get_running_loop():
-            return
-        reach = self._acceptance.reach
+            return seconds
+        reach, began = self._acceptance.reach, time.monotonic()
         reach.check()
         if not await self._is_tried_within(seconds):
             reach.check_heard()
-            await self._is_tried_within(START_SECONDS)
+            await self._is_tried_within(max(0.0, START_SECONDS - seconds))
+        return reach.left_to_ask(seconds, time.monotonic() - began, more=START_SECONDS)
 
     async def _is_tried_within(self, seconds: float) -> bool:
         try:

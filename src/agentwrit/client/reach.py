@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from agentwrit.client.exchange import Plan
+from agentwrit.client.exchange import HttpResponse, Plan
 from agentwrit.client.following import Following, OpenFeed, Pause, Retry
 from agentwrit.client.log import logger
 from agentwrit.errors import AgentWritError, BrokerUnavailable, TransportError
@@ -70,6 +70,12 @@ class Reach:
             self.failed(error)
             raise error
 
+    def left_to_ask(self, timeout: float, waited: float, *, more: float) -> float:
+        """How many seconds a check may still ask the broker that has `waited` for its first word: together they are no
+        more than `timeout`, and `more` where the broker has answered something.
+        """
+        return max(0.0, min(timeout, timeout + (more if self.has_heard else 0.0) - waited))
+
     def asking(self, plan: Plan[T]) -> Plan[T]:
         """Ask the broker. Raises at once what `check` raises."""
         try:
@@ -120,7 +126,8 @@ class Reach:
             except AgentWritError as error:
                 needed = following.throw(error)
                 continue
-            self.has_heard = self.has_heard or answer is not None
+            if isinstance(answer, HttpResponse) and answer.status == 200:  # other answers may be a proxy's
+                self.has_heard = True
             needed = following.send(answer)
 
     def after_fork(self) -> None:

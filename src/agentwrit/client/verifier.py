@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
@@ -156,12 +157,13 @@ class Verifier:
             follower = self._follower
             if follower is None or follower.is_over:
                 follower = self._start()
+            timeout = self._timeout
             if not follower.tried.is_set():
-                self._wait(follower)
+                timeout = self._wait(follower)
             shown = None if proof is None else ShownProof(proof, htm, htu)
             claims = self._acceptance.accept(token, scope, shown)
             if claims is None:
-                claims = self._driver.run(self._acceptance.ask(token, scope, shown), timeout=self._timeout)
+                claims = self._driver.run(self._acceptance.ask(token, scope, shown), timeout=timeout)
             return claims
         except BaseException as error:  # as `discreet` does, whose wrapper would double the cost of a check
             del token, proof
@@ -213,17 +215,18 @@ class Verifier:
                 self._follower = follower
             return self._follower
 
-    def _wait(self, follower: "_Follower") -> None:
-        """Wait for the first knowledge, as long as it may arrive.
+    def _wait(self, follower: "_Follower") -> float:
+        """Wait for the first knowledge, as long as it may arrive. Returns how many seconds are left to ask the broker.
 
         Raises:
             TransportError: the broker has sent no answer.
         """
-        reach = self._acceptance.reach
+        reach, began = self._acceptance.reach, time.monotonic()
         reach.check()
         if not follower.tried.wait(self._timeout):
             reach.check_heard()
-            follower.tried.wait(START_SECONDS)
+            follower.tried.wait(max(0.0, START_SECONDS - self._timeout))
+        return reach.left_to_ask(self._timeout, time.monotonic() - began, more=START_SECONDS)
 
     def __enter__(self) -> Self:
         return self

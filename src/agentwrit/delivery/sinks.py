@@ -19,6 +19,8 @@ Event = Mapping[str, Any]
 Encoder = Callable[[Event], bytes]
 """Encodes an event as bytes without a line break."""
 
+_FIELD_VALUE: Final = re.compile(r"[!-~](?:[\t -~]*[!-~])?")  # RFC 9110 §5.5, of ASCII alone
+
 HTTP_SECONDS: Final = 30.0  # total for a batch, even if the receiver responds a little at a time
 
 
@@ -43,6 +45,9 @@ class HttpSink:
 
     `is_json`: whether events are encoded as JSON, so that a batch is a JSON array; otherwise it consists of lines.
     `authorization`: the value of the Authorization header, if any.
+
+    Raises:
+        AgentWritError: `authorization` is not a valid header value.
     """
 
     @discreet
@@ -61,6 +66,10 @@ class HttpSink:
             "accept-encoding": "identity",
         }
         if authorization is not None:
+            if _FIELD_VALUE.fullmatch(authorization) is None:
+                raise AgentWritError(
+                    "what AGENTWRIT_SINK_AUTHORIZATION holds is no header's value: it takes visible ASCII"
+                )
             headers["authorization"] = authorization
         self._caller = Caller(httpx2.Client(timeout=HTTP_SECONDS, headers=headers, verify=tls or True))
 
