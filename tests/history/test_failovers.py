@@ -212,11 +212,17 @@ class World:
         until(READY_SECONDS, lambda: all(map(self.is_ready, self.brokers)))
 
     def restart(self, brokers: Iterable[BrokerProcess]) -> None:
-        """kill -9, and start again once the database is there."""
+        """kill -9, and start again once the database is there; once more if HAProxy cuts its connections meanwhile."""
+
+        def has_started(broker: BrokerProcess) -> bool:
+            self._wait_for_database()
+            with suppress(AssertionError):
+                broker.start()
+            return is_running(broker)
+
         for broker in brokers:
             end(broker)
-            self._wait_for_database()
-            broker.start()
+            until(READY_SECONDS, lambda: has_started(broker))  # noqa: B023
 
     def ask(self) -> None:
         """Ask about all tokens, at each broker; and verifiers, until they know what is dead."""

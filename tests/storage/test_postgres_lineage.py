@@ -258,6 +258,7 @@ def test_whoever_remembers_nothing_waits_for_another_that_might_know_that_nothin
                 for work in (fresh.store.catch_up(), fresh.count(), fresh.add()):
                     with pytest.raises(Unavailable):
                         await work
+                monkeypatch.setattr(postgres_settling, "ANSWER_SECONDS", 30)
                 settling = asyncio.create_task(fresh.store.settle())
                 await before.everything()
                 await settling

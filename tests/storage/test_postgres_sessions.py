@@ -63,7 +63,7 @@ DEFAULTS = {
     "statement_timeout": "1",
     "lock_timeout": "1",
     "idle_in_transaction_session_timeout": "1",
-    "idle_session_timeout": "50",
+    "idle_session_timeout": "1000",
     "temp_file_limit": "0",
     "exit_on_error": "on",
     "quote_all_identifiers": "on",

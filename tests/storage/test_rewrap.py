@@ -13,7 +13,7 @@ import pytest
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage import postgres_rewrap, sqlite_rewrap
-from agentwrit.broker.storage.base import EventQuery, Snapshot, Store, Transaction
+from agentwrit.broker.storage.base import EventQuery, GrantQuery, Snapshot, Store, Transaction
 from agentwrit.broker.storage.postgres import PostgresStore
 from agentwrit.broker.storage.postgres_schema import open_database
 from agentwrit.broker.storage.sealing import Sealer
@@ -93,7 +93,7 @@ def everything(snapshot: Snapshot) -> list[Any]:
         list(snapshot.apps()),
         snapshot.launch_token(make_launch_token().token_hash),
         snapshot.first_answer(b"k" * 32),
-        [snapshot.grant(f"sid-{number}") for number in range(GRANTS)],
+        list(snapshot.grants(GrantQuery())),
         sorted(entry.id for entry in snapshot.revocations(NOW)),
         snapshot.revocation(RevocationKind.GRANT, "sid-1"),
         snapshot.feed_head(),
@@ -122,6 +122,7 @@ def test_all_rows_are_moved_and_say_what_they_said(place: Place) -> None:
     with opened(place, OLD) as write:
         write(fill)
         before, events = write(everything), write(lambda t: t.event_count())
+        assert len(write(lambda t: t.grants(GrantQuery()))) == GRANTS
     moved = place.move(Keys(OLD, NEW, rewrapped))
     assert moved == GRANTS + 2 + 1 + 1 + 1 + 1 + 3 + 2 + 1  # tiles of two levels
     with opened(place, NEW) as write:
