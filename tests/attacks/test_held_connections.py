@@ -3,11 +3,14 @@
 import asyncio
 import http.client
 import json
+import os
 import resource
+import signal
 import socket
 import ssl
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +19,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from agentwrit.broker.config import Config
+from agentwrit.broker.http.turns import WAITING
 from tests.attacks.test_large_endings import MASTER_KEY, TASK, fill
 from tests.e2e.test_tls import self_signed
 from tests.raw_http import Raw, request
-from tests.support import BrokerProcess, bearer
+from tests.support import ADMIN_SECRET, BrokerProcess, bearer
 
 DESCRIPTORS = 200
 CLIENTS = 300
@@ -162,3 +166,24 @@ def test_who_has_sent_much_over_tls_holds_none_of_it(secure: BrokerProcess) -> N
         for connection in held:
             assert connection.send(asking).answer().status == 200
         assert secure.resident < before + CLIENTS * 64 * KIB
+
+
+def test_an_app_that_asks_a_great_deal_of_the_log_keeps_nobody_from_reading(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_MASTER_KEY=MASTER_KEY) as broker, ExitStack() as stack:
+        app = broker.app("read:data:*")
+        broker.stop()
+        asyncio.run(fill(Config(data_dir=tmp_path / "data", master_key=MASTER_KEY), app.app_id))
+        broker.start()
+        token, operator = app.token(), broker.admin()
+        asking = [stack.enter_context(Raw(broker.url)) for _ in range(CLIENTS)]
+        os.kill(broker.pid, signal.SIGSTOP)  # so that all of it is there at once
+        for number, connection in enumerate(asking):
+            target = f"/v1/audit/events?jti={number}"  # so nothing is found, after all of it was looked through
+            connection.send(request(target, fields=f"Authorization: Bearer {token}\r\n"))
+        os.kill(broker.pid, signal.SIGCONT)
+        assert broker.http.get("/v1/health").status_code == 200
+        assert broker.http.get("/v1/audit/events", headers=operator).status_code == 200
+        assert broker.http.post("/v1/admin/auth", json={"secret": ADMIN_SECRET}).status_code == 200
+        answered = Counter(connection.answer().status for connection in asking)
+    assert set(answered) == {200, 503}
+    assert answered[200] > WAITING

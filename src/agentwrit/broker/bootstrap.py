@@ -38,6 +38,7 @@ from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.service_routes import ServiceRoutes
 from agentwrit.broker.http.token_routes import TokenRoutes
+from agentwrit.broker.http.turns import Turns
 from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
@@ -417,6 +418,7 @@ async def open_on(
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
     await checkpoints.make()
     archives = ArchiveService(store)
+    turns = Turns()
     metrics.feed_followers = lambda: revocations.follower_count
     metrics.clock_offset = clock.offset
     metrics.store_log_bytes = store.log_bytes
@@ -458,12 +460,14 @@ async def open_on(
             authenticator,
         ).resources(),
         *OperatorAccountRoutes(OperatorAccounts(store, checker, config, endings), authenticator).resources(),
-        *AgentRoutes(AgentService(store, authenticator, clock), registration, authenticator, names=names).resources(),
+        *AgentRoutes(
+            AgentService(store, authenticator, clock), registration, authenticator, turns, names=names
+        ).resources(),
         *FeedRoutes(revocations, rings.feed, authenticator).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
-        *AuditRoutes(AuditService(store, authenticator)).resources(),
+        *AuditRoutes(AuditService(store, authenticator), turns).resources(),
         *AccessRoutes(AccessService(denials, authenticator, log_budget)).resources(),
-        *CheckpointRoutes(checkpoints, authenticator).resources(),
+        *CheckpointRoutes(checkpoints, authenticator, turns).resources(),
         *ArchiveRoutes(archives, authenticator).resources(),
         *service_routes.resources(),
     ]
