@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from agentwrit.broker.config import Config
-from agentwrit.broker.http.turns import WAITING
+from agentwrit.broker.services.turns import WAITING
 from tests.attacks.test_large_endings import MASTER_KEY, TASK, fill
 from tests.e2e.test_tls import self_signed
 from tests.raw_http import Raw, request

@@ -38,7 +38,6 @@ from agentwrit.broker.http.operator_routes import OperatorRoutes
 from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.service_routes import ServiceRoutes
 from agentwrit.broker.http.token_routes import TokenRoutes
-from agentwrit.broker.http.turns import Turns
 from agentwrit.broker.keystore import KEY_BYTES, KeyWrap, MasterKey
 from agentwrit.broker.metrics import Metrics
 from agentwrit.broker.passwords import PasswordChecker
@@ -75,6 +74,7 @@ from agentwrit.broker.services.timekeeping import WHOSE, Timekeeping
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
+from agentwrit.broker.services.turns import Turns
 from agentwrit.broker.storage import sqlite_schema, sqlite_verification
 from agentwrit.broker.storage.base import Cluster, Store
 from agentwrit.broker.storage.memory import MemoryStore

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
-from agentwrit.broker.http.turns import Asker, Turns
 from agentwrit.broker.services.agents import MAX_LIMIT, AgentService
 from agentwrit.broker.services.authentication import Authenticator
 from agentwrit.broker.services.registration import DirectApplication, RegistrationService
+from agentwrit.broker.services.turns import Asker, Turns
 from agentwrit.broker.storage.base import GrantQuery
 from agentwrit.domain import app
 from agentwrit.domain.grant import GrantKind

@@ -6,8 +6,8 @@ from enum import StrEnum
 from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
-from agentwrit.broker.http.turns import Asker, Turns
 from agentwrit.broker.services.audit import MAX_LIMIT, AuditService
+from agentwrit.broker.services.turns import Asker, Turns
 from agentwrit.broker.storage.base import DATA_FIELDS, EQUAL_FIELDS, EventQuery
 from agentwrit.domain import audit, timestamps
 from agentwrit.domain.audit import EventType, Outcome

@@ -11,9 +11,9 @@ from typing import Final
 from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
-from agentwrit.broker.http.turns import Asker, Turns
 from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.checkpoints import Checkpoints
+from agentwrit.broker.services.turns import Asker, Turns
 from agentwrit.domain import audit, checkpoint, operator, tiles
 from agentwrit.domain.errors import InvalidRequest, NotFound
 from agentwrit.domain.grant import GrantKind

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agentwrit.broker.http.turns import AT_ONCE, MAX_WAITING, OTHERS_AT_ONCE, WAITING, Asker, Turns
+from agentwrit.broker.services.turns import AT_ONCE, FEED_AT_ONCE, MAX_WAITING, OTHERS_AT_ONCE, WAITING, Asker, Turns
 from agentwrit.broker.storage import postgres_readers, sqlite
 from agentwrit.domain.errors import Unavailable
 
@@ -67,7 +67,8 @@ def others(count: int) -> list[Asker]:
 
 
 def test_there_is_a_thread_left_for_all_else() -> None:
-    assert min(sqlite.READERS, postgres_readers.READERS) > AT_ONCE > OTHERS_AT_ONCE
+    assert min(sqlite.READERS, postgres_readers.READERS) > AT_ONCE + FEED_AT_ONCE
+    assert AT_ONCE > OTHERS_AT_ONCE
 
 
 def test_operators_have_a_turn_at_once_however_many_others_ask() -> None:
@@ -98,14 +99,20 @@ def test_who_asks_a_great_deal_waits_for_themselves_and_nobody_for_them() -> Non
 
 def test_only_so_many_wait_for_one_asker_and_in_all() -> None:
     async def work(questions: Questions) -> None:
-        greedy, *modest = others(MAX_WAITING)
-        await questions.come(*[greedy] * (WAITING + 1))
+        greedy, other, *modest = others(MAX_WAITING)
+        await questions.come(greedy, other, *[greedy] * WAITING)
         with pytest.raises(Unavailable) as refused:
             await questions.turns.turn(greedy).__aenter__()
         assert refused.value.cause == "busy"
-        await questions.come(*modest[: MAX_WAITING - WAITING + 1])
+        await questions.come(*modest[: MAX_WAITING - WAITING])
+        assert questions.turns._waiting == MAX_WAITING
+        await questions.come(OPERATOR, OPERATOR, Asker("late"))  # for whom the greediest has one less
+        assert questions.turns._waiting == MAX_WAITING
+        assert [task.done() for task in questions.tasks].index(True) == WAITING + 1
+        while questions.turns._waiting == MAX_WAITING and len(questions.turns._queues[greedy]) > 1:
+            await questions.come(Asker(f"later {len(questions.tasks)}"))
         with pytest.raises(Unavailable):
-            await questions.turns.turn(Asker("late")).__aenter__()
+            await questions.turns.turn(Asker("last")).__aenter__()
 
     asking(work)
 
