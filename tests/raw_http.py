@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
@@ -23,7 +24,10 @@ class Answer(NamedTuple):
 
 
 class Raw:
-    """A connection to a server. What is sent goes out at once, so each call is a segment of its own."""
+    """A connection to a server. What is sent goes out at once, so each call is a segment of its own.
+
+    `tls`: what it trusts at a URL of https; without it, whoever is there.
+    """
 
     def __init__(
         self,
@@ -42,8 +46,8 @@ class Raw:
         self.socket.settimeout(SECONDS)
         self.socket.connect((parts.hostname, parts.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_hostname=parts.hostname)
+        if parts.scheme == "https":
+            self.socket = (tls or _trusting_anybody()).wrap_socket(self.socket, server_hostname=parts.hostname)
         self._received = b""
 
     def __enter__(self) -> Self:
@@ -64,10 +68,14 @@ class Raw:
         with contextlib.suppress(OSError):
             self.socket.sendall(data)
 
+    def shut_down(self) -> None:
+        """Say that this was all."""
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)  # that of an SSLSocket would read no more TLS
+
     def try_to_shut_down(self) -> None:
-        """Say that this was all, to a server that may have closed by now."""
+        """The same, to a server that may have closed by now."""
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
+            self.shut_down()
 
     def answer(self, *, to: str = "GET") -> Answer:
         """The next answer, whole. `to`: the method that it answers."""
@@ -121,10 +129,17 @@ class Raw:
     def _receive(self) -> bool:
         try:
             data = self.socket.recv(65_536)
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             data = b""
         self._received += data
         return bool(data)
+
+
+@lru_cache(maxsize=1)
+def _trusting_anybody() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def request(

@@ -1,8 +1,11 @@
 """Strangers who take what the revocation feed has to give, and whoever stands between it and its verifiers."""
 
+import os
 import shutil
+import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from agentwrit import TransportError, Unverifiable
 from agentwrit.broker.services.feed_places import MAX_OF_ADDRESS
+from agentwrit.broker.services.turns import WAITING
 from tests.cli.support import run
 from tests.client.mirror import mirror_of
 from tests.client.verifiers import (
@@ -28,6 +32,7 @@ from tests.client.verifiers import (
     refused,
     token_of,
 )
+from tests.raw_http import Raw, request
 from tests.support import BrokerProcess, bearer, problem
 
 __all__ = ["make"]  # a fixture
@@ -231,3 +236,18 @@ def is_of_another_history(verifier: Either, token: str) -> bool:
     except TransportError:
         return False
     return False
+
+
+def test_a_stranger_who_asks_for_a_great_many_pages_keeps_nobody_from_reading(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data") as broker, ExitStack() as stack:
+        asking = [stack.enter_context(Raw(broker.url)) for _ in range(3 * WAITING)]
+        os.kill(broker.pid, signal.SIGSTOP)  # so that all of it is there at once
+        for number, connection in enumerate(asking):
+            connection.send(request(f"/v1/revocations?nonce=a-page-of-ones-own-{number:04}"))
+        os.kill(broker.pid, signal.SIGCONT)
+        assert broker.http.get("/v1/health").status_code == 200
+        assert broker.admin()
+        answered = Counter(connection.answer().status for connection in asking)
+        assert set(answered) == {200, 503}
+        assert answered[200] > WAITING
+        assert broker.http.get("/v1/revocations").status_code == 200

@@ -1,11 +1,16 @@
 """Attempts to keep others from being served by holding connections: what is held is bounded, and others come first."""
 
+import asyncio
 import http.client
 import json
+import os
 import resource
+import signal
 import socket
+import ssl
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +18,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from agentwrit.broker.config import Config
+from agentwrit.broker.services.turns import WAITING
+from tests.attacks.test_large_endings import MASTER_KEY, TASK, fill
+from tests.e2e.test_tls import self_signed
 from tests.raw_http import Raw, request
-from tests.support import BrokerProcess, bearer
+from tests.support import ADMIN_SECRET, BrokerProcess, bearer
 
 DESCRIPTORS = 200
+CLIENTS = 300
+KIB = 1024
 LIMITED = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
 
 
@@ -112,3 +123,67 @@ def test_whoever_sends_too_much_gets_to_know(broker: BrokerProcess, size: int) -
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asking, timeout=30)
         with refused.value as error:
             assert error.code == 413
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """A broker that speaks TLS itself, whose snapshot is large."""
+    certificate, key = self_signed(tmp_path)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    settings = {
+        "AGENTWRIT_TLS_CERT": str(certificate),
+        "AGENTWRIT_TLS_KEY": str(key),
+        "AGENTWRIT_MASTER_KEY": MASTER_KEY,
+    }
+    with BrokerProcess(tmp_path / "data", verify=trust, **settings) as broker:
+        app_id = broker.app("read:data:*").app_id
+        broker.stop()
+        asyncio.run(fill(Config(data_dir=tmp_path / "data", master_key=MASTER_KEY), app_id))
+        broker.start()
+        broker.revoke("task", TASK)
+        yield broker
+
+
+def test_who_does_not_read_what_is_sent_over_tls_has_no_copy_of_it(secure: BrokerProcess) -> None:
+    asking = request("/v1/revocations/snapshot")
+    assert len(secure.http.get("/v1/revocations/snapshot").content) > 150 * KIB
+    with ExitStack() as stack:
+        held = [stack.enter_context(Raw(secure.url, receive_buffer=4096)) for _ in range(CLIENTS)]
+        before = secure.resident
+        for connection in held:
+            connection.send(asking, asking)  # of which the second tells whether the first was taken for sent
+        assert secure.http.get("/v1/health").status_code == 200
+        for connection in held:
+            assert connection.socket.recv(1)
+        assert secure.resident < before + CLIENTS * 64 * KIB
+
+
+def test_who_has_sent_much_over_tls_holds_none_of_it(secure: BrokerProcess) -> None:
+    asking = request("/v1/token/validate", b'{"token":"%b"}' % (150 * KIB * b"x"))
+    with ExitStack() as stack:
+        held = [stack.enter_context(Raw(secure.url)) for _ in range(CLIENTS)]
+        before = secure.resident
+        for connection in held:
+            assert connection.send(asking).answer().status == 200
+        assert secure.resident < before + CLIENTS * 64 * KIB
+
+
+def test_an_app_that_asks_a_great_deal_of_the_log_keeps_nobody_from_reading(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path / "data", AGENTWRIT_MASTER_KEY=MASTER_KEY) as broker, ExitStack() as stack:
+        app = broker.app("read:data:*")
+        broker.stop()
+        asyncio.run(fill(Config(data_dir=tmp_path / "data", master_key=MASTER_KEY), app.app_id))
+        broker.start()
+        token, operator = app.token(), broker.admin()
+        asking = [stack.enter_context(Raw(broker.url)) for _ in range(CLIENTS)]
+        os.kill(broker.pid, signal.SIGSTOP)  # so that all of it is there at once
+        for number, connection in enumerate(asking):
+            target = f"/v1/audit/events?jti={number}"  # so nothing is found, after all of it was looked through
+            connection.send(request(target, fields=f"Authorization: Bearer {token}\r\n"))
+        os.kill(broker.pid, signal.SIGCONT)
+        assert broker.http.get("/v1/health").status_code == 200
+        assert broker.http.get("/v1/audit/events", headers=operator).status_code == 200
+        assert broker.http.post("/v1/admin/auth", json={"secret": ADMIN_SECRET}).status_code == 200
+        answered = Counter(connection.answer().status for connection in asking)
+    assert set(answered) == {200, 503}
+    assert answered[200] > WAITING

@@ -1,8 +1,9 @@
-"""Connections to a server of a few routes, whose limits are small enough to be met."""
+"""Connections to a server of a few routes, whose limits are small enough to be met, in plain text and over TLS."""
 
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -20,12 +21,30 @@ from agentwrit.broker.http.routing import Resource, Router
 from agentwrit.broker.http.server import HttpServer, Limits
 from agentwrit.broker.metrics import Metrics
 from agentwrit.domain.errors import Unavailable
+from tests.e2e.test_tls import self_signed
 from tests.raw_http import SECONDS, Raw, request
 
 LARGE: Final = Answer(body=b"x" * 4_000_000)
 SOON: Final = 0.2  # seconds: what a deadline is that a test waits for
 PIECE: Final = b"y" * 50_000
 QUICK: Final = request("/quick")
+
+
+_tls: ssl.SSLContext | None = None
+"""What servers speak TLS with in the test that is run, if they do."""
+
+
+@pytest.fixture(scope="module")
+def server_tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path_factory.mktemp("tls")))
+    return context
+
+
+@pytest.fixture(params=["plain", "TLS"], autouse=True)
+def way(request: pytest.FixtureRequest, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "TLS":
+        monkeypatch.setitem(globals(), "_tls", server_tls)
 
 
 class Server:
@@ -62,6 +81,11 @@ class Server:
     def connections(self) -> int:
         return self.metrics.connections
 
+    @property
+    def kept(self) -> int:
+        """How much of their input connections keep, beyond a little of each."""
+        return self._http._kept
+
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())
@@ -84,11 +108,11 @@ class Server:
             + [Resource(path, by_method, is_bounded=True) for path, by_method in bounded.items()]
         )
         edge = Edge(router, self.metrics, trusted_proxies=(), is_tls=False, is_draining=lambda: False)
-        http = HttpServer(self.metrics, self._limits)
+        http = self._http = HttpServer(self.metrics, self._limits)
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         listener.setblocking(False)
-        await http.listen(listener, edge, None)
-        self._begun.set_result(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        await http.listen(listener, edge, _tls)
+        self._begun.set_result(f"{'http' if _tls is None else 'https'}://127.0.0.1:{listener.getsockname()[1]}")
         await self._end.wait()
         await http.stop(self._grace_seconds)
 
@@ -264,7 +288,7 @@ def test_a_stream_ends_with_its_client(way: str) -> None:
         if way == "close":
             connection.socket.close()
         else:
-            connection.socket.shutdown(socket.SHUT_WR)
+            connection.shut_down()
         until(lambda: server.streams_ended == 1, "the stream ends")
 
 
@@ -310,7 +334,7 @@ def test_who_reads_no_answer_has_no_further_request_worked_on() -> None:
 def test_whoever_has_said_all_gets_all_answers() -> None:
     with serving() as server, Raw(server.url) as connection:
         connection.send(*(request("/gate" if number == 1 else "/quick", name=f"n{number}") for number in range(3)))
-        connection.socket.shutdown(socket.SHUT_WR)
+        connection.shut_down()
         until(lambda: len(server.started) == 2, "the second is worked on")
         server.open_gate()
         assert [answer.request_id for answer in connection.answers()] == ["n0", "n1", "n2"]
@@ -319,7 +343,7 @@ def test_whoever_has_said_all_gets_all_answers() -> None:
 def test_half_a_request_of_one_who_has_said_all_gets_nothing() -> None:
     with serving() as server, Raw(server.url) as connection:
         connection.send(request("/quick") + BODY_AWAITED)
-        connection.socket.shutdown(socket.SHUT_WR)
+        connection.shut_down()
         assert [answer.status for answer in connection.answers()] == [200]
         assert len(server.started) == 1
 
@@ -425,6 +449,7 @@ def test_what_all_connections_keep_of_their_input_is_bounded() -> None:
     whole = request("/quick", body)
     with serving(kept_bytes=250_000) as server, ExitStack() as stack:
         held = [stack.enter_context(Raw(server.url)).send(whole[:-1]) for _ in range(2)]
+        until(lambda: server.kept >= 2 * (len(whole) - 5000), "they are read")
         with Raw(server.url) as connection:  # what is small is served all the same
             assert connection.send(request("/quick", b"x" * 2000)).answer().status == 200
         with Raw(server.url) as connection:
@@ -438,7 +463,7 @@ def test_what_all_connections_keep_of_their_input_is_bounded() -> None:
 
 
 def test_what_is_sent_ahead_is_bounded_too() -> None:
-    with serving(kept_bytes=20_000) as server, Raw(server.url) as connection:
+    with serving(kept_bytes=10_000) as server, Raw(server.url) as connection:
         connection.send(request("/gate"))
         until(lambda: server.started, "it is worked on")
         connection.send(request("/quick", name="ahead") * 500)

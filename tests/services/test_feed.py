@@ -112,14 +112,14 @@ def test_there_is_one_snapshot_for_all_who_ask_with_one_hash() -> None:
 def test_there_is_one_page_for_all_who_ask_in_a_second_until_there_is_news() -> None:
     async def claim(setup: Setup) -> None:
         await setup.revoke("a")
-        pages = await asyncio.gather(*(setup.feed.page(0) for _ in range(10)))
+        pages = await asyncio.gather(*(setup.feed.page(0, ANYBODY) for _ in range(10)))
         assert all(page is pages[0] for page in pages)
         await setup.revoke("b")
-        news = await setup.feed.page(0)
+        news = await setup.feed.page(0, ANYBODY)
         assert (news.page.last, pages[0].page.last) == (2, 1)
-        assert news is await setup.feed.page(0)
+        assert news is await setup.feed.page(0, ANYBODY)
         setup.now += 1
-        assert news is not await setup.feed.page(0)
+        assert news is not await setup.feed.page(0, ANYBODY)
 
     run(claim)
 
@@ -129,9 +129,9 @@ def test_a_page_that_could_not_be_read_is_not_shared() -> None:
         setup.failing = True
         for _ in range(2):
             with pytest.raises(Unavailable):
-                await setup.feed.page(0)
+                await setup.feed.page(0, ANYBODY)
         setup.failing = False
-        await setup.feed.page(0)
+        await setup.feed.page(0, ANYBODY)
 
     run(claim)
 
@@ -139,8 +139,8 @@ def test_a_page_that_could_not_be_read_is_not_shared() -> None:
 def test_who_leaves_takes_no_page_from_the_others() -> None:
     async def claim(setup: Setup) -> None:
         await setup.revoke("a")
-        leaving = asyncio.create_task(setup.feed.page(0))
-        staying = asyncio.create_task(setup.feed.page(0))
+        leaving = asyncio.create_task(setup.feed.page(0, ANYBODY))
+        staying = asyncio.create_task(setup.feed.page(0, ANYBODY))
         await asyncio.sleep(0)
         leaving.cancel()
         assert (await staying).page.last == 1
@@ -150,7 +150,7 @@ def test_who_leaves_takes_no_page_from_the_others() -> None:
 
 def test_answers_are_made_for_each_question() -> None:
     async def claim(setup: Setup) -> None:
-        one, two = [await setup.feed.page(0, nonce=f"question-{number}-for-it") for number in range(2)]
+        one, two = [await setup.feed.page(0, ANYBODY, nonce=f"question-{number}-for-it") for number in range(2)]
         assert (said(one).nonce, said(two).nonce) == ("question-0-for-it", "question-1-for-it")
 
     run(claim)
@@ -161,7 +161,7 @@ def test_a_snapshot_of_an_epoch_that_is_over_is_not_given_again() -> None:
         before = await setup.feed.snapshot()
         await setup.store.write(lambda transaction: transaction.begin_feed_epoch("another"))
         setup.now += 1
-        await setup.feed.page(0)
+        await setup.feed.page(0, ANYBODY)
         after = await setup.feed.snapshot()
         assert (after.epoch, before.epoch == after.epoch) == ("another", False)
 
@@ -174,16 +174,16 @@ def test_a_snapshot_of_an_epoch_that_is_over_is_not_given_again() -> None:
 def test_a_page_says_where_the_log_ended_and_what_it_was_before() -> None:
     async def claim(setup: Setup) -> None:
         await setup.revoke("a", events=3)
-        first = said(await setup.feed.page(0))
+        first = said(await setup.feed.page(0, ANYBODY))
         assert isinstance(first.log, feed.Place)
         known = first.log.number
         await setup.revoke("b", events=2)
-        page = said(await setup.feed.page(1, known=[known]))
+        page = said(await setup.feed.page(1, ANYBODY, known=[known]))
         assert isinstance(page.log, feed.Place)
         assert page.log.number == known + 2
         assert page.since == (first.log,)
-        assert said(await setup.feed.page(1, known=[page.log.number])).since == (page.log,)
-        ahead = said(await setup.feed.page(1, known=[page.log.number + 1]))
+        assert said(await setup.feed.page(1, ANYBODY, known=[page.log.number])).since == (page.log,)
+        ahead = said(await setup.feed.page(1, ANYBODY, known=[page.log.number + 1]))
         assert not ahead.since
         hashes = await setup.store.read(lambda snapshot: [snapshot.event_hash(number) for number in range(known + 3)])
         assert page.log == feed.place(known + 2, hashes[known + 2])
@@ -204,7 +204,7 @@ async def take(pages: AsyncIterator[SignedPage], until: Callable[[Page], bool]) 
 def test_each_page_of_a_stream_goes_on_from_the_one_before_however_busy_the_broker_is() -> None:
     async def claim(setup: Setup) -> None:
         await setup.revoke("a")
-        known = said(await setup.feed.page(0)).log
+        known = said(await setup.feed.page(0, ANYBODY)).log
         assert isinstance(known, feed.Place)
         busy = asyncio.create_task(_be_busy(setup))
         async with AsyncExitStack() as stack:
@@ -237,7 +237,7 @@ async def _be_busy(setup: Setup) -> None:
 
 def test_what_many_follow_is_made_once() -> None:
     async def claim(setup: Setup) -> None:
-        known = said(await setup.feed.page(0)).log
+        known = said(await setup.feed.page(0, ANYBODY)).log
         assert isinstance(known, feed.Place)
         streams = [setup.feed.follow(0, ANYBODY, known=[known.number]) for _ in range(20)]
         for stream in streams:

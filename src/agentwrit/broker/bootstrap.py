@@ -70,6 +70,7 @@ from agentwrit.broker.services.timekeeping import WHOSE, Timekeeping
 from agentwrit.broker.services.token_exchange import TokenExchangeService
 from agentwrit.broker.services.token_revocation import TokenRevocationService
 from agentwrit.broker.services.tokens import TokenService
+from agentwrit.broker.services.turns import Turns
 from agentwrit.broker.storage.base import Store
 from agentwrit.broker.storage.memory import MemoryStore
 from agentwrit.broker.stores import open_store
@@ -189,6 +190,7 @@ async def open_on(
     checkpoints = Checkpoints(store, rings.checkpoints, checkpoint.origin(config.trust_domain))
     await checkpoints.make()
     archives = ArchiveService(store)
+    turns = Turns()
     metrics.feed_followers = lambda: revocations.follower_count
     metrics.clock_offset = clock.offset
     metrics.store_log_bytes = store.log_bytes
@@ -230,12 +232,14 @@ async def open_on(
             authenticator,
         ).resources(),
         *OperatorAccountRoutes(OperatorAccounts(store, checker, config, endings), authenticator).resources(),
-        *AgentRoutes(AgentService(store, authenticator, clock), registration, authenticator, names=names).resources(),
+        *AgentRoutes(
+            AgentService(store, authenticator, clock), registration, authenticator, turns, names=names
+        ).resources(),
         *FeedRoutes(revocations, rings.feed, authenticator).resources(),
         *KeyRoutes(key_service, authenticator).resources(),
-        *AuditRoutes(AuditService(store, authenticator)).resources(),
+        *AuditRoutes(AuditService(store, authenticator), turns).resources(),
         *AccessRoutes(AccessService(denials, authenticator, log_budget)).resources(),
-        *CheckpointRoutes(checkpoints, authenticator).resources(),
+        *CheckpointRoutes(checkpoints, authenticator, turns).resources(),
         *ArchiveRoutes(archives, authenticator).resources(),
         *service_routes.resources(),
     ]

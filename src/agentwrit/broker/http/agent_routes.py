@@ -8,6 +8,7 @@ from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.agents import MAX_LIMIT, AgentService
 from agentwrit.broker.services.authentication import Authenticator
 from agentwrit.broker.services.registration import DirectApplication, RegistrationService
+from agentwrit.broker.services.turns import Asker, Turns
 from agentwrit.broker.storage.base import GrantQuery
 from agentwrit.domain import app
 from agentwrit.domain.grant import GrantKind
@@ -22,10 +23,12 @@ class AgentRoutes:
         agents: AgentService,
         registration: RegistrationService,
         authenticator: Authenticator,
+        turns: Turns,
         *,
         names: KnownNames,
     ) -> None:
         self._agents = agents
+        self._turns = turns
         self._registration = registration
         self._authenticator = authenticator
         self._names = names
@@ -73,11 +76,13 @@ class AgentRoutes:
             after=given.get("after"),
         )
         limit = integer_parameter(given, "limit", 100, low=1, high=MAX_LIMIT)
-        page = await self._agents.list(principal, query, limit=limit)
+        async with self._turns.turn(Asker.who(principal)):
+            page = await self._agents.list(principal, query, limit=limit)
         return json_answer({"agents": [wire.grant(grant) for grant in page.grants], "next": page.next})
 
     async def show(self, exchange: Exchange) -> Answer:
         principal = await self._agents.authorize(exchange.caller, exchange.bearer())
         agent_id = exchange.path_params["agent_id"]
-        trees = await self._agents.show(principal, agent_id)
+        async with self._turns.turn(Asker.who(principal)):
+            trees = await self._agents.show(principal, agent_id)
         return json_answer({"agent_id": agent_id, "grants": [wire.grant_tree(tree) for tree in trees]})

@@ -7,6 +7,7 @@ from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.audit import MAX_LIMIT, AuditService
+from agentwrit.broker.services.turns import Asker, Turns
 from agentwrit.broker.storage.base import DATA_FIELDS, EQUAL_FIELDS, EventQuery
 from agentwrit.domain import audit, timestamps
 from agentwrit.domain.audit import EventType, Outcome
@@ -23,8 +24,9 @@ class Order(StrEnum):
 class AuditRoutes:
     """Routes under /v1/audit."""
 
-    def __init__(self, events: AuditService) -> None:
+    def __init__(self, events: AuditService, turns: Turns) -> None:
         self._events = events
+        self._turns = turns
 
     def resources(self) -> Sequence[Resource]:
         return [Resource("/v1/audit/events", {"GET": self.events})]
@@ -32,7 +34,8 @@ class AuditRoutes:
     async def events(self, exchange: Exchange) -> Answer:
         principal = await self._events.authorize(exchange.caller, exchange.bearer())
         query = _event_query(exchange)
-        found = await self._events.events(principal, query)
+        async with self._turns.turn(Asker.who(principal)):
+            found = await self._events.events(principal, query)
         members: dict[str, object] = {
             "events": [wire.event(event) for event in found.events],
             "total": found.total,

@@ -11,8 +11,9 @@ from typing import Final
 from agentwrit.broker.http import wire
 from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
 from agentwrit.broker.http.routing import Resource
-from agentwrit.broker.services.authentication import Authenticator
+from agentwrit.broker.services.authentication import Authenticator, Principal
 from agentwrit.broker.services.checkpoints import Checkpoints
+from agentwrit.broker.services.turns import Asker, Turns
 from agentwrit.domain import audit, checkpoint, operator, tiles
 from agentwrit.domain.errors import InvalidRequest, NotFound
 from agentwrit.domain.grant import GrantKind
@@ -27,8 +28,9 @@ _FOR_THE_OPERATOR: Final = "private, max-age=31536000, immutable"
 class CheckpointRoutes:
     """Routes under /v1/audit that show the log's tree."""
 
-    def __init__(self, checkpoints: Checkpoints, authenticator: Authenticator) -> None:
+    def __init__(self, checkpoints: Checkpoints, authenticator: Authenticator, turns: Turns) -> None:
         self._checkpoints = checkpoints
+        self._turns = turns
         self._authenticator = authenticator
 
     def resources(self) -> Sequence[Resource]:
@@ -41,14 +43,16 @@ class CheckpointRoutes:
         ]
 
     async def newest(self, exchange: Exchange) -> Answer:
-        return _note(await self._checkpoints.newest())
+        async with self._turns.turn(Asker.stranger(exchange.caller)):
+            return _note(await self._checkpoints.newest())
 
     async def make(self, exchange: Exchange) -> Answer:
         await self._authorize(exchange)
         return _note(await self._checkpoints.make())
 
     async def keys(self, exchange: Exchange) -> Answer:
-        keys = await self._checkpoints.keys()
+        async with self._turns.turn(Asker.stranger(exchange.caller)):
+            keys = await self._checkpoints.keys()
         return json_answer({"keys": [{"verifier_key": key.verifier_key, **wire.signing_key(key.key)} for key in keys]})
 
     async def inclusion(self, exchange: Exchange) -> Answer:
@@ -57,7 +61,8 @@ class CheckpointRoutes:
             sequence = audit.parse_event_id(given.get("event", ""))
         except ValueError:
             raise InvalidRequest("event is not an event id", hint="for example evt-000001") from None
-        proof = await self._checkpoints.inclusion_proof(sequence)
+        async with self._turns.turn(Asker.stranger(exchange.caller)):
+            proof = await self._checkpoints.inclusion_proof(sequence)
         return json_answer(
             {
                 "event": given["event"],
@@ -74,7 +79,8 @@ class CheckpointRoutes:
             if name not in given:
                 raise InvalidRequest(f"{name} is missing: it is a size of the log")
         old, new = (integer_parameter(given, name, 0, low=0, high=MAX_SIZE) for name in ("old", "new"))
-        proof = await self._checkpoints.consistency_proof(old, new)
+        async with self._turns.turn(Asker.stranger(exchange.caller)):
+            proof = await self._checkpoints.consistency_proof(old, new)
         return json_answer({"old": old, "new": new, "proof": _encoded(proof)})
 
     async def tile(self, exchange: Exchange) -> Answer:
@@ -83,17 +89,16 @@ class CheckpointRoutes:
         except ValueError:
             raise NotFound("there is no such tile", hint="tile/<level>/<number>, as in C2SP tlog-tiles") from None
         if isinstance(wanted, HashTile):
-            return Answer(
-                body=await self._checkpoints.tile(wanted), media_type=_BYTES, headers={"cache-control": _FOR_EVER}
-            )
-        await self._authorize(exchange)
-        return Answer(
-            body=await self._checkpoints.bundle(wanted), media_type=_BYTES, headers={"cache-control": _FOR_THE_OPERATOR}
-        )
+            async with self._turns.turn(Asker.stranger(exchange.caller)):
+                body = await self._checkpoints.tile(wanted)
+            return Answer(body=body, media_type=_BYTES, headers={"cache-control": _FOR_EVER})
+        async with self._turns.turn(Asker.who(await self._authorize(exchange))):
+            body = await self._checkpoints.bundle(wanted)
+        return Answer(body=body, media_type=_BYTES, headers={"cache-control": _FOR_THE_OPERATOR})
 
-    async def _authorize(self, exchange: Exchange) -> None:
+    async def _authorize(self, exchange: Exchange) -> Principal:
         required = {GrantKind.OPERATOR: operator.AUDIT_SCOPE}
-        await self._authenticator.require(exchange.caller, exchange.bearer(), required)
+        return await self._authenticator.require(exchange.caller, exchange.bearer(), required)
 
 
 def _note(signed: str) -> Answer:

@@ -28,14 +28,11 @@ What is kept of the input beyond 4 KiB counts for all connections together, and 
 """
 
 import asyncio
-import contextlib
-import socket
 import time
 from email.utils import formatdate
 from enum import IntEnum, auto
 from functools import lru_cache
 from http import HTTPStatus
-from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import structlog
@@ -115,18 +112,17 @@ def _unmapped(address: tuple[Any, ...]) -> tuple[str, int]:
 
 
 class Connection(asyncio.Protocol):
-    """A connection to `app`, over TLS if a context for it is given."""
+    """A connection to `app`. `is_tls`: it is reached through TLS, and made when hands have been shaken."""
 
-    def __init__(self, server: "HttpServer", app: App, tls: SSLContext | None, loop: asyncio.AbstractEventLoop) -> None:
-        self.state = State.IDLE if tls is None else State.HANDSHAKE
+    def __init__(self, server: "HttpServer", app: App, loop: asyncio.AbstractEventLoop, *, is_tls: bool) -> None:
+        self.state = State.HANDSHAKE if is_tls else State.IDLE
         self.since = self.deadline = 0.0
         self.task: asyncio.Task[None] | None = None
         self._server = server
         self._limits = server.limits
         self._app = app
-        self._tls = tls
+        self._is_tls = is_tls
         self._loop = loop
-        self._accepted: socket.socket | None = None  # while hands are shaken
         self._transport: asyncio.Transport
         self._client: tuple[str, int] | None = None
         self._address: tuple[str, int] | None = None  # of ours
@@ -154,14 +150,9 @@ class Connection(asyncio.Protocol):
         self._address = _unmapped(address) if isinstance(address, tuple) else None
         if isinstance(address, str):  # a socket in the file system: who comes by that is on this machine
             self._client = LOOPBACK, 0
-        # With this, written means: taken by the system, all of it. At 0 uvloop's TLS pauses a buffer that is empty.
-        transport.set_write_buffer_limits(high=0 if self._tls is None else 1, low=0)
-        if self._tls is None:
+        if not self._is_tls:
+            transport.set_write_buffer_limits(high=0, low=0)  # so written means: taken by the system, all of it
             self._server.opened(self, transport.get_extra_info("socket").fileno())
-        elif self.state is not State.HANDSHAKE:
-            transport.abort()  # it was given up meanwhile
-            return
-        self._accepted = None
         self._enter(State.IDLE, self._limits.first)
 
     def data_received(self, data: bytes) -> None:
@@ -176,7 +167,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._has_input_ended = True
-        if self.state in (State.ANSWERING, State.WRITING) and self._tls is None:
+        if self.state in (State.ANSWERING, State.WRITING):
             return True  # the transport stays open: who asked may still listen
         if self.state is State.STREAMING:
             self.abort()
@@ -206,14 +197,15 @@ class Connection(asyncio.Protocol):
             self.task.cancel()
         self._server.closed(self)
 
-    # -- called by the server ------------------------------------------------------------------------------------------
+    # -- called by TLS -------------------------------------------------------------------------------------------------
 
-    def secure(self, accepted: socket.socket, tls: SSLContext) -> None:
-        """Begin with TLS on a socket that was accepted. Nothing is read of it but by TLS."""
-        self._accepted = accepted
+    def connecting(self, transport: asyncio.Transport) -> None:
+        """Hands are shaken. Nothing comes of it to here until `connection_made`, or `connection_lost`."""
+        self._transport = transport
         self._enter(State.HANDSHAKE, self._limits.handshake)
-        self.task = self._loop.create_task(self._shake_hands(accepted, tls))
-        self._server.opened(self, accepted.fileno())
+        self._server.opened(self, transport.get_extra_info("socket").fileno())
+
+    # -- called by the server ------------------------------------------------------------------------------------------
 
     @property
     def standing(self) -> tuple[int, float] | None:
@@ -251,13 +243,8 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it now, whatever is still to be sent."""
-        is_shaking_hands = self.state is State.HANDSHAKE
         self._enter(State.CLOSED, self._limits.close)
-        if not is_shaking_hands:
-            self._transport.abort()
-        elif self._accepted is not None:
-            with contextlib.suppress(OSError):  # the client has closed it already
-                self._accepted.shutdown(socket.SHUT_RDWR)
+        self._transport.abort()
 
     # -- called by the application: a Reply ----------------------------------------------------------------------------
 
@@ -306,23 +293,10 @@ class Connection(asyncio.Protocol):
 
     # -- input ---------------------------------------------------------------------------------------------------------
 
-    async def _shake_hands(self, accepted: socket.socket, tls: SSLContext) -> None:
-        try:
-            await self._loop.connect_accepted_socket(
-                lambda: self,
-                accepted,
-                ssl=tls,
-                ssl_handshake_timeout=self._limits.handshake,
-                ssl_shutdown_timeout=self._limits.close,
-            )
-        except Exception:  # whatever it was, a stranger did it, and asyncio does not say that the connection is gone
-            accepted.close()
-            self.connection_lost(None)
-
     def _read(self, data: bytes) -> None:
         reader = self._reader
         if reader is None:
-            reader = self._reader = RequestReader("http" if self._tls is None else "https", self._client, self._address)
+            reader = self._reader = RequestReader("https" if self._is_tls else "http", self._client, self._address)
         try:
             rest = reader.feed(data)
         except Refusal as refusal:

@@ -53,13 +53,14 @@ class FeedRoutes:
         if exchange.accepts(EVENT_STREAM):
             return await self._stream(exchange, given, known)
         after = integer_parameter(given, "after", 0, low=0, high=MAX_NUMBER)
+        stranger = Asker(exchange.caller.network)
         if nonce is not None:
-            return _jose(exchange, await self._feed.page(after, known=known, nonce=nonce), "no-store")
+            return _jose(exchange, await self._feed.page(after, stranger, known=known, nonce=nonce), "no-store")
         if wait:
             asker = await self._asker(exchange)
             page = await self._feed.wait(after, asker, known=known, seconds=wait)
         else:
-            page = await self._feed.page(after, known=known)
+            page = await self._feed.page(after, stranger, known=known)
         if page.is_sealed:
             return _jose(exchange, page, "public, max-age=86400, immutable")  # RFC 8246
         return _jose(exchange, page, f"public, max-age={0 if wait else feed.HEARTBEAT_SECONDS}")

@@ -24,11 +24,11 @@ from typing import Final
 import structlog
 
 from agentwrit.broker.http.connection import App, Connection
+from agentwrit.broker.http.tls import PIECE_BYTES, TlsTransport
 from agentwrit.broker.metrics import Metrics
 
 BACKLOG: Final = 2048
 LOG_SECONDS: Final = 10
-ACCEPT_AGAIN_SECONDS: Final = 0.1  # where a connection could not be taken in
 RESERVED_DESCRIPTORS: Final = 256  # for the store, the log and what connects in one turn; where few, a quarter of them
 CANDIDATES: Final = 256  # for being closed, found in one go
 
@@ -66,7 +66,7 @@ class HttpServer:
         self.limits = limits or Limits()
         self._metrics = metrics
         self._servers: list[asyncio.Server] = []
-        self._accepting: dict[socket.socket, asyncio.Task[None]] = {}
+        self._received = memoryview(bytearray(PIECE_BYTES))  # by TLS, for a moment
         self._connections: set[Connection] = set()
         self._being_closed: set[Connection] = set()  # to make room: the system has yet to hear of it
         self._left_alone: set[asyncio.Task[None]] = set()  # what is still worked on for clients that are gone
@@ -83,16 +83,13 @@ class HttpServer:
     async def listen(self, listener: socket.socket, app: App, tls: SSLContext | None) -> None:
         """Serve `app` to all who connect from now on."""
         loop = asyncio.get_running_loop()
-        if tls is None:
-            create = partial(Connection, self, app, None, loop)
-            if listener.family == socket.AF_UNIX:
-                self._servers.append(await loop.create_unix_server(create, sock=listener, backlog=BACKLOG))
-            else:
-                self._servers.append(await loop.create_server(create, sock=listener, backlog=BACKLOG))
+        create = (
+            partial(Connection, self, app, loop, is_tls=False) if tls is None else partial(self._secure, app, loop, tls)
+        )
+        if listener.family == socket.AF_UNIX:
+            self._servers.append(await loop.create_unix_server(create, sock=listener, backlog=BACKLOG))
         else:
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
-            self._accepting[listener] = loop.create_task(self._accept(listener, app, tls))
+            self._servers.append(await loop.create_server(create, sock=listener, backlog=BACKLOG))
         if self._sweeping is None:
             self._sweeping = loop.call_later(self.limits.sweep, self._sweep, loop)
 
@@ -100,10 +97,6 @@ class HttpServer:
         """Listen no more, and give what is under way so long to end. Then it is cut."""
         for server in self._servers:
             server.close()
-        for listener, accepting in self._accepting.items():
-            accepting.cancel()
-            await asyncio.wait((accepting,))
-            listener.close()
         for connection in list(self._connections):
             connection.let_go()
         with contextlib.suppress(TimeoutError):
@@ -120,22 +113,8 @@ class HttpServer:
         if self._sweeping is not None:
             self._sweeping.cancel()
 
-    async def _accept(self, listener: socket.socket, app: App, tls: SSLContext) -> None:
-        """Take in who connects, and begin with TLS: asyncio's own server does not tell who never finishes with that."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno in _NO_DESCRIPTORS:
-                    self._make_room("no_descriptors", RESERVED_DESCRIPTORS)
-                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
-                continue
-            try:
-                Connection(self, app, tls, loop).secure(accepted, tls)
-            except Exception as error:  # the others are to be taken in all the same
-                accepted.close()
-                log.error("a connection could not be taken in", exc_info=error)
+    def _secure(self, app: App, loop: asyncio.AbstractEventLoop, tls: SSLContext) -> TlsTransport:
+        return TlsTransport(tls, Connection(self, app, loop, is_tls=True), self._received, loop)
 
     # -- called by connections -----------------------------------------------------------------------------------------
 

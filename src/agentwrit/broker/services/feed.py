@@ -102,19 +102,21 @@ class RevocationFeed:
         else:
             await self._advance()
 
-    async def page(self, after: int, *, known: Sequence[int] = (), nonce: str | None = None) -> SignedPage:
+    async def page(
+        self, after: int, asker: Asker, *, known: Sequence[int] = (), nonce: str | None = None
+    ) -> SignedPage:
         """The page after the number `after`; at the head of the feed, a heartbeat.
 
         `known`: the places in the audit log that the page has to cover. `nonce`: the question that the page answers.
         Without it, the page is shared by all identical requests within a second, until there is news.
 
         Raises:
-            Unavailable: the store cannot be read.
+            Unavailable: the store cannot be read, or whoever asks has asked too much.
         """
         if nonce is None:
-            page = await self._pages.shared(after, tuple(known))
+            page = await self._pages.shared(after, tuple(known), asker=asker.in_turn)
         else:
-            page = await self._pages.make(after, known, nonce=nonce)
+            page = await self._pages.asked(after, known, asker=asker.in_turn, nonce=nonce)
         if self._snapshot is not None and self._snapshot.epoch != page.page.epoch:
             self._snapshot = None
         return page
@@ -125,7 +127,7 @@ class RevocationFeed:
         Raises:
             Unavailable: the store cannot be read, or there is no place to wait.
         """
-        page = await self.page(after, known=known)
+        page = await self.page(after, asker, known=known)
         if page.page.last > after:
             return page
         with self._following(asker, known) as follower, contextlib.suppress(TimeoutError):
@@ -133,7 +135,7 @@ class RevocationFeed:
                 arrived: SignedPage | None = page
                 while arrived is not None and arrived.page.last <= after:
                     arrived = await follower.arriving.get()
-        return await self.page(after, known=known)
+        return await self.page(after, asker, known=known)
 
     async def follow(self, after: int, asker: Asker, *, known: Sequence[int] = ()) -> AsyncGenerator[SignedPage, None]:
         """All pages after the number `after`, and heartbeats, as long as the reader keeps up.
@@ -144,16 +146,16 @@ class RevocationFeed:
             Unavailable: the store cannot be read, or there is no place to follow.
         """
         with self._following(asker, known) as follower:
-            page: SignedPage | None = await self.page(after, known=known)
+            page: SignedPage | None = await self.page(after, asker, known=known)
             while page is not None:
                 yield page
                 # A follower beyond the head knows another history, and notices by the epoch or the log.
                 after = page.page.last
                 follower.take(page)
                 if after < page.page.head:
-                    page = await self._pages.shared(after, follower.known)
+                    page = await self._pages.shared(after, follower.known, asker=asker.in_turn)
                 else:
-                    page = await self._next(after, follower)
+                    page = await self._next(after, follower, asker)
 
     async def snapshot(self) -> SignedSnapshot:
         """All revocations that cannot be forgotten yet, signed. The snapshot may be some seconds old.
@@ -196,7 +198,7 @@ class RevocationFeed:
             finally:
                 self._followers.discard(follower)
 
-    async def _next(self, after: int, follower: Follower) -> SignedPage | None:
+    async def _next(self, after: int, follower: Follower, asker: Asker) -> SignedPage | None:
         """The next page for a follower that has everything up to `after`; None at the end."""
         while True:
             arrived = await follower.arriving.get()
@@ -206,7 +208,9 @@ class RevocationFeed:
                 is_next = arrived.page.first == after + 1
                 # The page for all may not continue what a new follower knows.
                 is_for_them = is_next and arrived.goes_on_from(follower.known)
-                return arrived if is_for_them else await self._pages.shared(after, follower.known)
+                if is_for_them:
+                    return arrived
+                return await self._pages.shared(after, follower.known, asker=asker.in_turn)
 
     async def _advance(self) -> None:
         """Send the pages since the last time, or a heartbeat if there are none."""

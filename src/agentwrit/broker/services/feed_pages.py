@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from agentwrit.broker.clock import Clock
 from agentwrit.broker.keystore import SigningKeys
+from agentwrit.broker.services.turns import FEED_AT_ONCE, Asker, Turns
 from agentwrit.broker.storage.base import Snapshot, Store
 from agentwrit.domain import feed
 from agentwrit.domain.feed import Place
@@ -61,6 +62,7 @@ class Pages:
     """The pages of one broker's feed."""
 
     def __init__(self, store: Store, keys: SigningKeys, issuer: str, clock: Clock) -> None:
+        self._turns = Turns(FEED_AT_ONCE, FEED_AT_ONCE)
         self._store = store
         self._keys = keys
         self._issuer = issuer
@@ -69,11 +71,11 @@ class Pages:
         self._shared: OrderedDict[tuple[str, int, tuple[int, ...]], asyncio.Task[SignedPage]] = OrderedDict()
         self._second = 0  # the second in which those were made
 
-    async def shared(self, after: int, since: tuple[int, ...] = ()) -> SignedPage:
+    async def shared(self, after: int, since: tuple[int, ...] = (), *, asker: Asker) -> SignedPage:
         """The page after the number `after`, possibly made earlier in this second. `since`: more log places to cover.
 
         Raises:
-            Unavailable: the store cannot be read.
+            Unavailable: the store cannot be read, or whoever asks has asked too much.
         """
         kid = self._keys.signer.kid
         sealed = self._sealed.get((kid, after + 1))
@@ -87,11 +89,18 @@ class Pages:
             self._shared.clear()
         making = self._shared.get((kid, after, since))
         if making is None:
-            making = self._shared[kid, after, since] = asyncio.ensure_future(self.make(after, since))
+            making = self._shared[kid, after, since] = asyncio.ensure_future(self.asked(after, since, asker=asker))
             making.add_done_callback(self._forget_failure)
             if len(self._shared) > PAGES_SHARED:
                 self._shared.popitem(last=False)
         return await asyncio.shield(making)
+
+    async def asked(
+        self, after: int, since: Sequence[int] = (), *, asker: Asker, nonce: str | None = None
+    ) -> SignedPage:
+        """As `make`, when it is the turn of whoever asks."""
+        async with self._turns.turn(asker):
+            return await self.make(after, since, nonce=nonce)
 
     async def make(self, after: int, since: Sequence[int] = (), *, nonce: str | None = None) -> SignedPage:
         """The page after the number `after`, made now. `nonce`: the question that it answers.

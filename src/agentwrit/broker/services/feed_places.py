@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from agentwrit.broker.services import turns
 from agentwrit.domain.errors import Unavailable
 
 MAX_FOLLOWERS: Final = 1024
@@ -29,6 +30,11 @@ class Asker(NamedTuple):
 
     network: str
     app_id: str = ""
+
+    @property
+    def in_turn(self) -> turns.Asker:
+        """The same, where pages are made."""
+        return turns.Asker(self.app_id or self.network)
 
 
 class Places:

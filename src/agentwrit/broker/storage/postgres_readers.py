@@ -22,7 +22,7 @@ _GLANCE: Final = GLANCE.format("?", "?")
 
 T = TypeVar("T")
 
-READERS: Final = 4
+READERS: Final = 5
 READ_SECONDS: Final = 6  # waiting for a thread and connecting included
 
 

@@ -55,7 +55,7 @@ MAX_UNSAVED_SECONDS: Final = 5  # how far time may be ahead of what is on disk w
 AT_ONCE: Final = 64  # units that are run before anything else has its turn: one after the other they cost a tenth less
 WORTH_A_COMMIT: Final = 16  # units: for so many the next commit begins before the event loop comes round to it
 LONE_ROWS: Final = 16  # and so is what has no more rows than these
-READERS: Final = 2
+READERS: Final = 5
 
 log = structlog.get_logger("agentwrit.storage")
 
