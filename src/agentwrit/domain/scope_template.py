@@ -5,11 +5,13 @@ The rules:
 - A hole stands in the identifier. Action and resource are fixed.
 - What fills a hole is data: characters of a scope, and neither `:` nor `*`. Anything else fills none. So no value can
   ask for another scope than the template's author meant, and least of all for everything.
+- A member of an enumeration stands for its value.
 - What is filled is a scope that is needed. Whether somebody holds it is another question (`agentwrit.domain.scope`).
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from itertools import zip_longest
 from typing import Final
 
@@ -92,7 +94,7 @@ class ScopeTemplate:
 
 
 def _in_a_scope(name: str, value: object) -> str:
-    text = str(value)
+    text = str(value.value if isinstance(value, Enum) else value)
     if _VALUE.fullmatch(text) is None:
         raise UnfitValue(f"{name} cannot stand in a scope")
     return text
