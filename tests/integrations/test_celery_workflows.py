@@ -306,6 +306,7 @@ def test_the_body_of_a_chord_that_comes_with_each_task_has_one_token(shop: Shop,
             shop.app.agent_for(task_id="checkout", scope=ORDERS),
         ):
             assert chord([counted.s(number) for number in range(4)], summed.s())().get(timeout=60) == 6
+            assert counted.map([1, 2]).apply_async().get(timeout=60) == [1, 2]
     finally:
         before_task_publish.disconnect(see)
         jobs.set_current()

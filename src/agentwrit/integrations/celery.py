@@ -210,7 +210,7 @@ class AgentWritTask(Task):  # type: ignore[misc] # Celery has no types
             calls = _calls(self, args, kwargs)
             if not calls:
                 return self._run_body(body, args, kwargs)
-            agent = message.holder(self)
+            agent = message.holder(self.name, _app_of(calls[0].task))
             for call in calls:
                 agent.check(*call.needed(agent.scope))
             with _set(_at_work, message), acting_as(agent):
@@ -242,8 +242,8 @@ class _Message:
         return {} if self._token is None else {HEADER: self._token.reveal()}
 
     @discreet
-    def holder(self, task: AgentWritTask) -> Agent:
-        """Whom the token makes of who has it.
+    def holder(self, name: str, app: AgentWritApp) -> Agent:
+        """Whom the token, which came for the task of this name, makes of who has it.
 
         Raises:
             AgentWritError: there is none, or one that does not hold.
@@ -251,13 +251,12 @@ class _Message:
         """
         if self._token is None:
             raise AgentWritError(
-                f"the message carries no token for {task.name}: publish it through the task itself, in a worker from"
+                f"the message carries no token for {name}: publish it through the task itself, in a worker from"
                 " the body of an AgentWritTask"
             )
-        app = _app_of(task)
         told = app.validate(self._token.reveal())
         if not told.valid:
-            raise AgentWritError(f"the token for {task.name} does not hold any more: {told.error}")
+            raise AgentWritError(f"the token for {name} does not hold any more: {told.error}")
         self.agent = app.take_over(self._token.reveal())
         return self.agent
 
