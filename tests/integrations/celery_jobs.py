@@ -79,13 +79,9 @@ def plain(number: int) -> int:
 def note(*what: Any) -> dict[str, Any]:
     """Have it on file that this body ran, and as whom."""
     ran = at_work()
-    write_down([*what, ran["scope"]])
-    return ran
-
-
-def write_down(what: list[Any]) -> None:
     with (Path(jobs.conf.broker_transport_options["data_folder_in"]) / "ledger").open("a") as ledger:
-        ledger.write(json.dumps(what) + "\n")
+        ledger.write(json.dumps([*what, ran["scope"]]) + "\n")
+    return ran
 
 
 @jobs.task(name="write", scope=["write:data:order-{order}"])
@@ -118,8 +114,9 @@ def idle(self: Any, seconds: float) -> None:
 
 @jobs.task(name="undo", scope=["write:data:order-{order}"])
 def undo(request: Any, error: Any, trace: Any, order: int) -> None:
-    """An errback of the kind that Celery calls in place."""
+    """An errback of the kind that Celery calls in place, and of which it stores no result."""
     note("undo", order)
+    jobs.backend.store_result(f"undone-{order}", order, "SUCCESS")
 
 
 @jobs.task(name="publish", scope=["write:data:order-{order}", "write:data:order-{other}"])
@@ -158,21 +155,15 @@ def again(self: Any) -> int:
     return int(self.request.retries)
 
 
-class NotesRetries(JobTask):
-    abstract = True
-
-    def on_retry(self, *_: Any) -> None:
-        write_down([self.name, "retry"])
-
-
 @jobs.task(
     name="insist",
-    base=NotesRetries,
     scope=["write:data:order-{order}"],
     autoretry_for=(AgentWritError,),
+    retry_kwargs={"args": [7]},
     default_retry_delay=0,
 )
 def insist(order: int) -> int:
+    """Comes again with another order."""
     note("insist", order)
     return order
 

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, chain, chord, group
 from celery.contrib.testing.worker import start_worker
-from celery.signals import before_task_publish
+from celery.signals import before_task_publish, setup_logging
 
 from agentwrit import AgentWritError, AuthorizationError, ScopeDenied, current_agent
 from agentwrit.integrations.celery import HEADER, AgentWritTask
@@ -127,7 +126,7 @@ def test_an_errback_that_is_called_in_place_is_held_to_its_token(shop: Shop) -> 
         for errback in (undo.s(7), pair.si(7, 5).set(task_id="paired-7")):
             with pytest.raises(ValueError, match="given up"):
                 answer(give_up.apply_async(link_error=errback))
-        assert answer("paired-7") == 7
+        assert (answer("undone-7"), answer("paired-7")) == (7, 7)
         with pytest.raises((AuthorizationError, ScopeDenied)):
             give_up.apply_async(link_error=undo.s(8))
     assert sorted(new(shop, before)) == [["pair", 7, 5, ORDER_7], ["undo", 7, ORDER_7]]
@@ -233,11 +232,9 @@ def test_autoretry_covers_what_is_raised_before_the_body_and_keeps_the_token(sho
     with shop.app.agent_for(task_id="checkout", scope=ORDERS) as agent:
         assert answer(fall.delay(7)) == 7
         token = agent.delegate(agent.agent_id, ORDER_7).access_token
-        late = insist.apply_async([8], headers={HEADER: token})
-        with pytest.raises(Exception, match="needed write:data:order-8"):
-            answer(late)
-    assert new(shop, before) == [["fall", 7, ORDER_7]] * 2 + [["insist", "retry"]] * 3
-    assert not shop.is_valid(token)
+        assert answer(insist.apply_async([8], headers={HEADER: token})) == 7
+        assert not shop.is_valid(token)
+    assert new(shop, before) == [["fall", 7, ORDER_7]] * 2 + [["insist", 7, ORDER_7]]
 
 
 def test_a_task_with_a_call_of_its_own_is_checked_and_over_after_it(shop: Shop) -> None:
@@ -278,7 +275,11 @@ def test_eager_workflows_act_as_the_publisher_too(shop: Shop, monkeypatch: pytes
     assert new(shop, before) == [["write", 7, ORDER_7]] * 2
 
 
-def test_the_body_of_a_chord_that_comes_with_each_task_has_one_token(shop: Shop, tmp_path: Path) -> None:
+def leave_logging(**_: Any) -> None:
+    """Whoever listens keeps a worker in this process from setting up its logging."""
+
+
+def test_the_body_of_a_chord_that_comes_with_each_task_has_one_token(shop: Shop) -> None:
     """Result backends that count carry a copy of the body in each message of the header; these are one step."""
     celery = Celery("counting", broker="memory://", backend="cache+memory://", task_cls=AgentWritTask)
     celery.set_current()
@@ -300,15 +301,18 @@ def test_the_body_of_a_chord_that_comes_with_each_task_has_one_token(shop: Shop,
             bodies.add(body[2]["chord"]["options"]["headers"][HEADER])
 
     before_task_publish.connect(see)
+    setup_logging.connect(leave_logging)
     try:
         with (
-            start_worker(celery, perform_ping_check=False),
+            start_worker(celery, perform_ping_check=False, shutdown_timeout=60),
             shop.app.agent_for(task_id="checkout", scope=ORDERS),
         ):
             assert chord([counted.s(number) for number in range(4)], summed.s())().get(timeout=60) == 6
             assert counted.map([1, 2]).apply_async().get(timeout=60) == [1, 2]
     finally:
+        setup_logging.disconnect(leave_logging)
         before_task_publish.disconnect(see)
         jobs.set_current()
+        jobs.set_default()
     assert at_work == [["write:data:sum"]]
     assert len(bodies) == 1
