@@ -1,5 +1,7 @@
 """Scope templates: what fills a hole is data, and asks for nothing else than the author meant."""
 
+from enum import Enum
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +84,29 @@ def test_what_is_held_is_within_reach_where_some_values_lead_there() -> None:
         assert not template.is_within_reach([held]), held
     assert not template.is_within_reach([])
     assert ScopeTemplate("read:data:{a}:{b}").is_within_reach(["read:data:*"])
+
+
+def test_a_member_of_an_enumeration_stands_for_its_value() -> None:
+    class Region(Enum):
+        EU = "eu"
+        ANYWHERE = "*"
+
+    template = ScopeTemplate("read:data:{region}")
+    assert template.fill({"region": Region.EU}) == "read:data:eu"
+    with pytest.raises(UnfitValue):
+        template.fill({"region": Region.ANYWHERE})
+
+
+def test_what_covers_a_need_that_is_known_in_part() -> None:
+    template = ScopeTemplate("read:data:x-{a}-{b}")
+    held = ["read:data:x-1-2", "read:data:x-3-4", "read:data:y-1-2", "read:other:*"]
+    assert template.reach({}, held) == ["read:data:x-1-2", "read:data:x-3-4"]
+    assert template.reach({"b": 4}, held) == ["read:data:x-3-4"]
+    assert template.reach({"b": ".*"[0]}, held) == []
+    assert template.reach({"a": 9}, ["read:data:*"]) == ["read:data:*"] == [template.everything]
+    for value in ("*", "1:2", "", "1 2"):
+        with pytest.raises(UnfitValue):
+            template.reach({"a": value}, held)
 
 
 def test_a_scope_may_be_as_long_as_scopes_may_be_and_no_longer() -> None:

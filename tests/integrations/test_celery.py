@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +12,6 @@ from celery import Celery
 from celery.signals import before_task_publish
 
 from agentwrit import (
-    AgentWritApp,
     AgentWritError,
     AsyncAgentWritApp,
     AuthorizationError,
@@ -23,46 +20,8 @@ from agentwrit import (
     acting_as,
 )
 from agentwrit.integrations.celery import HEADER, AgentWritTask
-from agentwrit.testing import LocalBroker
-from tests.cli.support import CLEAN
 from tests.integrations import celery_jobs
-
-ROOT = Path(__file__).parents[2]
-
-
-class Shop:
-    """A broker, an app, a queue, and a worker with two processes that knows the app by its environment."""
-
-    def __init__(self, directory: Path) -> None:
-        self.broker = LocalBroker()
-        registered = self.broker.operator.register_app("jobs", ["read:data:*", "write:data:*"])
-        self.app = AgentWritApp(self.broker.url, registered["client_id"], registered["client_secret"])
-        self.queue = directory
-        celery_jobs.use(directory)
-        celery_jobs.JobTask.agentwrit = self.app
-        with (directory / "worker.log").open("wb") as log:
-            self.worker = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tests.integrations.celery_jobs", "worker", "--concurrency=2"],
-                cwd=ROOT,
-                env={
-                    **CLEAN,
-                    "AGENTWRIT_BROKER_URL": self.broker.url,
-                    "AGENTWRIT_CLIENT_ID": registered["client_id"],
-                    "AGENTWRIT_CLIENT_SECRET": registered["client_secret"],
-                    "TESTS_QUEUE": str(directory),
-                },
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def close(self) -> None:
-        self.worker.terminate()
-        self.worker.wait()
-        self.app.close()
-        self.broker.close()
-
-    def is_valid(self, token: str) -> bool:
-        return self.app.validate(token).valid
+from tests.integrations.celery_shop import Shop, answer
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +44,6 @@ def published() -> Iterator[list[dict[str, Any]]]:
     before_task_publish.connect(read)
     yield messages
     before_task_publish.disconnect(read)
-
-
-def answer(result: Any) -> Any:
-    return result.get(timeout=30, interval=0.02)
 
 
 def test_a_job_has_what_its_arguments_need_by_delegation_and_is_over_after_it(shop: Shop) -> None:

@@ -1,12 +1,15 @@
 """The OpenAI Agents SDK with a scripted model: agents are made, handed to and released, and each call is checked."""
 
 import asyncio
+import json
 from collections.abc import Coroutine, Iterator
-from typing import Any
+from enum import Enum
+from typing import Annotated, Any
 
 import pytest
-from agents import Agent, RunConfig, Runner, UserError, function_tool
+from agents import Agent, FunctionTool, RunConfig, RunContextWrapper, Runner, UserError, function_tool
 from agents.testing import ScriptedModel, assistant_message, function_call
+from pydantic import AfterValidator
 
 from agentwrit import (
     AgentWritApp,
@@ -114,6 +117,98 @@ def test_arguments_that_cannot_be_read_are_refused(async_app: AsyncAgentWritApp,
     for answer in asyncio.run(run(async_app, triage)):
         assert answer.startswith("refused")
     assert seen.tokens == []
+
+
+class Region(Enum):
+    EU = "eu"
+
+
+Spelled = Annotated[str, AfterValidator(str.lower)]
+
+
+def test_an_argument_counts_as_the_tool_gets_it(async_app: AsyncAgentWritApp) -> None:
+    """After the function's own validators, whichever way its parameters are given."""
+    ran: list[str] = []
+    guard = requires_scope("read:data:customer-{customer}")
+
+    @function_tool(tool_input_guardrails=[guard], strict_mode=False)
+    def read_spelled(context: RunContextWrapper[Any], customer: Spelled) -> str:
+        ran.append(customer)
+        return customer
+
+    @function_tool(tool_input_guardrails=[guard], strict_mode=False)
+    def read_named(*, customer: Spelled = "acme") -> str:
+        ran.append(customer)
+        return customer
+
+    @function_tool(tool_input_guardrails=[requires_scope("read:data:{region}")], strict_mode=False)
+    def read_region(region: Region = Region.EU) -> str:
+        ran.append(region.value)
+        return region.value
+
+    calls = [
+        call("read_spelled", {"customer": "ACME"}, "c1"),
+        call("read_named", {"customer": "Acme"}, "c2"),
+        call("read_named", {}, "c3"),
+        call("read_region", {"region": "eu"}, "c4"),
+        call("read_region", {}, "c5"),
+    ]
+
+    async def go(scope: list[str]) -> list[str]:
+        model = ScriptedModel([calls, [assistant_message("done")]])
+        reader: Agent[Any] = Agent(name="reader", model=model, tools=[read_spelled, read_named, read_region])
+        async with AgentWritHooks(async_app, task_id="t", scopes={"reader": scope}) as hooks:
+            return answers(await Runner.run(reader, "go", hooks=hooks, run_config=UNTRACED))
+
+    async def both() -> None:
+        for answer in await go(["read:data:customer-ACME", "read:data:customer-Acme", "read:data:EU"]):
+            assert answer.startswith(("refused: needed read:data:customer-acme,", "refused: needed read:data:eu,"))
+        assert ran == []
+        assert await go(["read:data:customer-acme", "read:data:eu"]) == ["acme", "acme", "acme", "eu", "eu"]
+
+    asyncio.run(both())
+
+
+def test_what_was_checked_is_what_the_tool_gets(async_app: AsyncAgentWritApp) -> None:
+    """Also of a validator that says something else each time, with several guardrails."""
+    said = iter(["7", "8", "9"])
+    guards = [requires_scope("read:data:customer-{customer}"), requires_scope("write:data:customer-{customer}")]
+
+    @function_tool(tool_input_guardrails=guards, strict_mode=False)
+    def read(customer: Annotated[str, AfterValidator(lambda _: next(said))]) -> str:
+        return customer
+
+    async def go() -> list[str]:
+        model = ScriptedModel([[call("read", {"customer": "x"})], [assistant_message("done")]])
+        reader: Agent[Any] = Agent(name="reader", model=model, tools=[read])
+        scopes = {"reader": ["read:data:customer-7", "write:data:customer-7"]}
+        async with AgentWritHooks(async_app, task_id="t", scopes=scopes) as hooks:
+            return answers(await Runner.run(reader, "go", hooks=hooks, run_config=UNTRACED))
+
+    assert asyncio.run(go()) == ["7"]
+
+
+def test_a_tool_that_reads_the_models_words_itself_is_checked_with_these(async_app: AsyncAgentWritApp) -> None:
+    async def read(context: Any, text: str) -> str:
+        return f"read {json.loads(text)['customer']}"
+
+    own = FunctionTool(
+        name="own",
+        description="",
+        params_json_schema={"type": "object", "properties": {"customer": {"type": "string"}}},
+        on_invoke_tool=read,
+        strict_json_schema=False,
+        tool_input_guardrails=[requires_scope("read:data:customer-{customer}")],
+    )
+
+    async def go() -> list[str]:
+        calls = [call("own", {"customer": "7"}, "c1"), call("own", {"customer": "8"}, "c2"), call("own", "{", "c3")]
+        model = ScriptedModel([calls, [assistant_message("done")]])
+        reader: Agent[Any] = Agent(name="reader", model=model, tools=[own])
+        async with AgentWritHooks(async_app, task_id="t", scopes={"reader": ["read:data:customer-7"]}) as hooks:
+            return answers(await Runner.run(reader, "go", hooks=hooks, run_config=UNTRACED))
+
+    assert [answer[:12] for answer in asyncio.run(go())] == ["read 7", "refused: nee", "refused: nee"]
 
 
 def test_a_handoff_delegates_and_the_end_releases_all(

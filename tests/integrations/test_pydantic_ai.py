@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import AfterValidator
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -141,3 +142,18 @@ def test_without_an_agent_that_lives_no_tool_is_called(app: AgentWritApp) -> Non
     agent.release()
     with acting_as(agent), pytest.raises(AgentWritError, match="released"):
         asyncio.run(Script(("look_up", {"word": "scope"})).run())
+
+
+def test_an_argument_counts_as_the_tool_gets_it(app: AgentWritApp) -> None:
+    def read_spelled(customer: Annotated[str, AfterValidator(str.lower)]) -> str:
+        return f"customer {customer}"
+
+    script = Script(("read_spelled", {"customer": "ACME"}))
+    tools = ScopedToolset(FunctionToolset[None]([read_spelled]), {"read_spelled": ["read:data:{customer}"]})
+    assistant = Agent(FunctionModel(script.answer), toolsets=[tools])
+    with app.agent_for(task_id="t", scope=["read:data:ACME"]):
+        asyncio.run(assistant.run("go"))
+    with app.agent_for(task_id="t", scope=["read:data:acme"]):
+        script.calls = [("read_spelled", {"customer": "ACME"})]
+        asyncio.run(assistant.run("go"))
+    assert script.read == ["refused: needed read:data:acme, held read:data:ACME", "customer acme"]

@@ -66,6 +66,28 @@ class Requirement:
         except (UnfitValue, KeyError):
             raise ScopeDenied([template.text for template in self._templates], list(held)) from None
 
+    def needed_at_most(self, values: Mapping[str, object], held: Sequence[str] | None) -> list[str]:
+        """What covers the need of a call of which only these values are known yet: the least there is of `held`.
+
+        `held`: None for whoever may be given anything.
+
+        Raises:
+            ScopeDenied: a value fits no scope, or nothing that is held covers any such call.
+        """
+        found: dict[str, None] = {}
+        for template in self._templates:
+            try:
+                if values.keys() >= set(template.holes):
+                    covering = [template.fill(values)]
+                else:
+                    covering = template.reach(values, [template.everything] if held is None else held)
+            except UnfitValue:
+                covering = []
+            if not covering:
+                raise ScopeDenied([template.text for template in self._templates], list(held or []))
+            found.update(dict.fromkeys([template.everything] if template.everything in covering else covering))
+        return list(found)
+
     def is_within_reach(self, held: Sequence[str]) -> bool:
         """Whether `held` covers the needed scopes for some values, each template taken alone."""
         return all(template.is_within_reach(held) for template in self._templates)

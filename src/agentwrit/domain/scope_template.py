@@ -5,11 +5,14 @@ The rules:
 - Placeholders are allowed only in the identifier. Action and resource are fixed.
 - A value consists of characters of a scope other than `:` and `*`. Anything else is refused. A value therefore cannot
   request a scope that the template's author did not intend, and never a wildcard.
+- A member of an enumeration stands for its value.
 - A filled template is a required scope. Whether a token covers it is decided by `agentwrit.domain.scope`.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from enum import Enum
+from itertools import zip_longest
 from typing import Final
 
 from agentwrit.domain import scope
@@ -55,21 +58,43 @@ class ScopeTemplate:
         """
 
         def value(hole: re.Match[str]) -> str:
-            text = str(values[hole[1]])
-            if _VALUE.fullmatch(text) is None:
-                raise UnfitValue(f"{hole[1]} cannot stand in a scope")
-            return text
+            return _in_a_scope(hole[1], values[hole[1]])
 
         filled = _HOLE.sub(value, self.text)
         if len(filled) > scope.MAX_SCOPE_LENGTH:
             raise UnfitValue("the scope would be too long")
         return filled
 
+    def reach(self, values: Mapping[str, object], held: Iterable[str]) -> list[str]:
+        """Those of these scopes that cover what is needed for some value of each hole that has none yet.
+
+        Raises:
+            UnfitValue: a value cannot stand in a scope.
+        """
+        everything = self.everything
+        holes = [_in_a_scope(name, values[name]) if name in values else None for name in self.holes]
+        known = [_VALUE.pattern if value is None else re.escape(value) for value in holes]
+        between = map(re.escape, _HOLE.sub("\n", self.text).split("\n"))
+        filled = re.compile("".join(part for pair in zip_longest(between, known, fillvalue="") for part in pair))
+        return [each for each in held if each == everything or filled.fullmatch(each) is not None]
+
+    @property
+    def everything(self) -> str:
+        """What covers each scope that it can be filled to."""
+        action, resource, _ = self.text.split(":", 2)
+        return f"{action}:{resource}:{scope.WILDCARD}"
+
     def is_within_reach(self, held: Iterable[str]) -> bool:
         """Whether one of the scopes in `held` covers the template for at least some values."""
-        action, resource, _ = self.text.split(":", 2)
-        everything = f"{action}:{resource}:{scope.WILDCARD}"
+        everything = self.everything
         return any(each == everything or self._filled.fullmatch(each) is not None for each in held)
 
     def __repr__(self) -> str:
         return f"ScopeTemplate({self.text!r})"
+
+
+def _in_a_scope(name: str, value: object) -> str:
+    text = str(value.value if isinstance(value, Enum) else value)
+    if _VALUE.fullmatch(text) is None:
+        raise UnfitValue(f"{name} cannot stand in a scope")
+    return text

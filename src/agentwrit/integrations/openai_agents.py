@@ -13,6 +13,8 @@ The rules:
 - The agent that a run starts with gets its scope from the app. One that it hands off to gets its own from the agent
   before it, by delegation: so never more than that one has, and its tokens say on whose behalf it acts.
 - A call that the scope does not cover is rejected before the tool begins. The model reads why, and the run goes on.
+- Checked are the arguments that the tool gets: after the function's own types and validators have read them. A tool
+  that is no function, such as an MCP server's, gets what the model wrote.
 - Inside a guarded tool `current_agent()` is the agent whose model called it.
 - Tokens are renewed ahead of their end whenever a model is asked or has answered: let them live (`max_ttl`) for four
   times as long as the slowest step of a run.
@@ -21,14 +23,23 @@ The rules:
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import lru_cache
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
-from agents import Agent, AgentHookContext, FunctionTool, RunContextWrapper, RunHooks, ToolInputGuardrail
+from agents import (
+    AgentHookContext,
+    FunctionTool,
+    ModelBehaviorError,
+    RunContextWrapper,
+    RunHooks,
+    ToolInputGuardrail,
+)
 from agents import ToolGuardrailFunctionOutput as Output
 from agents import ToolInputGuardrailData as Call
+from agents.function_schema import function_schema
 
 from agentwrit.client.async_agent import AsyncAgent
 from agentwrit.client.async_app import AsyncAgentWritApp
@@ -37,6 +48,10 @@ from agentwrit.client.life import RENEW_AT
 from agentwrit.client.requirement import Requirement
 from agentwrit.errors import AgentWritError, ScopeDenied, TransportError
 from agentwrit.integrations.tool_scopes import with_defaults
+
+FUNCTIONS_REMEMBERED: Final = 1024
+
+_READ: Final = "agentwrit_arguments"  # where a call's context has what a guardrail before this one has read
 
 
 class _Acting(NamedTuple):
@@ -196,13 +211,16 @@ def requires_scope(*scopes: str) -> ToolInputGuardrail[Any]:
             return Output.reject_content(f"refused: no scope is set for the agent {call.agent.name}")
         agent.check()
         try:
-            requirement.check(_arguments(call), agent.scope)
+            requirement.check(_arguments(call, guardrail), agent.scope)
         except ScopeDenied as denied:
             return Output.reject_content(f"refused: {denied}")
+        except ModelBehaviorError as error:  # before a tool that would have failed with this
+            return Output.reject_content(f"refused: {error}")
         act_as(agent)  # the framework runs each call of a tool in a task of its own, and this is where it begins
         return Output.allow()
 
-    return ToolInputGuardrail(scope_guardrail, name="agentwrit")
+    guardrail: ToolInputGuardrail[Any] = ToolInputGuardrail(scope_guardrail, name="agentwrit")
+    return guardrail
 
 
 async def _at_work(call: Call) -> AnyAgent | None:
@@ -210,18 +228,53 @@ async def _at_work(call: Call) -> AnyAgent | None:
     return current_agent() if run is None else await run.agent_of(call.agent.name)
 
 
-def _arguments(call: Call) -> Mapping[str, object]:
-    """The arguments of a call, with the defaults that the tool's schema has for those that the model left out."""
+def _arguments(call: Call, guardrail: ToolInputGuardrail[Any]) -> Mapping[str, object]:
+    """The arguments of a call, as the tool gets them.
+
+    Raises:
+        ModelBehaviorError: they are not what it takes.
+    """
+    tool = _tool(call, guardrail)
+    text = call.context.tool_arguments
+    if tool is not None:
+        read = getattr(tool.on_invoke_tool, "prepare_arguments", None)
+        reading = None if read is None else read(text, call.context.tool_name)
+        if reading is not None:
+            # The SDK reads them ahead of the call where it asks for approval, and leaves it at that for types of the
+            # application's. What is read here is what the call is made with.
+            known = vars(call.context)
+            prepared = known.get(_READ) or reading.owner(text, call.context.tool_name)
+            known[_READ] = call.context._function_tool_arguments = prepared
+            return _by_name(tool.on_invoke_tool, prepared.args, prepared.kwargs)
     try:
-        given = json.loads(call.context.tool_arguments or "{}")
+        given = json.loads(text or "{}")
     except ValueError:
         return {}
-    return with_defaults(given, _described(call.agent, call.context.tool_name)) if isinstance(given, dict) else {}
+    described = {} if tool is None else tool.params_json_schema.get("properties", {})
+    return with_defaults(given, described) if isinstance(given, dict) else {}
 
 
-def _described(agent: Agent[Any], tool_name: str) -> Mapping[str, Mapping[str, Any]]:
-    for tool in agent.tools:
-        if isinstance(tool, FunctionTool) and tool.name == tool_name:
-            properties: Mapping[str, Mapping[str, Any]] = tool.params_json_schema.get("properties", {})
-            return properties
-    return {}
+def _by_name(invoker: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, object]:
+    function = invoker._get_wrapped_callable()
+    names = _parameters(function)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@lru_cache(FUNCTIONS_REMEMBERED)
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """The names of a tool's parameters that are given by place, without the run's context."""
+    schema = function_schema(function, use_docstring_info=False, strict_json_schema=False)
+    names = [
+        name
+        for name, parameter in schema.signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return names[1:] if schema.takes_context else names
+
+
+def _tool(call: Call, guardrail: ToolInputGuardrail[Any]) -> FunctionTool | None:
+    """The tool that is called, unless it is a server's."""
+    name = call.context.tool_name
+    named = [tool for tool in call.agent.tools if isinstance(tool, FunctionTool) and tool.name == name]
+    guarded = [tool for tool in named if guardrail in (tool.tool_input_guardrails or ())]
+    return next(iter(guarded + named), None)

@@ -38,7 +38,7 @@ class ToolScopes:
         """
         agent.check()
         if name not in self._needed:
-            return f"refused: no scope is set for the tool {name}: it is not to be called"
+            return unnamed(name)
         requirement = self._needed[name]
         if requirement is None:
             return None
@@ -47,6 +47,15 @@ class ToolScopes:
         except ScopeDenied as denied:
             return f"refused: {denied}"
         return None
+
+    def is_named(self, name: str) -> bool:
+        """Whether it is said what this tool needs."""
+        return name in self._needed
+
+    def leaves_open(self, name: str, arguments: Mapping[str, object]) -> bool:
+        """Whether a call has no argument for a hole, so that a default counts."""
+        requirement = self._needed.get(name)
+        return requirement is not None and not requirement.holes <= arguments.keys()
 
     def is_within_reach(self, agent: AnyAgent, name: str) -> bool:
         """Whether there are arguments for which an agent may call this tool."""
@@ -62,3 +71,8 @@ def with_defaults(
     `described`: the JSON schemas of the tool's parameters, by name.
     """
     return {**{name: schema["default"] for name, schema in described.items() if "default" in schema}, **arguments}
+
+
+def unnamed(name: str) -> str:
+    """Why a tool is refused of which nobody said what it needs."""
+    return f"refused: no scope is set for the tool {name}: it is not to be called"
