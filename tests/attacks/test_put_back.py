@@ -1,5 +1,7 @@
 """The database file, with genuine rows in it that are old, or missing: the audit log tells what there ought to be."""
 
+import contextlib
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agentwrit.domain import base64url
 from tests.cli.support import AGENTWRIT, CLEAN
 from tests.support import BrokerProcess
 
@@ -195,3 +198,44 @@ def test_a_renewed_grant_as_it_was_before_is_found(life: Life, tmp_path: Path) -
         )
 
     is_found(tampered(life, tmp_path / "copy", put_back), "before it was renewed")
+
+
+def start(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Start a broker that is not to start."""
+    environment = {**CLEAN, "AGENTWRIT_DATA_DIR": str(directory), "AGENTWRIT_PORT": "0"}
+    environment["AGENTWRIT_ADMIN_SECRET"] = "the-operators-next-secret"
+    return subprocess.run([AGENTWRIT, "serve"], env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM revocations WHERE kind = 'sid' AND id = :sid",
+        "UPDATE revocations SET last_exp = 1 WHERE kind = 'sid' AND id = :sid",
+        "DELETE FROM revocations WHERE :sid <> ''",
+    ],
+)
+def test_no_broker_starts_where_the_end_of_a_grant_was_deleted(life: Life, tmp_path: Path, change: str) -> None:
+    encoded = life.released["access_token"].split(".")[1]
+    sid = json.loads(base64url.decode(encoded))["sid"]
+    tampered(life, tmp_path / "data", lambda database: database.execute(change, {"sid": sid}))
+    done = start(tmp_path / "data")
+    assert done.returncode != 0
+    assert "was deleted outside the broker" in done.stderr, done
+
+
+def test_no_broker_starts_where_an_index_hides_rows(life: Life, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(life.after, data)
+    with contextlib.closing(sqlite3.connect(data / "agentwrit.db")) as database:
+        # An index of the same text, with nothing in it.
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("CREATE TABLE another (last_exp INTEGER)")
+        database.execute("CREATE INDEX its_index ON another (last_exp)")
+        [[page]] = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'its_index'")
+        database.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = 'revocations_expiry'", (page,))
+        database.execute("DELETE FROM sqlite_schema WHERE name IN ('another', 'its_index')")
+        database.commit()
+    done = start(data)
+    assert done.returncode != 0
+    assert "missing from index revocations_expiry" in done.stderr, done

@@ -719,6 +719,19 @@ def test_a_revocation_is_found_by_its_kind_and_name(subject: Subject) -> None:
     assert subject.read(lambda s: s.revocation(RevocationKind.TOKEN, "jti-2")) is None
 
 
+def test_a_grant_that_has_ended_and_has_no_entry_is_found_while_it_is_in_time(subject: Subject) -> None:
+    live = make_grant(sid="live", exp=NOW + 100)
+    over = ended(make_grant(sid="over", exp=NOW + 100), EndReason.RELEASED, NOW)
+    subject.write(lambda t: t.put_grant(live))
+    assert subject.read(lambda s: s.forgotten_end(NOW)) is None
+    subject.write(lambda t: t.put_grant(over))
+    assert subject.read(lambda s: s.forgotten_end(NOW)) == "over"
+    assert subject.read(lambda s: s.forgotten_end(NOW + 100)) is None
+    subject.write(lambda t: t.revoke(revocation("over", last_exp=NOW + 50)))
+    assert subject.read(lambda s: s.forgotten_end(NOW)) is None
+    assert subject.read(lambda s: s.forgotten_end(NOW + 60)) == "over"
+
+
 def test_a_revocation_is_listed_while_an_unexpired_token_can_meet_it(subject: Subject) -> None:
     subject.write(lambda t: t.revoke(revocation("sid-1", last_exp=NOW + 300)))
     assert len(subject.read(lambda s: list(s.revocations(NOW + 299.9)))) == 1

@@ -8,6 +8,7 @@ from agentwrit.broker.clock import Clock
 from agentwrit.broker.storage.base import GrantQuery, Snapshot, Store
 from agentwrit.domain.claims import Claims
 from agentwrit.domain.ending import Announced, Ending
+from agentwrit.domain.errors import TamperedRecord
 from agentwrit.domain.grant import Grant
 from agentwrit.domain.revocation import Revocation, RevocationIndex, RevocationKind
 
@@ -33,12 +34,22 @@ class Liveness:
 
     @classmethod
     async def load(cls, store: Store, clock: Clock) -> "Liveness":
-        """Follow the store's commits, and load those before."""
+        """Follow the store's commits, and load those before.
+
+        Raises:
+            TamperedRecord: the revocation of a grant that has ended was deleted.
+        """
         liveness = cls(store, clock, RevocationIndex())
         store.listen(liveness._take)
-        revocations, endings = await store.read(
-            lambda snapshot: (list(snapshot.revocations(clock.now())), snapshot.endings())
-        )
+
+        def find(snapshot: Snapshot) -> tuple[Sequence[Revocation], Sequence[Ending]]:
+            now = clock.now()
+            forgotten = snapshot.forgotten_end(now)
+            if forgotten is not None:
+                raise TamperedRecord(f"the end of the grant {forgotten} was deleted outside the broker")
+            return list(snapshot.revocations(now)), snapshot.endings()
+
+        revocations, endings = await store.read(find)
         liveness._index.add(revocations)
         liveness.know(endings)
         return liveness

@@ -291,6 +291,10 @@ class Snapshot(Protocol):
         """The entries that an unexpired token can still meet."""
         ...
 
+    def forgotten_end(self, now: float) -> str | None:
+        """The sid of a grant in time that has ended and has no entry that says so, if there is one: it was deleted."""
+        ...
+
     def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
         """The entry of this name, if it is still kept."""
         ...

@@ -233,6 +233,11 @@ class _MemorySnapshot:
     def revocations(self, now: float) -> Iterator[Revocation]:
         return iter([entry for entry in self._tables.revocations.values() if entry.last_exp > now])
 
+    def forgotten_end(self, now: float) -> str | None:
+        known = {entry.id for entry in self.revocations(now) if entry.kind is RevocationKind.GRANT}
+        ended = (grant.sid for grant in self._tables.grants.values() if grant.is_ended and grant.exp > now)
+        return next((sid for sid in ended if sid not in known), None)
+
     def revocation(self, kind: RevocationKind, name: str) -> Revocation | None:
         return self._tables.revocations.get((kind, name))
 

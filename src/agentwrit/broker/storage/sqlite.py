@@ -120,6 +120,7 @@ class SqliteStore:
         self._connection = sqlite_schema.open_database(path, sealer, cluster)
         try:
             self._schema = sqlite_objects.Watch(self._connection)
+            sqlite_objects.check_indexes(self._connection)
             self._writer = sqlite_schema.take_over(self._connection)
             self._wal = WriteAheadLog(self._connection, path, max_bytes=max_log_bytes)
             saved = sqlite_rows.saved_head(self._connection, sealer)

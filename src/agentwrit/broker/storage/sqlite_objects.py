@@ -11,7 +11,8 @@ The rules:
 - Tables, indexes, views and triggers are compared by their names and by their whole text, blanks aside. There may be
   neither more nor less of them. SQLite reads nothing but that text: columns, defaults, checks and what is generated are
   in it.
-- Each table and index has pages of its own.
+- Each table and index has pages of its own. What is looked up when a broker starts, or is good once, is found: the
+  indexes of those tables hold what the tables hold. The grants and the log are too large for that at each start.
 - The statistics that ANALYZE leaves are SQLite's own. They change how quickly something is found, and never what.
 - While a store is open, whoever changes its schema from outside is noticed before the next commit.
 """
@@ -24,6 +25,17 @@ from typing import Final, NamedTuple
 
 from agentwrit.broker.storage import migrations
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
+
+FOUND_BY_INDEX: Final = (
+    "apps",
+    "endings",
+    "first_answers",
+    "launch_tokens",
+    "nonces",
+    "operators",
+    "revocations",
+    "signing_keys",
+)
 
 NO_PAGE: Final = 0  # where a view or a trigger begins
 SCHEMAS_PAGE: Final = 1
@@ -71,6 +83,18 @@ def check(connection: sqlite3.Connection) -> None:
     pages = [found.page for (kind, *_), found in there.items() if kind in ("table", "index")]
     if len(set(pages) - {NO_PAGE, SCHEMAS_PAGE}) < len(pages):
         raise TamperedRecord("two tables or indexes of its schema have the same pages")
+
+
+def check_indexes(connection: sqlite3.Connection) -> None:
+    """Refuse a database in which rows that are there are not found.
+
+    Raises:
+        TamperedRecord: there are some. Names the first index.
+    """
+    for table in FOUND_BY_INDEX:
+        [found] = connection.execute(f"PRAGMA integrity_check({table})").fetchone()
+        if found != "ok":
+            raise TamperedRecord(f"the table {table} is damaged: {found}")
 
 
 class Watch:
