@@ -32,6 +32,8 @@ from agentwrit.client.exchange import HttpRequest
 from agentwrit.client.operator import OperatorClient
 from agentwrit.client.secrecy import Secret, discreet
 from agentwrit.delivery.sinks import HttpSink
+from agentwrit.integrations import fastmcp as for_fastmcp
+from agentwrit.integrations import mcp as for_mcp
 from agentwrit.integrations.fastapi import AgentWrit as FastApiGuard
 from agentwrit.integrations.starlette import Guard
 from tests.client.peer import Handler, Reply, answer, break_off, hang_up, never, peer
@@ -345,6 +347,23 @@ def test_no_request_that_a_guard_refuses_shows_its_token(app: AgentWritApp, kept
                 with pytest.raises(HTTPException) as caught:
                     await guard.check(Request({**scope, "query_string": b"", "headers": headers}), [])
                 shown |= kept.of(caught.value)
+            await guard.aclose()
+        return shown
+
+    assert not asyncio.run(main())
+
+
+def test_no_server_of_mcp_that_cannot_check_a_token_shows_it(app: AgentWritApp, kept: Secrets) -> None:
+    token = kept.keep("the token", app.create_agent("o", "t", SCOPE).access_token)
+
+    async def main() -> set[str]:
+        of_sdk = for_mcp.AgentWrit(NOWHERE, resource="http://127.0.0.1:8000/mcp", timeout=0.2)
+        of_fastmcp = for_fastmcp.AgentWrit(NOWHERE, resource="http://127.0.0.1:8000/mcp", timeout=0.2)
+        shown: set[str] = set()
+        for guard, verify in ((of_sdk, of_sdk.verify_token), (of_fastmcp, of_fastmcp.token_verifier.verify_token)):
+            with pytest.raises(Exception, match="cannot be reached") as caught:
+                await verify(token)
+            shown |= kept.of(caught.value)
             await guard.aclose()
         return shown
 

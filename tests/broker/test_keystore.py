@@ -86,6 +86,12 @@ def test_a_retired_key_cannot_be_made_active_again_by_its_record() -> None:
         WRAP.unwrap(msgspec.structs.replace(retired, state=KeyState.ACTIVE))
 
 
+def test_a_key_of_one_purpose_signs_nothing_of_another() -> None:
+    for purpose in set(KeyPurpose) - {STORED.purpose}:
+        with pytest.raises(TamperedRecord):
+            WRAP.unwrap(msgspec.structs.replace(STORED, purpose=purpose))
+
+
 def test_a_key_is_not_opened_under_another_name_or_another_master_key() -> None:
     other = WRAP.wrap(bytes(32), purpose=KeyPurpose.ACCESS_TOKEN, state=KeyState.ACTIVE, created_at=NOW)
     with pytest.raises(TamperedRecord):
