@@ -1,7 +1,6 @@
 """When a broker counts as out of reach, who asks it then, and when that is told."""
 
 import logging
-from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -28,12 +27,6 @@ def time() -> Time:
 @pytest.fixture
 def reach(time: Time) -> Reach:
     return Reach("http://broker", time)
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    with caplog.at_level(logging.WARNING, "agentwrit"):
-        yield caplog.messages
 
 
 def asks(reach: Reach) -> bool:
@@ -72,7 +65,9 @@ def test_a_broker_is_left_alone_for_as_long_as_it_asks_and_not_for_long(
     assert asks(reach)
 
 
-def test_a_feed_is_lost_when_it_fails_twice_and_back_when_it_is_followed(reach: Reach, said: list[str]) -> None:
+def test_a_feed_is_lost_when_it_fails_twice_and_back_when_it_is_followed(
+    reach: Reach, caplog: pytest.LogCaptureFixture
+) -> None:
     def following() -> Following:
         yield Retry(0.0, "once")
         yield OpenFeed("/", 1.0)
@@ -81,11 +76,13 @@ def test_a_feed_is_lost_when_it_fails_twice_and_back_when_it_is_followed(reach: 
         yield Pause(1.0)
         yield Pause(1.0)
 
-    counts = [len(said) for _ in islice(reach.following(following()), 7)]
+    with caplog.at_level(logging.WARNING, "agentwrit"):
+        counts = [len(caplog.messages) for _ in islice(reach.following(following()), 7)]
     assert counts == [0, 0, 0, 1, 1, 2, 2]
-    assert "out of reach" in said[0]
-    assert "twice" in said[0]
-    assert "within reach again" in said[1]
+    lost, back = caplog.messages
+    assert "out of reach" in lost
+    assert "twice" in lost
+    assert "within reach again" in back
 
 
 def test_what_is_left_to_ask_is_what_was_not_waited_for(reach: Reach) -> None:
