@@ -26,6 +26,7 @@ from benchmarks.held import Held
 WANTED_SECONDS: Final = 0.025
 SETTLING_SECONDS: Final = 0.05  # for what goes on after an answer
 ROUNDS: Final = 5
+DELEGATIONS: Final = 900  # of one agent, which may make a thousand
 
 
 class Kind(NamedTuple):
@@ -130,6 +131,9 @@ def kinds(broker: Running, http: httpx2.Client, app_id: str, token: str) -> Sequ
         [kid] = [key["kid"] for key in keys if (key["purpose"], key["state"]) == ("access_token", "active")]
         _checked(http.post(f"/v1/admin/keys/{kid}/revoke", json={"reason": "r"}, headers=bearer))
 
+    delegator = create()
+    for _ in range(DELEGATIONS):
+        delegator.delegate(delegator.agent_id, ["read:data:1"])
     of_app = {"app_id": app_id}
     by_name = f"spiffe://agentwrit.local/agent/bench/{large.TASK}/{1:016x}"
     return (
@@ -153,6 +157,7 @@ def kinds(broker: Running, http: httpx2.Client, app_id: str, token: str) -> Sequ
         Kind("list agents", get("/v1/agents", limit="1000")),
         Kind("list agents of an app", get("/v1/agents", limit="1000", **of_app)),
         Kind("show an agent", lambda: operator.show_agent(by_name)),
+        Kind(f"show an agent with {DELEGATIONS} delegations", lambda: operator.show_agent(delegator.agent_id)),
         Kind("audit events", get("/v1/audit/events", limit="1000")),
         Kind("audit events of an app", get("/v1/audit/events", limit="1000", **of_app)),
         Kind("audit events of a type", get("/v1/audit/events", limit="1000", event_type="token_revoked")),

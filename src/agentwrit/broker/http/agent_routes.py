@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from agentwrit.broker.http import wire
-from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
+from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer, large_json_answer
 from agentwrit.broker.http.routing import Resource
 from agentwrit.broker.services.agents import MAX_LIMIT, AgentService
 from agentwrit.broker.services.authentication import Authenticator
@@ -78,11 +78,15 @@ class AgentRoutes:
         limit = integer_parameter(given, "limit", 100, low=1, high=MAX_LIMIT)
         async with self._turns.turn(Asker.who(principal)):
             page = await self._agents.list(principal, query, limit=limit)
-        return json_answer({"agents": [wire.grant(grant) for grant in page.grants], "next": page.next})
+            return await large_json_answer(
+                lambda: {"agents": [wire.grant(grant) for grant in page.grants], "next": page.next}
+            )
 
     async def show(self, exchange: Exchange) -> Answer:
         principal = await self._agents.authorize(exchange.caller, exchange.bearer())
         agent_id = exchange.path_params["agent_id"]
         async with self._turns.turn(Asker.who(principal)):
             trees = await self._agents.show(principal, agent_id)
-        return json_answer({"agent_id": agent_id, "grants": [wire.grant_tree(tree) for tree in trees]})
+            return await large_json_answer(
+                lambda: {"agent_id": agent_id, "grants": [wire.grant_tree(tree) for tree in trees]}
+            )

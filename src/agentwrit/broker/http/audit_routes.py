@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 
 from agentwrit.broker.http import wire
-from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, json_answer
+from agentwrit.broker.http.exchange import Answer, Exchange, integer_parameter, large_json_answer
 from agentwrit.broker.http.routing import Resource
-from agentwrit.broker.services.audit import MAX_LIMIT, AuditService
+from agentwrit.broker.services.audit import MAX_LIMIT, AuditService, Found
 from agentwrit.broker.services.turns import Asker, Turns
 from agentwrit.broker.storage.base import DATA_FIELDS, EQUAL_FIELDS, EventQuery
 from agentwrit.domain import audit, timestamps
@@ -36,15 +37,19 @@ class AuditRoutes:
         query = _event_query(exchange)
         async with self._turns.turn(Asker.who(principal)):
             found = await self._events.events(principal, query)
-        members: dict[str, object] = {
-            "events": [wire.event(event) for event in found.events],
-            "total": found.total,
-            "offset": query.offset,
-            "limit": query.limit,
-        }
-        if found.pruned:
-            members["archived"] = audit.event_id(found.pruned)
-        return json_answer(members)
+            return await large_json_answer(partial(_shown, found, query))
+
+
+def _shown(found: Found, query: EventQuery) -> dict[str, object]:
+    members: dict[str, object] = {
+        "events": [wire.event(event) for event in found.events],
+        "total": found.total,
+        "offset": query.offset,
+        "limit": query.limit,
+    }
+    if found.pruned:
+        members["archived"] = audit.event_id(found.pruned)
+    return members
 
 
 def _event_query(exchange: Exchange) -> EventQuery:

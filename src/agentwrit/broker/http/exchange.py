@@ -1,10 +1,11 @@
 """One request and its answer, as handlers see them."""
 
+import asyncio
 import ipaddress
 import itertools
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -93,6 +94,15 @@ class Answer(msgspec.Struct, kw_only=True):
 
 def json_answer(content: object, *, status: int = 200) -> Answer:
     return Answer(body=msgspec.json.encode(content), status=status)
+
+
+async def large_json_answer(content: Callable[[], object]) -> Answer:
+    """The answer that `content` returns, made on a thread: it may be megabytes, and must not hold the event loop.
+
+    What is long consists of parts that were encoded by themselves (`msgspec.Raw`), because nothing else runs while one
+    call encodes.
+    """
+    return await asyncio.to_thread(lambda: json_answer(content()))
 
 
 class Exchange:

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
@@ -283,10 +283,10 @@ def delegation_chain(chain: Chain) -> list[dict[str, object]]:
     ]
 
 
-def event(recorded: Event) -> dict[str, object]:
+def event(recorded: Event) -> msgspec.Raw:
     """An event as it is shown. An id that it does not have is left out: in the form that is hashed it is ""."""
     members = audit.record(recorded)
-    return {name: value for name, value in members.items() if value != "" or name == "detail"}
+    return _encoded({name: value for name, value in members.items() if value != "" or name == "detail"})
 
 
 def introspection(held: Claims) -> dict[str, object]:
@@ -332,16 +332,22 @@ def grant(record: Grant) -> dict[str, object]:
     }
 
 
-def grant_tree(tree: GrantTree) -> dict[str, object]:
+def grant_tree(tree: GrantTree) -> msgspec.Raw:
     """A grant with its state and with what was delegated from it."""
     record = tree.grant
-    return {
-        **grant(record),
-        "status": record.status(tree.now),
-        "ended_at": _time_or_none(record.ended_at),
-        "end_reason": record.end_reason or None,
-        "delegations": [grant_tree(below) for below in tree.delegations],
-    }
+    return _encoded(
+        {
+            **grant(record),
+            "status": record.status(tree.now),
+            "ended_at": _time_or_none(record.ended_at),
+            "end_reason": record.end_reason or None,
+            "delegations": [grant_tree(below) for below in tree.delegations],
+        }
+    )
+
+
+def _encoded(members: Mapping[str, object]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(members))
 
 
 def signing_key(record: StoredKey) -> dict[str, object]:
