@@ -131,9 +131,7 @@ def kinds(broker: Running, http: httpx2.Client, app_id: str, token: str) -> Sequ
         [kid] = [key["kid"] for key in keys if (key["purpose"], key["state"]) == ("access_token", "active")]
         _checked(http.post(f"/v1/admin/keys/{kid}/revoke", json={"reason": "r"}, headers=bearer))
 
-    delegator = create()
-    for _ in range(DELEGATIONS):
-        delegator.delegate(delegator.agent_id, ["read:data:1"])
+    delegator = _delegator(create())
     of_app = {"app_id": app_id}
     by_name = f"spiffe://agentwrit.local/agent/bench/{large.TASK}/{1:016x}"
     return (
@@ -157,7 +155,7 @@ def kinds(broker: Running, http: httpx2.Client, app_id: str, token: str) -> Sequ
         Kind("list agents", get("/v1/agents", limit="1000")),
         Kind("list agents of an app", get("/v1/agents", limit="1000", **of_app)),
         Kind("show an agent", lambda: operator.show_agent(by_name)),
-        Kind(f"show an agent with {DELEGATIONS} delegations", lambda: operator.show_agent(delegator.agent_id)),
+        Kind(f"show an agent with {DELEGATIONS} delegations", lambda: operator.show_agent(delegator)),
         Kind("audit events", get("/v1/audit/events", limit="1000")),
         Kind("audit events of an app", get("/v1/audit/events", limit="1000", **of_app)),
         Kind("audit events of a type", get("/v1/audit/events", limit="1000", event_type="token_revoked")),
@@ -174,6 +172,13 @@ def kinds(broker: Running, http: httpx2.Client, app_id: str, token: str) -> Sequ
         Kind("revoke a key", revoke_key, is_repeatable=False),
         Kind("nothing, after all have ended", lambda: time.sleep(10 * SETTLING_SECONDS)),
     )
+
+
+def _delegator(agent: Any) -> str:
+    """The id of an agent that has made so many delegations to itself."""
+    for _ in range(DELEGATIONS):
+        agent.delegate(agent.agent_id, ["read:data:1"])
+    return str(agent.agent_id)
 
 
 def _checked(answer: httpx2.Response) -> httpx2.Response:

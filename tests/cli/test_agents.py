@@ -118,7 +118,7 @@ def test_each_level_kills_what_it_names_and_all_below(
 def test_what_is_not_there_is_one_line(operator: dict[str, str]) -> None:
     one_line(run("agents", "show", "spiffe://agentwrit.local/agent/o/t/none", **operator), 1, "no such agent")
     one_line(run("delegations", "show", "none", **operator), 1, "no such agent")
-    one_line(run("agents", "show", "..", **operator), 2, "no name")
+    one_line(run("agents", "show", "..", **operator), 2, "not a valid name")
     one_line(run("agents", "list", "--app", "", **operator), 2, "names no app")
     one_line(run("revoke", "everything", "x", **operator), 2, "token")
     one_line(run("revoke", "token", "", **operator), 2, "target")

@@ -68,7 +68,7 @@ def test_what_is_wrong_is_said_in_a_line(first: dict[str, str]) -> None:
     one_line(run("operator", "remove", "nobody", "--yes", **first), 1, "agentwrit operator list")
     one_line(run("operator", "remove", "admin", "--yes", **first), 1, "AGENTWRIT_ADMIN_SECRET")
     one_line(run("operator", "remove", "admin", **first), 2, "--yes")
-    one_line(run("operator", "remove", "..", "--yes", **first), 2, "no name")
+    one_line(run("operator", "remove", "..", "--yes", **first), 2, "not a valid name")
     one_line(run("operator", "list", **{**first, "AGENTWRIT_OPERATOR": "nobody"}), 2, "not accepted")
 
 
