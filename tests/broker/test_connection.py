@@ -480,6 +480,16 @@ def test_what_clients_have_yet_to_read_is_bounded() -> None:
         until(lambda: server.connections == 2, "the others are cut")
 
 
+def test_where_too_much_waits_a_client_that_reads_gets_its_answer() -> None:
+    with serving(unread_bytes=2 * len(LARGE.body) + 1) as server, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(Raw(server.url, receive_buffer=4096)).send(request("/copied"))
+        until(lambda: server.connections == 2, "one is cut")
+        for _ in range(3):
+            answer = stack.enter_context(Raw(server.url, receive_buffer=65_536)).send(request("/copied")).answer()
+            assert answer.body == bytes(4_000_000)
+
+
 def test_what_many_are_sent_counts_once() -> None:
     with serving(unread_bytes=5_000_000) as server, ExitStack() as stack:
         sent = [stack.enter_context(Raw(server.url, receive_buffer=65_536)).send(request("/large")) for _ in range(6)]

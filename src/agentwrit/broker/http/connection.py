@@ -130,7 +130,6 @@ class Connection(asyncio.Protocol):
         self._scope: Scope | None = None  # of the request that is being answered
         self._rest = b""  # what came behind it
         self._kept = 0  # bytes of input
-        self._unread: bytes | None = None  # an answer that the client has not read
         self._unsent = 0  # how much of it there was when it was last looked at
         self._is_writing_paused = False
         self._taken: asyncio.Future[None] | None = None  # when the client has read a piece of a stream
@@ -192,7 +191,7 @@ class Connection(asyncio.Protocol):
             self._reader = None
         self._rest = b""
         self._keeps(0)
-        self._count_unread(None)
+        self._server.forget_unread(self)
         if self._is_streaming and self.task is not None:
             self.task.cancel()
         self._server.closed(self)
@@ -362,7 +361,7 @@ class Connection(asyncio.Protocol):
 
     def _written(self) -> None:
         """The answer is on its way, all of it."""
-        self._count_unread(None)
+        self._server.forget_unread(self)
         self._scope = None
         if self._is_last:
             self._end()
@@ -399,13 +398,13 @@ class Connection(asyncio.Protocol):
                 await self._taken
             finally:
                 self._taken = None
-                self._count_unread(None)
+                self._server.forget_unread(self)
         self.deadline = self._loop.time() + self._limits.answer
 
     def _waits_for(self, body: bytes) -> bool:
         """Begin to wait until the client has read what was written. False: too much waits, and it is cut."""
         self._unsent = self._transport.get_write_buffer_size()
-        if not self._count_unread(body):
+        if not self._server.note_unread(self, body):
             self.abort()
             return False
         return True
@@ -430,15 +429,6 @@ class Connection(asyncio.Protocol):
                 return False
         self._kept = size
         return True
-
-    def _count_unread(self, body: bytes | None) -> bool:
-        if self._unread is not None:
-            self._server.forget_unread(self._unread)
-            self._unread = None
-        if body is None:
-            return True
-        self._unread = body
-        return self._server.note_unread(body)
 
 
 def _chunk(piece: bytes) -> bytes:

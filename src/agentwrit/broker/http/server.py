@@ -72,7 +72,8 @@ class HttpServer:
         self._left_alone: set[asyncio.Task[None]] = set()  # what is still worked on for clients that are gone
         self._candidates: deque[tuple[Connection, tuple[int, float]]] = deque()
         self._kept = 0
-        self._unread: dict[int, int] = {}  # by the identity of an answer: how many have yet to read it
+        self._unread: dict[Connection, bytes] = {}  # answers that their clients have yet to read, the oldest first
+        self._readers: Counter[int] = Counter()  # by the identity of an answer: how many have yet to read it
         self._unread_bytes = 0
         self._closed_early: Counter[str] = Counter()
         self._logged_at: dict[str, float] = {}
@@ -146,19 +147,33 @@ class HttpServer:
         self._kept += count
         return True
 
-    def note_unread(self, body: bytes) -> bool:
-        """Count an answer that a client has not read yet; one that many are sent, once. False if that is too much."""
-        readers = self._unread.get(id(body), 0)
-        if not readers:
-            self._unread_bytes += len(body)
-        self._unread[id(body)] = readers + 1
-        return self._unread_bytes <= self.limits.unread_bytes
+    def note_unread(self, connection: Connection, body: bytes) -> bool:
+        """Count an answer that a client has not read yet. An answer that is sent to many counts once.
 
-    def forget_unread(self, body: bytes) -> None:
-        readers = self._unread.pop(id(body)) - 1
-        if readers:
-            self._unread[id(body)] = readers
-        else:
+        If that is too much, the clients that have had an answer of their own for longest are cut off. Returns False if
+        this client is one of them.
+        """
+        self.forget_unread(connection)
+        self._unread[connection] = body
+        self._readers[id(body)] += 1
+        if self._readers[id(body)] == 1:
+            self._unread_bytes += len(body)
+        while self._unread_bytes > self.limits.unread_bytes:
+            alone = (each for each, unread in self._unread.items() if self._readers[id(unread)] == 1)
+            slowest = next(alone, connection)
+            self.forget_unread(slowest)
+            if slowest is connection:
+                return False
+            slowest.abort()
+        return True
+
+    def forget_unread(self, connection: Connection) -> None:
+        body = self._unread.pop(connection, None)
+        if body is None:
+            return
+        self._readers[id(body)] -= 1
+        if not self._readers[id(body)]:
+            del self._readers[id(body)]
             self._unread_bytes -= len(body)
 
     # -- deadlines, and too many ---------------------------------------------------------------------------------------
