@@ -175,8 +175,8 @@ def test_scopes_that_are_none_are_refused_where_the_task_is_made() -> None:
 
     celery = Celery("none", task_cls=AgentWritTask, set_as_current=False)
     with pytest.raises(ValueError, match="template"):
-        celery.task(scope=["read"], lazy=False)(read)
+        celery.task(scope=["read"], lazy=False, shared=False)(read)
     with pytest.raises(TypeError, match="list"):
-        celery.task(scope="read:data:7", lazy=False)(read)
+        celery.task(scope="read:data:7", lazy=False, shared=False)(read)
     with pytest.raises(ValueError, match="no parameter 'customer'"):
-        celery.task(scope=["read:data:{customer}"], lazy=False)(read)
+        celery.task(scope=["read:data:{customer}"], lazy=False, shared=False)(read)

@@ -722,9 +722,9 @@ def test_a_revocation_is_found_by_its_kind_and_name(subject: Subject) -> None:
 def test_a_grant_that_has_ended_and_has_no_entry_is_found_while_it_is_in_time(subject: Subject) -> None:
     live = make_grant(sid="live", exp=NOW + 100)
     over = ended(make_grant(sid="over", exp=NOW + 100), EndReason.RELEASED, NOW)
-    subject.write(lambda t: t.put_grant(live))
+    subject.write(lambda t: t.put(live))
     assert subject.read(lambda s: s.forgotten_end(NOW)) is None
-    subject.write(lambda t: t.put_grant(over))
+    subject.write(lambda t: t.put(over))
     assert subject.read(lambda s: s.forgotten_end(NOW)) == "over"
     assert subject.read(lambda s: s.forgotten_end(NOW + 100)) is None
     subject.write(lambda t: t.revoke(revocation("over", last_exp=NOW + 50)))

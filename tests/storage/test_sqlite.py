@@ -1035,7 +1035,7 @@ def test_a_checkpoint_that_was_put_back_is_held_to_the_newest_whatever_is_commit
     subject = file.open()
     subject.write(lambda t: t.put_checkpoint(7, "the first 7"))
     file.edit("UPDATE checkpoint SET size = 3, note = 'the first 3'")
-    subject.write(lambda t: t.put_app(make_app()))  # on the database
+    subject.write(lambda t: t.put(make_app()))  # on the database
     assert covered() == 7
     subject = file.open()
     subject.write(lambda t: t.record(ISSUED))  # in memory
