@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx2
 import msgspec
@@ -40,10 +40,19 @@ TASK: Final = "large"
 TTL_SECONDS: Final = 3600
 IN_A_UNIT: Final = 250
 BRANCHES: Final = 6  # of a tree: with five levels below the root that is 9,330 delegations
-CONNECTIONS: Final = 4
 BASELINE_SECONDS: Final = 3.0
 WAYS: Final = ("task", "app", "key", "tree", "operator")
 SETTINGS: Final = ("shared_buffers=256MB", "max_connections=200")
+
+
+class Load(NamedTuple):
+    """Who validates meanwhile: so many connections, with so many seconds between an answer and the next request."""
+
+    connections: int
+    pause: float
+
+
+LOADS: Final = {"full": Load(4, 0.0), "probe": Load(1, 0.005)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Found:
         )
 
 
-def once(by: str, agents: int, store: str) -> Found:
+def once(by: str, agents: int, store: str, load: Load = LOADS["full"]) -> Found:
     """End this many grants by the task, app, key, root or operator that they have in common."""
     with place(store) as (directory, settings), tempfile.NamedTemporaryFile() as shared:
         secret = secrets.token_hex(16)
@@ -86,7 +95,7 @@ def once(by: str, agents: int, store: str) -> Found:
         held = Held.make(Path(shared.name))
         module = ("benchmarks.held", shared.name)
         with running(directory, operator_secret=secret, settings=settings, module=module) as broker:
-            return _measure(broker, by, app_id, tokens, held)
+            return _measure(broker, by, app_id, tokens, held, load)
 
 
 @contextlib.contextmanager
@@ -141,13 +150,13 @@ async def fill(config: Config, app_id: str, by: str, agents: int) -> list[str]:
         return [issuer.token(grant, grant.iat).access_token for grant in (made[0], made[-1])]
 
 
-def _measure(broker: Running, by: str, app_id: str, tokens: Sequence[str], held: Held) -> Found:
+def _measure(broker: Running, by: str, app_id: str, tokens: Sequence[str], held: Held, load: Load) -> Found:
     first, last = tokens
     other = broker.app.create_agent("bench", "other", ["read:data:1"]).access_token
     bearer = {"authorization": f"Bearer {broker.operator_token()}"}
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
-    validating = context.Process(target=_validate, args=(broker.url, other, theirs), daemon=True)
+    validating = context.Process(target=_validate, args=(broker.url, other, theirs, load), daemon=True)
     validating.start()
     mine.recv()  # it has connected
     time.sleep(BASELINE_SECONDS / 3)  # until it is warm
@@ -237,7 +246,7 @@ def _until_refused(url: str, token: str) -> float:
             time.sleep(0.002)
 
 
-def _validate(url: str, token: str, pipe: Any) -> None:
+def _validate(url: str, token: str, pipe: Any, load: Load) -> None:
     """Validate a token until told to stop. Tells when each answer came, and what it took."""
     ask = _request(url, token)
     found: list[tuple[float, float]] = []
@@ -253,9 +262,11 @@ def _validate(url: str, token: str, pipe: Any) -> None:
             assert answer.startswith(b"HTTP/1.1 200"), answer
             now = time.monotonic()
             found.append((now, now - sent))
+            if load.pause:
+                await asyncio.sleep(load.pause)
 
     async def all_of_them() -> None:
-        await asyncio.gather(*(asking() for _ in range(CONNECTIONS)))
+        await asyncio.gather(*(asking() for _ in range(load.connections)))
 
     asker = threading.Thread(target=lambda: asyncio.run(all_of_them()))
     asker.start()
@@ -272,6 +283,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=10_000)
     parser.add_argument("--store", choices=("sqlite", "postgres"), action="append", help="both if not given")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--load", choices=LOADS, default="full", help="validations as fast as they can, or a probe")
     given = parser.parse_args()
     for store in given.store or ("sqlite", "postgres"):
         for by in given.by or WAYS:
@@ -281,7 +293,7 @@ def main() -> None:
                     pass
                 slowness = time.perf_counter() - started
                 agents = min(given.agents, 9_331) if by == "tree" else given.agents
-                found = once(by, agents, store).tell()
+                found = once(by, agents, store, LOADS[given.load]).tell()
                 print(f"{store}, by {by} (an empty loop of 5,000,000: {slowness:.2f} s): {found}", flush=True)
 
 
