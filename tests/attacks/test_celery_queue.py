@@ -1,6 +1,7 @@
 """A stranger writes to the queue of a worker that has an app's secret: nothing is done by it that needs a scope."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -15,11 +16,8 @@ from tests.integrations.celery_shop import Shop, answer
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = Shop(tmp_path_factory.mktemp("queue"))
-    try:
-        yield shop
-    finally:
-        shop.close()
+    with closing(Shop(tmp_path_factory.mktemp("queue"))) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,8 @@ from tests.integrations.celery_shop import Shop, answer
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = Shop(tmp_path_factory.mktemp("queue"))
-    try:
-        yield shop
-    finally:
-        shop.close()
+    with closing(Shop(tmp_path_factory.mktemp("queue"))) as made:
+        yield made
 
 
 @pytest.fixture

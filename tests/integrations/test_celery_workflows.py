@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -36,11 +37,8 @@ ORDERS = ["write:data:*"]
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = Shop(tmp_path_factory.mktemp("queue"))
-    try:
-        yield shop
-    finally:
-        shop.close()
+    with closing(Shop(tmp_path_factory.mktemp("queue"))) as made:
+        yield made
 
 
 @pytest.fixture

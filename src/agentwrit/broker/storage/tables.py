@@ -241,8 +241,6 @@ ALL: Final = (
     META,
 )
 
-BY_NAME: Final[Mapping[str, Table]] = {table.name: table for table in ALL}
-
 _BY_RECORD: Final[Mapping[type, Table]] = {table.record: table for table in ALL if table.record is not None}
 
 
