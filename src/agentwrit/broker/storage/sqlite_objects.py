@@ -23,18 +23,18 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Final, NamedTuple
 
-from agentwrit.broker.storage import migrations
+from agentwrit.broker.storage import migrations, tables
 from agentwrit.domain.errors import ConfigurationError, TamperedRecord
 
 FOUND_BY_INDEX: Final = (
-    "apps",
-    "endings",
-    "first_answers",
-    "launch_tokens",
-    "nonces",
-    "operators",
-    "revocations",
-    "signing_keys",
+    tables.APPS,
+    tables.ENDINGS,
+    tables.FIRST_ANSWERS,
+    tables.LAUNCH_TOKENS,
+    tables.NONCES,
+    tables.OPERATORS,
+    tables.REVOCATIONS,
+    tables.SIGNING_KEYS,
 )
 
 NO_PAGE: Final = 0  # where a view or a trigger begins
@@ -92,9 +92,9 @@ def check_indexes(connection: sqlite3.Connection) -> None:
         TamperedRecord: there are some. Names the first index.
     """
     for table in FOUND_BY_INDEX:
-        [found] = connection.execute(f"PRAGMA integrity_check({table})").fetchone()
+        [found] = connection.execute(f"PRAGMA integrity_check({table.name})").fetchone()
         if found != "ok":
-            raise TamperedRecord(f"the table {table} is damaged: {found}")
+            raise TamperedRecord(f"the table {table.name} is damaged: {found}")
 
 
 class Watch:
