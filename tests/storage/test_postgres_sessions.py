@@ -73,8 +73,9 @@ DEFAULTS = {
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_a_store_does_not_depend_on_the_defaults_of_its_database(database_url: str, name: str) -> None:
     database = database_url.rpartition("/")[2]
-    postgres.ask(database_url, f"ALTER DATABASE {database} SET {name} = '{DEFAULTS[name]}'")
+    # Before, because a default may keep this question from being answered, or change the answer.
     [[seconds]] = postgres.ask(database_url, "SELECT extract(epoch FROM clock_timestamp())::text")
+    postgres.ask(database_url, f"ALTER DATABASE {database} SET {name} = '{DEFAULTS[name]}'")
 
     async def claim() -> None:
         opened = open_database(database_url, SEALER, "tests")
